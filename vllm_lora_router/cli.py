@@ -1,0 +1,26 @@
+"""`vllm-lora-router`: looks at a configuration, a question or an installation, without a server."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+import vllm_lora_router
+from vllm_lora_router.commands import classify, doctor, validate
+
+COMMANDS = (validate, classify, doctor)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; its result is the process's exit status."""
+    parser = argparse.ArgumentParser(prog="vllm-lora-router", description=vllm_lora_router.__doc__)
+    parser.add_argument("--version", action="version", version=vllm_lora_router.__version__)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add(subparsers)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    return args.run(args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The subcommands of `vllm-lora-router`, one file each."""

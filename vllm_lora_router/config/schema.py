@@ -1,0 +1,169 @@
+"""What config.yaml may say: the guide's keys and ours, with their defaults."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from vllm_lora_router.values import Method
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Threshold = Annotated[float, Field(ge=0, le=1)]
+# What vLLM takes as `reasoning_effort` of a chat completion.
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class Block(BaseModel):
+    """Unknown keys, wrong types and numbers that are not finite are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class CategoryModel(Block):
+    """`classifier.category_model`: a sequence classifier whose labels stand for categories."""
+
+    model_id: str = ""  # a folder or a hub id; empty: no domain model
+    category_mapping_path: str | None = None
+    threshold: Threshold = 0.6
+    fallback_category: str | None = None  # takes what no method is sure of
+    use_cpu: bool = False
+    use_modernbert: bool = False  # accepted: the model's own config.json says what it is
+    device: str = "auto"
+    max_tokens: int | None = Field(default=None, ge=8)
+
+
+class EmbeddingModel(Block):
+    """`classifier.embedding_model`: the sentence encoder of embedding rules and of labels mapped by meaning."""
+
+    model_id: Name = "sentence-transformers/all-MiniLM-L6-v2"
+    device: str = "auto"
+    max_tokens: int | None = Field(default=None, ge=8)
+
+
+class Classifier(Block):
+    category_model: CategoryModel = CategoryModel()
+    embedding_model: EmbeddingModel = EmbeddingModel()
+
+
+class KeywordRule(Block):
+    category: Name
+    operator: Literal["AND", "OR", "NOR"] = "OR"
+    keywords: list[Name] = Field(min_length=1)
+    case_sensitive: bool = False
+
+
+class EmbeddingRule(Block):
+    category: Name
+    threshold: Threshold = 0.6
+    keywords: list[Name] = []
+    candidates: list[Name] = []
+    aggregation_method: Literal["mean", "avg", "max", "any"] = "max"
+
+    @property
+    def examples(self) -> list[str]:
+        return [*self.keywords, *self.candidates]
+
+    @model_validator(mode="after")
+    def _has_examples(self) -> "EmbeddingRule":
+        if not self.examples:
+            raise ValueError("needs `candidates` (or `keywords`): texts that the rule's category is like")
+        return self
+
+
+class Lora(Block):
+    name: Name
+    description: str = ""
+    path: str | None = None  # may stand on the command line instead: --lora-modules name=path
+
+
+class Base(Block):
+    """A key of `model_config`: a base model and the adapters made for it."""
+
+    reasoning_family: str | None = None
+    loras: list[Lora] = []
+
+
+class ReasoningFamily(Block):
+    type: Literal["chat_template_kwargs", "reasoning_effort"]
+    parameter: Name
+
+
+class ModelScore(Block):
+    """An entry of `categories[].model_scores`; without `lora_name` it is the base."""
+
+    model: Name
+    lora_name: Name | None = None
+    score: float = Field(default=1.0, ge=0)
+    use_reasoning: bool | None = None  # unset: nothing is written, the model's own default stays
+    reasoning_effort: Effort | None = None
+
+
+class Category(Block):
+    name: Name
+    description: str = ""
+    mmlu_categories: list[Name] = []  # labels of the domain model that mean this category
+    methods: list[Method] | None = None  # which may choose it; all when unset
+    system_prompt: str | None = None
+    system_prompt_enabled: bool = True
+    system_prompt_mode: Literal["insert", "replace"] = "insert"
+    model_scores: list[ModelScore] = Field(min_length=1)
+
+    def may_be_chosen_by(self, method: Method) -> bool:
+        return self.methods is None or method in self.methods
+
+
+class Text(Block):
+    """`router.text`: which words of a request are classified."""
+
+    drop: list[str] = []  # regular expressions for boilerplate that is not the user's question
+    max_tokens: int = Field(default=512, ge=8)
+    windows: int = Field(default=2, ge=1, le=16)
+
+    @field_validator("drop")
+    @classmethod
+    def _compiles(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return patterns
+
+
+class RouterSettings(Block):
+    """`router`: everything that is ours."""
+
+    methods: list[Method] = ["keyword", "embedding", "domain", "mcp"]
+    deadline_ms: float = Field(default=50, gt=0)
+    on_error: Literal["serve", "reject"] = "serve"
+    route_base_model: bool = False
+    text: Text = Text()
+    log: Literal["decisions", "off"] = "decisions"
+
+    @field_validator("methods")
+    @classmethod
+    def _once_each(cls, methods: list[Method]) -> list[Method]:
+        if len(set(methods)) < len(methods):
+            raise ValueError("names a method twice")
+        return methods
+
+
+class Config(Block):
+    """A whole config.yaml."""
+
+    classifier: Classifier = Classifier()
+    keyword_rules: list[KeywordRule] = []
+    embedding_rules: list[EmbeddingRule] = []
+    # Pydantic keeps the name `model_config` for itself.
+    bases: dict[Name, Base] = Field(alias="model_config", min_length=1)
+    reasoning_families: dict[Name, ReasoningFamily] = {}
+    categories: list[Category] = Field(min_length=1)
+    default_model: Name
+    auto_model_name: Name = "MoM"
+    default_reasoning_effort: Effort = "medium"
+    router: RouterSettings = RouterSettings()
+
+    @property
+    def auto_names(self) -> frozenset[str]:
+        """The values of `model` that ask us to choose."""
+        return frozenset({self.auto_model_name, "auto"})

@@ -1,0 +1,124 @@
+"""A server of ours as a process: started, waited for, stopped."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+# What a small model needs to be served on a CPU, and what keeps a machine without a model hub from waiting for one.
+ENVIRONMENT: Mapping[str, str] = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+FLAGS: tuple[str, ...] = ("--enforce-eager", "--max-model-len", "2048", "--max-num-seqs", "16")
+
+
+class ServerFailed(RuntimeError):
+    """The server ended, or was not up in time; the message holds the end of its log."""
+
+
+class Server:
+    """`python -m MODULE ARGUMENTS` on a free port of this machine, as a context manager."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        module: str = "vllm_lora_router.serve",
+        directory: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        port: int | None = None,
+    ) -> None:
+        self.port = port or free_port()
+        self.log = log
+        self.command = [sys.executable, "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(self.port)]
+        self.directory = directory
+        self.environment = {**os.environ, **ENVIRONMENT, **(environment or {})}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=self.directory,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that stopping reaches the engine's processes too
+            )
+
+    def wait(self, seconds: float, tick: Callable[[], object] = lambda: None) -> None:
+        """Returns when the server answers; `tick` is called about twice a second until then.
+
+        Raises:
+            ServerFailed: it ended, or `seconds` went by.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.is_up():
+            if self.process is None or self.process.poll() is not None:
+                raise ServerFailed(f"the server ended before it was up:\n{self.tail()}")
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"the server was not up after {seconds:.0f} s:\n{self.tail()}")
+            tick()
+            time.sleep(0.5)
+
+    def is_up(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as response:
+                return response.status == 200
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+    def stop(self, seconds: float = 30) -> None:
+        """Asks the server to end, and ends it and everything it started when it does not."""
+        if self.process is None:
+            return
+        try:
+            self._signal(signal.SIGTERM)
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+
+    def tail(self, lines: int = 30) -> str:
+        """The end of the server's log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _signal(self, number: int) -> None:
+        if self.process is not None:
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:
+                return
+
+    def __enter__(self) -> "Server":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

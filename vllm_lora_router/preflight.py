@@ -1,0 +1,107 @@
+"""Everything that can be found wrong with a configuration's files before an engine is started."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_lora_router.adapters.base_model import BaseModel
+from vllm_lora_router.adapters.checks import Adapter, AdapterError, check
+from vllm_lora_router.adapters.names import refuse_reason
+from vllm_lora_router.classifiers import ClassifierError
+from vllm_lora_router.config.base import ServedBase
+from vllm_lora_router.config.loader import Loaded
+from vllm_lora_router.config.notices import Notice
+from vllm_lora_router.values import Method
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What the disk says: adapters that fit, what to tell the user, and what is wrong."""
+
+    adapters: tuple[Adapter, ...]
+    notices: tuple[Notice, ...]
+    problems: tuple[str, ...]
+
+
+def preflight(
+    loaded: Loaded,
+    base: ServedBase,
+    model: BaseModel,
+    served_names: Sequence[str],
+    command_line: Mapping[str, str],
+) -> Preflight:
+    """Checks every declared adapter against the base model, and the classifiers' files.
+
+    Args:
+        model: the base model on disk, as far as it is there.
+        served_names: the names that clients may give the base.
+        command_line: the adapters that `--lora-modules` declares, name -> path.
+    """
+    problems: list[str] = []
+    notices: list[Notice] = []
+    adapters: list[Adapter] = []
+    reserved = loaded.config.auto_names
+    for name, folder in declared(loaded, base, command_line).items():
+        if reason := refuse_reason(name, served_names, reserved=reserved):
+            problems.append(reason)
+        if folder is None:
+            problems.append(
+                f"adapter {name!r} is declared without a folder: give model_config.{base.alias}.loras[] a path, or "
+                f"start with --lora-modules {name}=/path/to/adapter"
+            )
+            continue
+        try:
+            adapter = check(name, folder, model)
+        except AdapterError as error:
+            problems.append(str(error))
+        else:
+            adapters.append(adapter)
+            notices += [Notice(logging.WARNING, warning) for warning in adapter.warnings]
+    problems += _classifier_problems(loaded)
+    if model.chat_template is False:
+        notices.append(
+            Notice(
+                logging.WARNING,
+                f"the base model {model.name!r} has no chat template: chat completions fail unless --chat-template "
+                "gives one",
+            )
+        )
+    return Preflight(tuple(adapters), tuple(notices), tuple(problems))
+
+
+def declared(loaded: Loaded, base: ServedBase, command_line: Mapping[str, str]) -> dict[str, Path | None]:
+    """Every adapter of this base with its folder; where file and command line both give one, the latter counts."""
+    folders: dict[str, Path | None] = {}
+    for lora in loaded.config.bases[base.alias].loras:
+        folders[lora.name] = None if lora.path is None else loaded.locate(lora.path) or _from_hub(lora.path)
+    for name, path in command_line.items():
+        folder = Path(path).expanduser()
+        folders[name] = folder.resolve() if folder.exists() else _from_hub(path)
+    return folders
+
+
+def _from_hub(path: str) -> Path:
+    """The folder of an adapter that `path` names by its hub id, as vLLM would find it; else the path as it stands."""
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(path))
+    except Exception:
+        # Not an id, not on the hub, or no hub to be reached: the check says that there is no such folder.
+        return Path(path)
+
+
+def _classifier_problems(loaded: Loaded) -> list[str]:
+    """What is wrong with the domain model's files; its labels and their number are read from JSON, not from weights."""
+    config = loaded.config
+    method: Method = "domain"
+    if not config.classifier.category_model.model_id or method not in config.router.methods:
+        return []
+    from vllm_lora_router.classifiers.domain import check_files
+
+    try:
+        check_files(loaded)
+    except ClassifierError as error:
+        return [str(error)]
+    return []

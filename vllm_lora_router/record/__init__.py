@@ -1,0 +1,1 @@
+"""Views of decisions and outcomes: response headers, the log line, the tally."""

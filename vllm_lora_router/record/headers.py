@@ -1,0 +1,40 @@
+"""The response headers that tell a client what was decided."""
+
+from urllib.parse import quote
+
+from vllm_lora_router.values import Decision
+
+# What stays as it is in a header's value: printable ASCII but for the percent sign itself.
+_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+
+NAMES = (
+    "x-vsr-selected-category",
+    "x-vsr-selected-model",
+    "x-vsr-selected-reasoning",
+    "x-vsr-selected-confidence",
+    "x-vsr-injected-system-prompt",
+    "x-lora-router-method",
+    "x-lora-router-reason",
+    "x-lora-router-overhead-ms",
+)
+
+
+def headers(decision: Decision) -> list[tuple[bytes, bytes]]:
+    """The headers of a decision, in ASGI's form; names of the user's are percent-encoded."""
+    plan, written = decision.plan, decision.written
+    values = (
+        plan.category or "",
+        decision.candidate.model,
+        "on" if written.reasoning else "off",
+        "" if plan.confidence is None else f"{plan.confidence:.4f}",
+        "true" if written.system_prompt else "false",
+        plan.method or "",
+        decision.reason,
+        f"{decision.overhead_ms:.3f}",
+    )
+    return [(name.encode(), encoded(value).encode()) for name, value in zip(NAMES, values, strict=True)]
+
+
+def encoded(text: str) -> str:
+    """Text as a header's value can carry it: `urllib.parse.unquote` gives it back."""
+    return quote(text, safe=_SAFE, errors="replace")

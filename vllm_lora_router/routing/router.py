@@ -1,0 +1,85 @@
+"""The router: one configuration with its models loaded, built once and never changed."""
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from vllm_lora_router.classifiers.build import Classifiers, build
+from vllm_lora_router.config.base import ServedBase
+from vllm_lora_router.config.loader import Loaded
+from vllm_lora_router.routing.candidates import Candidates
+from vllm_lora_router.values import Candidate, Plan, Query, Reason, Step
+
+
+class Router:
+    """Says for a request which adapter or base should serve it, and why."""
+
+    def __init__(self, loaded: Loaded, base: ServedBase, classifiers: Classifiers) -> None:
+        config = loaded.config
+        self.loaded = loaded
+        self.base = base
+        self.classifiers = classifiers
+        self.version = loaded.version
+        self.auto_names = config.auto_names
+        self.rejects_failures = config.router.on_error == "reject"
+        self.logs_decisions = config.router.log == "decisions"
+        self._routes_base = config.router.route_base_model
+        self._cascade = classifiers.cascade
+        self._candidates = Candidates(config, base)
+        self._fallback_category = config.classifier.category_model.fallback_category
+        self._drop = [re.compile(pattern) for pattern in config.router.text.drop]
+
+    @classmethod
+    def build(cls, loaded: Loaded, base: ServedBase) -> "Router":
+        """Loads the models that the configuration needs; takes seconds, so never on the event loop.
+
+        Raises:
+            ClassifierError: a model is missing or does not fit its settings.
+        """
+        return cls(loaded, base, build(loaded))
+
+    def takes(self, model: str | None, served_names: Sequence[str]) -> bool:
+        """Whether a request for `model` (None: it names none) is ours to route."""
+        return model in self.auto_names or (self._routes_base and (model is None or model in served_names))
+
+    async def plan(self, queries: Sequence[Query]) -> Plan:
+        """The plan for a request; with several prompts, one that suits them all."""
+        plans = await asyncio.gather(*map(self._plan, queries)) if len(queries) != 1 else [await self._plan(queries[0])]
+        first = plans[0]
+        if all(plan.category == first.category for plan in plans):
+            return first
+        steps = tuple(step for plan in plans for step in plan.steps)
+        return Plan(steps, "mixed", None, None, None, self._candidates.default, self.version)
+
+    def fallback(self, reason: Reason) -> Plan:
+        """The plan for a request that could not be classified at all."""
+        return Plan((), reason, None, None, None, self._candidates.default, self.version)
+
+    def choose(self, plan: Plan, can_serve: Callable[[str], bool]) -> tuple[Candidate, Reason]:
+        """The first candidate that can be served, and why it is that one; the last is taken unasked."""
+        for candidate in plan.candidates[:-1]:
+            if candidate.adapter is None or can_serve(candidate.adapter):
+                return candidate, plan.reason if candidate is plan.candidates[0] else "not_loadable"
+        last = plan.candidates[-1]
+        if last.adapter is not None and not can_serve(last.adapter):
+            last = Candidate(self.base.served_name, None, why="the base: default_model cannot be served")
+        return last, plan.reason if last is plan.candidates[0] else "not_loadable"
+
+    async def _plan(self, query: Query) -> Plan:
+        for pattern in self._drop:
+            query = replace(query, text=pattern.sub(" ", query.text))
+        steps = await self._cascade.ask(query)
+        last = steps[-1] if steps else None
+        if last is not None and (found := last.classification) is not None and found.sure:
+            candidates = self._candidates.of(found.category)
+            return Plan(steps, "routed", found.category, found.score, last.method, candidates, self.version)
+        category = self._fallback_category
+        return Plan(steps, _why_not(steps), category, None, None, self._candidates.of(category), self.version)
+
+
+def _why_not(steps: Sequence[Step]) -> Reason:
+    for step in steps:
+        if step.failure is not None:
+            return step.failure
+    return "unsure"

@@ -1,0 +1,132 @@
+"""`python -m vllm_lora_router.serve`: `vllm serve` with routing in it."""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import distributions, entry_points
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vllm_lora_router.adapters.flags import FlagError, Given, derive
+from vllm_lora_router.config import DEFAULT_FILE, ConfigError, load
+from vllm_lora_router.config.base import served_base
+from vllm_lora_router.config.notices import notices
+from vllm_lora_router.preflight import declared, preflight
+
+ENDPOINT_GROUP = "vllm.endpoint_plugins"
+PLUGIN = "lora_router"
+CONFIG_VARIABLE = "VLLM_LORA_ROUTER_CONFIG"
+
+logger = logging.getLogger("vllm_lora_router.serve")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Checks everything that can be checked, derives vLLM's LoRA flags, and hands over to `vllm serve`."""
+    options = argparse.ArgumentParser(
+        prog="python -m vllm_lora_router.serve",
+        usage="%(prog)s BASE_MODEL [--router-config CONFIG] [every flag of `vllm serve`]",
+        description="vLLM's OpenAI server, with requests for model=MoM (or auto) routed to the adapter that fits them.",
+        epilog="--enable-lora, --lora-modules, --max-loras, --max-cpu-loras and --max-lora-rank are derived from the "
+        "configuration and the adapters' own files unless you set them. What follows is vLLM's own help.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    options.add_argument(
+        "--router-config",
+        metavar="CONFIG",
+        help=f"the routing configuration (default: ${CONFIG_VARIABLE}, then {DEFAULT_FILE} if it exists)",
+    )
+    ours, rest = options.parse_known_args(argv)
+    if any(argument in ("-h", "--help") or argument.startswith("--help=") for argument in rest):
+        options.print_help()
+        print(flush=True)
+    else:
+        os.environ[CONFIG_VARIABLE] = str(_config_file(ours.router_config))
+        _check_plugin()
+    os.environ["VLLM_PLUGINS"] = ",".join(_plugins())
+    _serve(rest)
+
+
+def _config_file(given: str | None) -> Path:
+    named = given or os.environ.get(CONFIG_VARIABLE)
+    if named is None and not DEFAULT_FILE.is_file():
+        _refuse([f"no configuration: pass --router-config config.yaml, or put it at {DEFAULT_FILE}"])
+    return Path(named or DEFAULT_FILE).expanduser().resolve()
+
+
+def _check_plugin() -> None:
+    """vLLM logs a plugin that it cannot import and serves without it; we do not start at all."""
+    found = list(entry_points(group=ENDPOINT_GROUP, name=PLUGIN))
+    if not found:
+        _refuse([f"no entry point {PLUGIN!r} in {ENDPOINT_GROUP}: install the package (pip install vllm-lora-router)"])
+    try:
+        found[0].load()()
+    except Exception as error:
+        _refuse([f"the plugin {found[0].value} cannot be loaded: {type(error).__name__}: {error}"])
+
+
+def _plugins() -> list[str]:
+    """What would have been loaded without us, and us: naming one plugin turns off all that are not named."""
+    if (named := os.environ.get("VLLM_PLUGINS")) is not None:
+        names = [name for name in named.split(",") if name]
+    else:
+        entries = [entry for distribution in distributions() for entry in distribution.entry_points]
+        names = [entry.name for entry in entries if entry.group.startswith("vllm.") and entry.group != ENDPOINT_GROUP]
+    return list(dict.fromkeys([*names, PLUGIN]))
+
+
+def _serve(argv: list[str]) -> None:
+    from vllm_lora_router.server.engine import VllmCommand
+
+    vllm = VllmCommand()
+    args, given = vllm.parse(argv)
+    if refused := vllm.without_plugins(args):
+        _refuse([refused])
+    from vllm_lora_router.server.plugin import base_model, log_like_vllm
+
+    log_like_vllm()
+    modules = {module.name: module for module in args.lora_modules or ()}
+    paths = {name: module.path for name, module in modules.items()}
+    served_names = args.served_model_name or [base_model(args).name]
+    try:
+        loaded = load(Path(os.environ[CONFIG_VARIABLE]), adapters=paths)
+        base = served_base(loaded, served_names)
+    except ConfigError as error:
+        _refuse([str(problem) for problem in error.problems])
+    found = preflight(loaded, base, base_model(args), served_names, paths)
+    problems = list(found.problems)
+    flags: list[str] = []
+    try:
+        flags = derive(found.adapters, Given(**given))
+    except FlagError as error:
+        problems += str(error).splitlines()
+    if problems:
+        _refuse(problems)
+    for notice in (*notices(loaded, base), *found.notices):
+        logger.log(notice.level, "%s", notice.text)
+    folders = declared(loaded, base, paths)
+    if folders:
+        flags += ["--lora-modules", *(_module(name, folder, modules.get(name)) for name, folder in folders.items())]
+        logger.info("set for the adapters: %s", " ".join(flags))
+        vllm.add(args, flags)
+    vllm.run(args)
+
+
+def _module(name: str, folder: Path | None, given: Any) -> str:
+    fields = dataclasses.asdict(given) if given is not None else {}
+    return json.dumps({key: value for key, value in {**fields, "name": name, "path": str(folder)}.items() if value})
+
+
+def _refuse(problems: Sequence[str]) -> NoReturn:
+    print("The server was not started:", file=sys.stderr)
+    for problem in problems:
+        print(f"  {problem}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

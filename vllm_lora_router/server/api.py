@@ -1,0 +1,95 @@
+"""Our own routes, all under /v1/router/ so that vLLM's API key guards them."""
+
+import json
+import os
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+import vllm_lora_router
+from vllm_lora_router.config.masked import masked
+from vllm_lora_router.config.notices import methods_of
+from vllm_lora_router.requests import body
+from vllm_lora_router.requests.shapes import shape_of
+from vllm_lora_router.routing.router import Router
+from vllm_lora_router.server.serving import Engine, Serving
+from vllm_lora_router.values import Query
+
+Endpoint = Callable[[Router, Engine, Request], Awaitable[Response]]
+
+
+def routes(serving: Serving) -> list[Route]:
+    """The routes over what `serving` holds when a request comes."""
+
+    def route(path: str, method: str, endpoint: Endpoint) -> Route:
+        async def answer(request: Request) -> Response:
+            if serving.router is None or serving.engine is None:
+                return _error(503, "the router is not up yet; ask again when /health answers")
+            return await endpoint(serving.router, serving.engine, request)
+
+        return Route(path, answer, methods=[method])
+
+    async def health(router: Router, engine: Engine, request: Request) -> Response:
+        tally = serving.tally
+        return JSONResponse(
+            {
+                "status": "ok",
+                "version": vllm_lora_router.__version__,
+                "process": os.getpid(),
+                "config": {"file": router.loaded.file.name, "version": router.version},
+                "methods": [classifier.method for classifier in router.classifiers.cascade.classifiers],
+                "decisions": dict(tally.reasons),
+                "under_way": tally.under_way,
+                "aborted": tally.aborted,
+                "failed": tally.failed,
+            }
+        )
+
+    return [
+        route("/v1/router/classify", "POST", _classify),
+        route("/v1/router/health", "GET", health),
+        route("/v1/router/config", "GET", _config),
+    ]
+
+
+async def _config(router: Router, engine: Engine, request: Request) -> Response:
+    return JSONResponse(
+        {
+            "version": router.version,
+            "base": {"alias": router.base.alias, "served_names": list(engine.served_names)},
+            "methods": methods_of(router.loaded.config),
+            "labels": msgspec.to_builtins(router.classifiers.labels),
+            "config": masked(router.loaded.config),
+        }
+    )
+
+
+async def _classify(router: Router, engine: Engine, request: Request) -> Response:
+    """The plan for `{"text": ...}` or for a whole request body; nothing is generated, loaded or counted."""
+    try:
+        members = body.fields(await request.body())
+    except body.NotAnObject as error:
+        return _error(400, f"the body must be a JSON object: {error}")
+    try:
+        if "text" in members:
+            text = body.read(members["text"])
+            queries = (Query(text, (text,)),) if isinstance(text, str) else None
+        else:
+            shape = shape_of(members)
+            queries = shape.read(members) if shape else None
+    except ValueError as error:
+        return _error(400, f"the body cannot be read: {error}")
+    if queries is None:
+        return _error(400, 'the body needs "text" (a string), or the "messages" or "prompt" of a request')
+    plan = await router.plan(queries)
+    candidate, reason = router.choose(plan, engine.can_serve)
+    answer = {**msgspec.to_builtins(plan), "model": candidate.model, "reason": reason}
+    return Response(json.dumps(answer, ensure_ascii=False), media_type="application/json")
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    kind = "BadRequestError" if status == 400 else "ServiceUnavailableError"
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": status}}, status)

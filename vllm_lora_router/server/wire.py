@@ -1,0 +1,94 @@
+"""Reading a request from ASGI and handing it on, the same or edited."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.types import Message, Receive, Scope
+
+
+def path_of(scope: Scope) -> str:
+    """The path as the application's routes name it, without the prefix that a proxy in front was given."""
+    path, root = scope["path"], scope.get("root_path") or ""
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The value of the first header of this (lower-case) name."""
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+def is_json(scope: Scope) -> bool:
+    """Whether vLLM would read the body as JSON: it answers anything else with an error of its own."""
+    media_type = (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
+    return media_type == b"application/json" and header(scope, b"content-encoding") is None
+
+
+async def read_body(receive: Receive) -> bytes | None:
+    """The whole body; None when the client left before it was complete."""
+    chunks: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+class Ahead:
+    """The server's `receive`, asked ahead of the application, so that a client that leaves early is noticed.
+
+    What it says is handed on. It must be the server's own word: a made-up message here would end the response, never
+    cancel the generation, or spin the event loop.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._next: asyncio.Future[Message] | None = asyncio.ensure_future(receive())
+
+    async def done_or_gone(self, task: asyncio.Future[Any]) -> bool:
+        """Waits for `task`; False when the client left before it was done."""
+        if self._next is not None:
+            await asyncio.wait((task, self._next), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done() and self._next.result()["type"] == "http.disconnect":
+                return False
+        await asyncio.wait((task,))
+        return True
+
+    async def receive(self) -> Message:
+        if self._next is None:
+            return await self._receive()
+        # vLLM gives up listening when it starts to stream, and begins again: the message must survive that.
+        message = await asyncio.shield(self._next)
+        self._next = None
+        return message
+
+    def close(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+
+
+def replay(content: bytes, after: Receive) -> Receive:
+    """A `receive` that gives the body once and then what `after` says."""
+    given = False
+
+    async def receive() -> Message:
+        nonlocal given
+        if given:
+            return await after()
+        given = True
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    return receive
+
+
+def with_headers(scope: Scope, changed: dict[bytes, bytes]) -> Scope:
+    """A scope whose request headers of these names have these values."""
+    kept = [(name, value) for name, value in scope["headers"] if name not in changed]
+    return {**scope, "headers": [*kept, *changed.items()]}
+
+
+def add_headers(message: Message, added: Iterable[tuple[bytes, bytes]]) -> Message:
+    """A response's start with more headers."""
+    return {**message, "headers": [*message.get("headers", ()), *added]}

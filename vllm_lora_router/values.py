@@ -1,0 +1,121 @@
+"""The frozen values that travel: what is asked, what was found, what is planned, decided and written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Method = Literal["keyword", "embedding", "domain", "mcp"]
+Scale = Literal["rule", "similarity", "probability"]
+Mode = Literal["insert", "replace"]
+Reason = Literal["routed", "unsure", "error", "timeout", "overload", "not_loadable", "mixed"]
+
+# A plan with one of these reasons is the fault of a classifier, not of the request: `router.on_error` speaks of them.
+FAILURES: frozenset[Reason] = frozenset({"error", "timeout", "overload"})
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a classifier may read of one request."""
+
+    text: str  # the last thing the user said; empty when there is none that can be read
+    turns: tuple[str, ...] = ()  # everything the user said, oldest first
+    api: str = "chat"  # which shape of request it came in
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """One method's answer to one query."""
+
+    category: str | None  # the best category, whether or not the method is sure of it
+    score: float  # of that category, on `scale`
+    scores: Mapping[str, float]  # category -> score
+    scale: Scale
+    threshold: float  # what `score` had to reach
+    sure: bool
+    evidence: Mapping[str, object] = field(default_factory=dict)  # keywords matched; nearest example; label -> p
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One method that was asked: its classification, or why there is none."""
+
+    method: Method
+    ms: float
+    classification: Classification | None = None
+    failure: Reason | None = None  # error, timeout or overload
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """How the base model's family is told to reason; every request shape has its own place for each field."""
+
+    on: bool
+    template_kwargs: Mapping[str, bool] = field(default_factory=dict)
+    effort: str | None = None  # low, medium, high, ... as vLLM names them
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to serve the request; a plan lists them in the order in which they are tried."""
+
+    model: str  # the name that vLLM knows: an adapter's, or the base's served name
+    adapter: str | None  # None is the base
+    reasoning: Reasoning | None = None  # None: the model's own default stays
+    system_prompt: str | None = None
+    system_prompt_mode: Mode = "insert"
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What routing says of a request, before anything is loaded or written."""
+
+    steps: tuple[Step, ...]
+    reason: Reason
+    category: str | None
+    confidence: float | None  # the deciding classification's score; None when no method was sure
+    method: Method | None  # the method that was sure
+    candidates: tuple[Candidate, ...]  # never empty: the base or `default_model` stands last
+    config_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What is written into the client's body; nothing else of it changes."""
+
+    model: str
+    system_prompt: str | None = None
+    system_prompt_mode: Mode = "insert"
+    reasoning: Reasoning | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What an edit really wrote: a client's own wish about reasoning wins, and not every shape has a place for all."""
+
+    system_prompt: bool = False
+    reasoning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was done with one request."""
+
+    id: str  # the id that the answer carries, such as chatcmpl-...
+    plan: Plan
+    candidate: Candidate
+    reason: Reason
+    written: Written
+    overhead_ms: float  # from the complete body to handing it on
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the response to a decision went."""
+
+    decision: Decision
+    status: int | None  # None when the client left before the response began
+    first_byte_ms: float | None  # from the decision to the first byte of the response's body
+    total_ms: float
+    aborted: bool  # the client left, or the server failed, before the response was complete
