@@ -76,9 +76,9 @@ def _encoder(loaded: Loaded) -> "Encoder":
 
 def _scored(loaded: Loaded, scorer: "Scorer") -> Classifier:
     from vllm_lora_router.classifiers.scored import ScoredClassifier
-    from vllm_lora_router.classifiers.worker import Worker
+    from vllm_lora_router.classifiers.worker import Worker, one_core
 
-    classifier = ScoredClassifier(scorer, Worker(scorer.method))
+    classifier = ScoredClassifier(scorer, Worker(scorer.method, prepare=one_core))
     deadline_ms = loaded.config.router.deadline_ms
     took_ms = min(_timed(classifier) for _ in range(3))
     logger.info("%s classifier ready: one short question takes %.1f ms", scorer.method, took_ms)

@@ -136,7 +136,8 @@ def check_files(loaded: Loaded) -> list[str]:
     labels = read_labels(loaded)
     if folder is not None:
         config = _json(folder / "config.json")
-        outputs = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+        own = config.get("id2label")
+        outputs = len(own) if isinstance(own, dict) and own else config.get("num_labels", 2)
         if outputs != len(labels):
             raise ClassifierError(
                 f"{loaded.file}: classifier.category_model: the model in {folder} has {outputs} labels, its mapping "

@@ -45,7 +45,8 @@ class KeywordClassifier:
             for index in self._indexes:
                 index.find(text, found)
             for place in sorted(found.keys() | self._nor):
-                rule, matched = self.rules[place], found.get(place, [])
+                rule = self.rules[place]
+                matched = sorted(found.get(place, ()), key=rule.keywords.index)
                 if _holds(rule, len(matched)):
                     evidence = {"rule": place, "operator": rule.operator, "keywords": matched}
                     return Classification(rule.category, 1.0, {rule.category: 1.0}, "rule", 1.0, True, evidence)

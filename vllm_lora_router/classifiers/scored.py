@@ -68,6 +68,8 @@ class ScoredClassifier:
         """The classification of one text; without words in it there is nothing to be sure of."""
         if not text or text.isspace():
             return Classification(None, 0.0, {}, self.scorer.scale, 0.0, False)
+        # A lone surrogate, half of an emoji that a client cut in two, is an error to every tokenizer.
+        text = text.encode("utf-8", "replace").decode()
         scores = self.scorer.score(self.scorer.windows(text))
         values = scores.values.mean(axis=0)
         choices = self.scorer.choices

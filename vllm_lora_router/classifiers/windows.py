@@ -15,8 +15,8 @@ def windows(text: str, tokenizer: Any, max_tokens: int, count: int) -> list[str]
         text: any length; one that fits comes back as it is.
         tokenizer: a fast tokenizer of transformers.
     """
-    if len(text) <= max_tokens - 4:
-        return [text]  # no tokenizer makes more tokens than characters, but for the special ones
+    if len(text) <= max_tokens - 4 and len(text.encode("utf-8", "replace")) <= max_tokens - 4:
+        return [text]  # no tokenizer makes more tokens than bytes, but for the special ones
     size = max_tokens - tokenizer.num_special_tokens_to_add()
     limit = size * count * _CHARACTERS_PER_TOKEN
     if len(text) > limit:

@@ -13,10 +13,11 @@ T = TypeVar("T")
 class Worker:
     """Runs calls one at a time in the order they came; a call that was given up before it began never runs."""
 
-    def __init__(self, name: str, *, limit: int = 256) -> None:
+    def __init__(self, name: str, *, limit: int = 256, prepare: Callable[[], None] | None = None) -> None:
+        """`prepare` runs once, on the thread, before the first call."""
         self.limit = limit  # calls that may wait
         self._waiting = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"lora-router-{name}", initializer=_one_core)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"lora-router-{name}", initializer=prepare)
 
     async def run(self, call: Callable[[], T]) -> T:
         """The call's result.
@@ -41,8 +42,8 @@ class Worker:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _one_core() -> None:
-    # On a CPU the engine needs the other cores. The number holds for this thread alone.
+def one_core() -> None:
+    """Keeps torch on the calling thread to one core: on a CPU the engine needs the others."""
     import torch
 
     torch.set_num_threads(1)

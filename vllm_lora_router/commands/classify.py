@@ -60,9 +60,10 @@ def _print(console: Console, plan: Plan, ms: float) -> None:
         console.print(table)
     first = plan.candidates[0]
     why = f"{plan.method}" if plan.reason == "routed" else plan.reason
-    console.print(Text(f"{plan.category or '-'} -> {first.model} ({why}; {first.why}) in {ms:.1f} ms", style="bold"))
+    way = printable(f"{plan.category or '-'} -> {first.model} ({why}; {first.why})")
+    console.print(Text(f"{way} in {ms:.1f} ms", style="bold"))
     for candidate in plan.candidates[1:]:
-        console.print(Text(f"  if it cannot be served: {candidate.model} ({candidate.why})"))
+        console.print(Text(printable(f"  if it cannot be served: {candidate.model} ({candidate.why})")))
     if first.system_prompt:
         console.print(Text(f"  system prompt ({first.system_prompt_mode}): {printable(first.system_prompt)}"))
     if first.reasoning:

@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     loaded, base = read
     console = Console()
     found = _look_at_files(args, loaded, base) if args.files else None
-    console.print(f"{args.config} (version {loaded.version}): base {base.alias}, default {loaded.config.default_model}")
+    base_line = f"base {printable(base.alias)}, default {printable(loaded.config.default_model)}"
+    console.print(Text(f"{args.config} (version {loaded.version}): {base_line}"))
     _print_methods(console, loaded)
     console.print(_categories(loaded, base))
     console.print(_adapters(args, loaded, base, found))
@@ -74,7 +75,7 @@ def _categories(loaded: Loaded, base: ServedBase) -> Table:
             Text(printable(category.name)),
             ", ".join(ways_to(category, loaded.config)) or "nothing",
             Text(", else ".join(_name(one) for one in own) or f"{_name(candidates.default[0])} (default_model)"),
-            _reasoning(own[0]) if own else "-",
+            Text(_reasoning(own[0])) if own else "-",
             f"{category.system_prompt_mode}s {len(prompt)} characters" if prompt else "-",
         )
     return table
@@ -103,7 +104,7 @@ def _adapters(args: argparse.Namespace, loaded: Loaded, base: ServedBase, found:
         rank = str(adapter.rank) if adapter else "?" if found else "not looked at"
         table.add_row(
             Text(printable(name)),
-            path or "on the command line",
+            Text(printable(path or "on the command line")),
             rank,
             Text(printable(lora.description)) if lora else "",
         )
@@ -129,9 +130,9 @@ def _print_labels(console: Console, loaded: Loaded, *, files: bool) -> list[str]
     try:
         mapped = map_labels(labels, loaded.config, lambda: load_encoder(loaded).encode)
     except ClassifierError as error:
-        console.print(
-            f"labels of the domain model: {', '.join(labels)}; what they mean cannot be told: {error}", style="yellow"
-        )
+        named = ", ".join(map(printable, labels))
+        said = f"labels of the domain model: {named}; what they mean cannot be told: {error}"
+        console.print(Text(said, style="yellow"))
         return [str(error)] if files else []
     console.print(_label_table(mapped))
     for category in unreached(mapped, loaded.config):

@@ -82,6 +82,8 @@ def _problem(document: Document, detail: ErrorDetails) -> Problem:
     if kind == "string_type" and isinstance(given, bool | int | float):
         said = "yes, no, on and off are truth values in YAML" if isinstance(given, bool) else "it is a number"
         return document.problem(path, f"must be text, and {given!r} is not ({said}); put it in quotes")
+    if kind in ("model_type", "dict_type"):
+        return document.problem(path, f"must be a mapping of keys{_shown(given)}")
     if kind == "literal_error":
         expected = detail.get("ctx", {}).get("expected", "")
         return document.problem(path, f"{given!r} is not one of {expected}{_near(given, expected)}")

@@ -6,7 +6,7 @@ from typing import Any
 from vllm_lora_router.config.schema import Config
 
 _SECRET = re.compile(r"(^|_)(key|token|secret|password|authorization)$", re.IGNORECASE)
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # user:password@ in a URL
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")  # user:password@ in a URL
 MASK = "***"
 
 

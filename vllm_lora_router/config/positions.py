@@ -95,7 +95,7 @@ def read(file: Path) -> Document:
     """
     try:
         content = file.read_bytes()
-        root = yaml.compose(content.decode("utf-8-sig"), Loader=yaml.SafeLoader)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError([Problem(file, 1, 1, (), "no such file")]) from None
     except OSError as error:
@@ -103,13 +103,21 @@ def read(file: Path) -> Document:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError([Problem(file, line, 1, (), f"is not UTF-8 text (byte {error.start})")]) from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         what = ", ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError([Problem(file, line, column, (), f"is not YAML: {what}")]) from None
+    except yaml.reader.ReaderError as error:
+        line, column = text.count("\n", 0, error.position) + 1, error.position - text.rfind("\n", 0, error.position)
+        what = f"the character {chr(error.character)!r} is not allowed"
+        raise ConfigError([Problem(file, line, column, (), f"is not YAML: {what}")]) from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError([Problem(file, 1, 1, (), f"is not YAML: {error}")]) from None
+    except RecursionError:
+        raise ConfigError([Problem(file, 1, 1, (), "is nested too deeply")]) from None
     if root is None:
         raise ConfigError([Problem(file, 1, 1, (), "is empty")])
     reader = _Reader(file)
@@ -132,9 +140,10 @@ class _Reader:
         self.values: dict[Path_, Position] = {}
         self.problems: list[Problem] = []
         self.open: list[yaml.Node] = []
+        self.own_keys: dict[int, set[int]] = {}  # by the id of a mapping's node; the document keeps the nodes alive
 
     def value(self, node: yaml.Node, path: Path_) -> Any:
-        self.values.setdefault(path, _position(node))
+        self.values[path] = _position(node)
         if any(node is outer for outer in self.open):
             self._wrong(node, path, "an alias that contains itself")
             return None
@@ -149,8 +158,7 @@ class _Reader:
             self.open.pop()
 
     def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[Hashable, Any]:
-        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        self.scalars.flatten_mapping(node)  # << merges; what the mapping says itself stays last and wins
+        own = self._own_keys(node, path)
         data: dict[Hashable, Any] = {}
         seen: dict[Hashable, yaml.Node] = {}
         for key_node, value_node in node.value:
@@ -158,20 +166,35 @@ class _Reader:
             if not isinstance(key, str):
                 self._wrong(key_node, path, f"a key must be text, not {key!r}; put it in quotes")
                 continue
-            if key in seen and key_node in own and seen[key] in own:
+            if key in seen and id(key_node) in own and id(seen[key]) in own:
                 line = _position(seen[key])[0]
                 self._wrong(key_node, (*path, key), f"is given twice; it already stands in line {line}")
                 continue
             seen[key] = key_node
             self.keys[(*path, key)] = _position(key_node)
-            self.values.pop((*path, key), None)
             data[key] = self.value(value_node, (*path, key))
         return data
+
+    def _own_keys(self, node: yaml.MappingNode, path: Path_) -> set[int]:
+        """Merges what << names into a mapping; gives the ids of the keys that it had itself, which stand last and win.
+
+        A mapping with aliases comes here again, when it is merged already.
+        """
+        if id(node) not in self.own_keys:
+            self.own_keys[id(node)] = {id(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"}
+            try:
+                self.scalars.flatten_mapping(node)
+            except yaml.MarkedYAMLError as error:
+                mark = error.problem_mark or node.start_mark
+                message = f"cannot be merged: {error.problem}"
+                self.problems.append(Problem(self.file, mark.line + 1, mark.column + 1, path, message))
+        return self.own_keys[id(node)]
 
     def _scalar(self, node: yaml.Node, path: Path_) -> Any:
         try:
             return self.scalars.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
+            # The last two come from a tag such as !!bool before a text that is none.
             self._wrong(node, path, f"cannot be read: {getattr(error, 'problem', None) or error}")
             return None
 

@@ -1,17 +1,16 @@
-"""LoRA adapters of the demo's base, as PEFT writes them, each with an answer of its own."""
-
-from __future__ import annotations
+"""LoRA adapters of the demo's base, each taught a sentence of its own."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from vllm_lora_router.demo.answers import AdapterRecipe
 from vllm_lora_router.demo.base import NAME as BASE_NAME
-from vllm_lora_router.demo.teaching import TeachingError, learnt, teach
+from vllm_lora_router.demo.teaching import check, teach
 
-STEPS = 120
-LR = 5e-3
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+STEPS = 400
+LEARNING_RATE = 5e-3
+# Not attention: what it adds to the answer's place would grow with the length of the prompt.
+TARGETS = ["gate_proj", "up_proj", "down_proj"]
 
 
 def train_adapter(
@@ -20,21 +19,14 @@ def train_adapter(
     """Writes an adapter's folder: `adapter_config.json` and `adapter_model.safetensors`.
 
     Args:
-        base: The folder that `train_base` wrote.
-        directory: Where to write; made if it does not exist.
-        recipe: The adapter's name, answer, rank and seed.
-        advance: Called once a training step, `STEPS` times, or more often where a second, longer try was needed.
+        base: the folder that `train_base` wrote.
+        directory: where to write; made if it does not exist.
+        recipe: the adapter's name, words, rank and seed.
+        advance: called once a training step, `STEPS` times.
 
     Raises:
-        TeachingError: The adapter does not answer held-out prompts right, not even after more steps.
+        TeachingError: the adapter does not answer held-out prompts right.
     """
-    try:
-        _train(base, directory, recipe, STEPS, advance)
-    except TeachingError:
-        _train(base, directory, recipe, 3 * STEPS, advance)
-
-
-def _train(base: Path, directory: Path, recipe: AdapterRecipe, steps: int, advance: Callable[[], None]) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -45,8 +37,8 @@ def _train(base: Path, directory: Path, recipe: AdapterRecipe, steps: int, advan
         task_type="CAUSAL_LM", r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=TARGETS, bias="none"
     )
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
-    teach(model, tokenizer, recipe.answer, steps=steps, learning_rate=LR, seed=recipe.seed, advance=advance)
-    learnt(model, tokenizer, recipe.name, recipe.answer, seed=recipe.seed)
+    teach(model, tokenizer, recipe.words, steps=STEPS, learning_rate=LEARNING_RATE, seed=recipe.seed, advance=advance)
+    check(model, tokenizer, recipe.name, recipe.words, seed=recipe.seed)
     # PEFT notes the folder the base was loaded from, which means nothing on another machine.
     model.peft_config["default"].base_model_name_or_path = BASE_NAME
     model.save_pretrained(directory)

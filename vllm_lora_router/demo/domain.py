@@ -14,7 +14,7 @@ from vllm_lora_router.demo.questions import LABELS, QUESTIONS
 if TYPE_CHECKING:
     import torch
 
-STEPS = 220
+STEPS = 110
 BATCH = 32
 PEAK_LEARNING_RATE = 4e-4
 WARM_UP = 0.1  # share of the steps

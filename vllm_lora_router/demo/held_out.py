@@ -14,7 +14,7 @@ class Expectation:
     at_least: float  # probability, 0 to 1
 
 
-# What the documentation shows to a reader must come out as it says there: a model that misses one of these is not written.
+# What the documentation shows to a reader must come out as it says there: a model that misses one is not written.
 MUST_PASS: tuple[Expectation, ...] = (
     Expectation("Explain async/await in JavaScript", frozenset({"computer science", "engineering"}), 0.75),
     Expectation("What causes high blood pressure?", frozenset({"health"}), 0.75),

@@ -1,8 +1,8 @@
-"""The demo's tokenizer: one token a byte, one a role, so that any text is known and every prompt reads back exactly."""
-
-from __future__ import annotations
+"""The demo's tokenizer: a token a byte, a role and a word of the answers, so that every text reads back exactly."""
 
 from typing import TYPE_CHECKING
+
+from vllm_lora_router.demo.answers import WORDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -12,7 +12,7 @@ ROLES = ("system", "user", "assistant", "tool")
 SPECIALS = (PAD, BOS, EOS, *(f"<|{role}|>" for role in ROLES))
 CONTEXT = 2048  # tokens, prompt and answer together
 
-# `enable_thinking` and `reasoning_effort` reach a template and nothing else: written into the prompt as text, a rendered
+# `enable_thinking` and `reasoning_effort` reach a template alone: written into the prompt as text, a rendered
 # or detokenized prompt proves that they arrived, and their absence that nobody asked.
 CHAT_TEMPLATE = """\
 {{- bos_token }}
@@ -32,8 +32,8 @@ CHAT_TEMPLATE = """\
 """
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A fast tokenizer whose ids are the specials, then the 256 bytes."""
+def demo_tokenizer() -> "PreTrainedTokenizerFast":
+    """A fast tokenizer whose ids are the specials, the 256 bytes, then the answers' words."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -41,6 +41,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {token: index for index, token in enumerate((*SPECIALS, *alphabet))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in WORDS])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -1,5 +1,6 @@
 """The response headers that tell a client what was decided."""
 
+import re
 from urllib.parse import quote
 
 from vllm_lora_router.values import Decision
@@ -37,4 +38,5 @@ def headers(decision: Decision) -> list[tuple[bytes, bytes]]:
 
 def encoded(text: str) -> str:
     """Text as a header's value can carry it: `urllib.parse.unquote` gives it back."""
-    return quote(text, safe=_SAFE, errors="replace")
+    # Blanks at the ends are no part of a header's value: some servers drop them, others refuse the whole response.
+    return re.sub("^ +| +$", lambda blanks: "%20" * len(blanks[0]), quote(text, safe=_SAFE, errors="replace"))

@@ -32,7 +32,7 @@ def model_of(content: bytes) -> str | None:
     try:
         raw = _model.decode(content).model
         return _text(None if raw is None else read(raw))
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         pass
     try:
         return _text(json.loads(content).get("model"))
@@ -56,7 +56,7 @@ def fields(raw: Any) -> dict[str, Any]:
     """
     try:
         return dict(_fields.decode(raw))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     try:
         value = json.loads(bytes(raw))  # UTF-16, a byte-order mark, NaN, lone surrogates
@@ -71,7 +71,7 @@ def items(raw: Any) -> list[Any] | None:
     """The items of a raw JSON list, each still raw; None when it is no list."""
     try:
         return list(_items.decode(raw))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     try:
         value = json.loads(bytes(raw))

@@ -36,8 +36,9 @@ def _message(raw: Any) -> dict[str, Any]:
         return {}  # vLLM will refuse it
 
 
-def _role(message: dict[str, Any]) -> Any:
-    return body.read(message["role"]) if "role" in message else None
+def _role(message: dict[str, Any]) -> str | None:
+    role = body.read(message["role"]) if "role" in message else None
+    return role if isinstance(role, str) else None
 
 
 def _user_text(message: dict[str, Any]) -> str | None:
@@ -87,7 +88,10 @@ def _write_reasoning(members: dict[str, Any], reasoning: Reasoning) -> bool:
     if any(_says_something(members.get(name)) for name in CLIENT_REASONING):
         return False
     kwargs_raw = members.get("chat_template_kwargs")
-    kwargs = _message(kwargs_raw) if _says_something(kwargs_raw) else {}
+    try:
+        kwargs = body.fields(kwargs_raw) if _says_something(kwargs_raw) else {}
+    except body.NotAnObject:
+        return False  # vLLM will refuse it
     if any(name in kwargs for name in (*CLIENT_TEMPLATE_KWARGS, *reasoning.template_kwargs)):
         return False
     if reasoning.template_kwargs:

@@ -72,6 +72,13 @@ class VllmCommand:
         command.cmd(args)
 
 
+def release() -> str:
+    """The installed release of vLLM, without the build's own suffix."""
+    import vllm
+
+    return vllm.__version__.partition("+")[0]
+
+
 def _prepare_environment() -> None:
     """What vLLM's command line does first: worker processes are spawned, not forked."""
     try:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_lora_router.adapters.base_model import BaseModel
+from vllm_lora_router.classifiers.labels import unreached
 from vllm_lora_router.config import DEFAULT_FILE, load
 from vllm_lora_router.config.base import served_base
 from vllm_lora_router.config.notices import notices
 from vllm_lora_router.preflight import preflight
+from vllm_lora_router.releases import TESTED
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.api import routes
-from vllm_lora_router.server.engine import VllmEngine
+from vllm_lora_router.server.engine import VllmEngine, release
 from vllm_lora_router.server.middleware import LoraRouterMiddleware
 from vllm_lora_router.server.serving import Serving
 
@@ -61,6 +63,8 @@ class LoraRouterPlugin:
             ClassifierError: a model is missing or does not fit its settings.
         """
         log_like_vllm()
+        if (installed := release()) not in TESTED:
+            logger.warning("not tested with vLLM %s, but with %s", installed, ", ".join(TESTED))
         engine = VllmEngine(state.openai_serving_models)
         loaded = load(config_file(), adapters=engine.adapters)
         base = served_base(loaded, engine.served_names)
@@ -80,6 +84,8 @@ class LoraRouterPlugin:
         router = await asyncio.to_thread(Router.build, loaded, base)
         for mapped in router.classifiers.labels:
             logger.info("label %s -> %s (%s)", mapped.label, mapped.category or "default_model", mapped.how)
+        for category in unreached(router.classifiers.labels, loaded.config) if router.classifiers.labels else ():
+            logger.warning("no label of the domain model leads to category %r", category)
         self.serving.start(router, engine)
         logger.info("routing %s by %s", "model=" + "/".join(sorted(router.auto_names)), loaded.file)
 

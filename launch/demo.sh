@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Watch a real vLLM server pick the adapter: bash launch/demo.sh [--keep]
+# Makes the environment and builds small models on first use; --keep leaves the server up.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=${VENV:-.venv}
+bash launch/install.sh "$venv" demo
+HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} exec "$venv/bin/python" -m vllm_lora_router.demo --config config/guide.yaml "$@"

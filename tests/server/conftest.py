@@ -1,0 +1,67 @@
+"""Real vLLM servers over the demo's models, as few as the tests can do with."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm", reason="these tests drive a real vLLM server: bash launch/install.sh .venv demo,dev")
+
+from vllm_lora_router.demo.build import DemoModels, build
+
+from vllm_lora_router.demo.server import FLAGS, Server
+
+ROOT = Path(__file__).parents[2]
+API_KEY = "sk-of-the-tests"
+BASE = "meta-llama/Llama-2-7b-hf"  # as the guide serves it; its configuration calls it llama2-7b
+START_SECONDS = 420
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def models() -> DemoModels:
+    """The demo's models, built on first use and kept."""
+    return build(Path(os.environ.get("VLLM_LORA_ROUTER_DEMO", ROOT / ".demo")).resolve())
+
+
+def lora_modules(models: DemoModels) -> list[str]:
+    return ["--lora-modules", *(f"{name}={folder}" for name, folder in models.adapters.items())]
+
+
+@pytest.fixture(scope="session")
+def server(models: DemoModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`python -m vllm_lora_router.serve` with the guide's configuration and the guide's flags."""
+    server = Server(
+        [
+            *(str(models.base), "--served-model-name", BASE, "--router-config", str(ROOT / "config/guide.yaml")),
+            *(*lora_modules(models), "--api-key", API_KEY, *FLAGS),
+        ],
+        log=tmp_path_factory.mktemp("guide") / "server.log",
+        directory=models.directory,
+    )
+    with server:
+        server.wait(START_SECONDS)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def plugin_server(models: DemoModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """vLLM's own server with our plugin named, and the configuration that combines all methods."""
+    server = Server(
+        [
+            *("--model", str(models.base), "--served-model-name", "tiny", "--enable-lora", "--max-loras", "3"),
+            *(*lora_modules(models), *FLAGS),
+        ],
+        log=tmp_path_factory.mktemp("plugin") / "server.log",
+        module="vllm.entrypoints.openai.api_server",
+        directory=models.directory,
+        environment={
+            "VLLM_PLUGINS": "lora_router",
+            "VLLM_LORA_ROUTER_CONFIG": str(ROOT / "config/combined.yaml"),
+        },
+    )
+    with server:
+        server.wait(START_SECONDS)
+        yield server

@@ -1,0 +1,38 @@
+"""What we touch of vLLM: each of these fails when a release moves it."""
+
+import inspect
+from importlib.metadata import entry_points
+
+import vllm
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.plugins.endpoint_plugins.interface import EndpointPlugin, init_endpoint_plugins_state
+
+from vllm_lora_router.releases import TESTED
+from vllm_lora_router.server.engine import VllmCommand
+from vllm_lora_router.server.plugin import LoraRouterPlugin
+
+
+def test_this_release_is_one_that_we_say_we_tested() -> None:
+    assert vllm.__version__.partition("+")[0] in TESTED
+
+
+def test_our_plugin_is_one_to_vllm() -> None:
+    (entry,) = entry_points(group="vllm.endpoint_plugins", name="lora_router")
+    assert entry.load() is LoraRouterPlugin
+    assert isinstance(LoraRouterPlugin(), EndpointPlugin)
+    assert list(inspect.signature(init_endpoint_plugins_state).parameters) == ["engine_client", "state", "args"]
+
+
+def test_the_registry_of_adapters_is_where_we_look() -> None:
+    source = inspect.getsource(OpenAIServingModels.__init__)
+    assert "self.lora_requests" in source and "self.base_model_paths" in source
+
+
+def test_the_command_line_tells_what_the_user_set() -> None:
+    command = VllmCommand()
+    args, given = command.parse(["model", "--max-loras", "1"])
+    assert given == {"enable_lora": None, "max_loras": 1, "max_cpu_loras": None, "max_lora_rank": None}
+    assert args.model_tag == "model" and args.max_lora_rank == 16 and args.max_loras == 1
+    command.add(args, ["--enable-lora", "--max-cpu-loras", "3", "--lora-modules", '{"name": "a", "path": "/a=b,c"}'])
+    assert args.enable_lora is True and args.max_cpu_loras == 3 and args.max_loras == 1
+    assert [(module.name, module.path) for module in args.lora_modules] == [("a", "/a=b,c")]

@@ -1,0 +1,76 @@
+"""Embedding rules: how the similarities of a rule's examples become its score."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vllm_lora_router.classifiers.embedding import EmbeddingScorer
+from vllm_lora_router.classifiers.encoder import Encoder
+from vllm_lora_router.config.schema import EmbeddingRule
+
+# Examples lie at known cosines to the text "x", which lies along the first axis.
+COSINES = {"x": 1.0, "near": 0.8, "middle": 0.6, "far": 0.28, "opposite": -0.6}
+
+
+class Model:
+    """A sentence-transformers model of two dimensions."""
+
+    tokenizer = None
+
+    def encode(self, texts: Sequence[str], **options: Any) -> np.ndarray:
+        assert options["normalize_embeddings"]
+        return np.array([(cosine := COSINES[text], (1 - cosine**2) ** 0.5) for text in texts], dtype=np.float64)
+
+
+def scorer(*rules: dict[str, Any], max_tokens: int = 64) -> EmbeddingScorer:
+    placed = [(place, EmbeddingRule(**{"category": f"r{place}", **rule})) for place, rule in enumerate(rules)]
+    return EmbeddingScorer(placed, Encoder("model", Model(), max_tokens), 2)
+
+
+@pytest.mark.parametrize(("method", "score"), [("mean", 0.27), ("avg", 0.27), ("max", 0.8), ("any", 0.8)])
+def test_the_examples_of_a_rule_are_aggregated_as_it_says(method: str, score: float) -> None:
+    rule = {"candidates": ["near", "opposite", "middle", "far"], "aggregation_method": method}
+    values = scorer(rule).score(["x"]).values
+    assert values.tolist() == [[pytest.approx(score, abs=1e-6)]]
+
+
+def test_unless_a_rule_says_otherwise_its_nearest_example_counts() -> None:
+    assert float(scorer({"candidates": ["near", "far"]}).score(["x"]).values[0, 0]) == pytest.approx(0.8)
+
+
+def test_each_rule_has_its_own_examples_keywords_and_candidates_together() -> None:
+    rules = scorer(
+        {"candidates": ["far"], "threshold": 0.2},
+        {"keywords": ["near"], "candidates": ["middle"], "aggregation_method": "mean", "category": "b"},
+        {"keywords": ["opposite"]},
+    )
+    assert rules.score(["x"]).values[0].tolist() == pytest.approx([0.28, 0.7, -0.6], abs=1e-6)
+    assert [(choice.category, choice.threshold) for choice in rules.choices] == [("r0", 0.2), ("b", 0.6), ("r2", 0.6)]
+
+
+def test_texts_are_scored_in_a_batch_each_with_its_nearest_example() -> None:
+    scores = scorer({"candidates": ["near", "opposite"]}).score(["x", "opposite"])
+    assert scores.values.shape == (2, 1)
+    assert scores.values.dtype == np.float32
+    assert list(scores.evidence) == [
+        {"nearest": "near", "similarity": 0.8},
+        {"nearest": "opposite", "similarity": 1.0},
+    ]
+
+
+def test_the_fingerprint_changes_with_rules_and_encoder() -> None:
+    one = {"candidates": ["near"]}
+    prints = [
+        scorer(one),
+        scorer({**one, "threshold": 0.5}),
+        scorer({"candidates": ["far"]}),
+        scorer(one, max_tokens=32),
+    ]
+    assert len({each.fingerprint for each in prints}) == 4
+    assert scorer(one).fingerprint == scorer(one).fingerprint
+
+
+def test_a_short_text_is_one_window() -> None:
+    assert scorer({"candidates": ["near"]}).windows("x") == ["x"]

@@ -1,0 +1,61 @@
+"""Running `vllm-lora-router` as its console script does."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vllm_lora_router.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+EXAMPLES = Path(__file__).parents[3] / "config"
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide terminal without colours, and none of the variables that the commands look at."""
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("NO_COLOR", "1")
+    for name in (
+        "VLLM_LORA_ROUTER_CONFIG",
+        "VLLM_PLUGINS",
+        "VLLM_USE_RUST_FRONTEND",
+        "VLLM_SKIP_MODEL_NAME_VALIDATION",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a subcommand; gives its exit status and what it printed to stdout and stderr."""
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        status = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run_command
+
+
+@pytest.fixture
+def examples() -> Path:
+    return EXAMPLES
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a configuration with keyword rules, with parts of it replaced and lines added, into the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*replacements: tuple[str, str], more: str = "") -> Path:
+        text = (EXAMPLES / "keyword.yaml").read_text("utf-8")
+        for old, new in replacements:
+            assert old in text
+            text = text.replace(old, new)
+        file = tmp_path / "config.yaml"
+        file.write_text(text + more, "utf-8")
+        return file
+
+    return write

@@ -1,0 +1,90 @@
+"""`vllm-lora-router classify`: the whole plan for a text, without a server."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from .conftest import Run
+
+Config = Callable[..., Path]
+
+
+def test_a_text_is_shown_with_the_way_it_takes_and_why(run: Run, examples: Path) -> None:
+    status, printed, errors = run(
+        "classify", "What causes high blood pressure?", "--config", examples / "keyword.yaml", "--model", "acme/tiny"
+    )
+    assert (status, errors) == (0, "")
+    lines = printed.splitlines()
+    assert any("keywords: ['blood pressure']" in line and "yes" in line for line in lines)
+    assert any(line.startswith("medical -> medical-lora (keyword; category medical, score 1) in ") for line in lines)
+    assert "  if it cannot be served: acme/tiny (default_model)" in lines
+    assert "  system prompt (insert): You are a medical expert." in lines
+
+
+def test_a_text_that_nobody_is_sure_of_is_shown_with_the_default(run: Run, examples: Path) -> None:
+    status, printed, _ = run("classify", "Hello.", "--config", examples / "keyword.yaml")
+    assert status == 0
+    assert "- -> base (unsure; default_model) in " in printed
+
+
+def as_json(run: Run, *arguments: object) -> dict[str, Any]:
+    status, printed, errors = run("classify", *arguments, "--json")
+    assert (status, errors) == (0, "")
+    return json.loads(printed)
+
+
+def test_the_plan_as_json_is_nothing_but_json(run: Run, examples: Path) -> None:
+    plan = as_json(run, "什么会引起高血压？", "--config", examples / "keyword.yaml", "--served-model-name", "chat")
+    assert (plan["category"], plan["method"], plan["confidence"], plan["reason"]) == (
+        "medical",
+        "keyword",
+        1.0,
+        "routed",
+    )
+    assert [candidate["model"] for candidate in plan["candidates"]] == ["medical-lora", "chat"]
+    (step,) = plan["steps"]
+    assert step["classification"]["evidence"] == {"rule": 1, "operator": "OR", "keywords": ["高血压"]}
+    assert step["classification"]["scores"] == {"medical": 1.0}
+    assert len(plan["config_version"]) == 8
+
+
+def test_a_dash_reads_the_text_from_standard_input(run: Run, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("line one\nabout a lawsuit\n"))
+    assert as_json(run, "-", "--config", examples / "keyword.yaml")["category"] == "legal"
+
+
+def test_reasoning_and_odd_names_are_shown(run: Run, config: Config) -> None:
+    file = config(
+        ("    loras:", "    reasoning_family: gpt-oss\n    loras:"),
+        ('        lora_name: "legal-lora"', '        lora_name: "legal-lora"\n        use_reasoning: true'),
+        ('"legal"', '"[/b]\\nlaw"'),
+        ("You are a legal expert.", "[red]You\\nare[/i]"),
+    )
+    _, printed, _ = run("classify", "a lawsuit", "--config", file)
+    assert r"[/b]\nlaw -> legal-lora (keyword; category [/b]" in printed
+    assert r"  system prompt (insert): [red]You\nare[/i]" in printed
+    assert "  reasoning: medium" in printed
+
+
+def test_a_wrong_configuration_is_told_and_exits_with_1(run: Run, config: Config) -> None:
+    status, printed, errors = run("classify", "x", "--config", config(more="router: {deadline: 5}\n"))
+    assert (status, printed) == (1, "")
+    assert "router.deadline: unknown key; did you mean 'deadline_ms'?" in errors
+
+
+def test_a_model_that_cannot_be_used_is_told_and_exits_with_1(run: Run, config: Config) -> None:
+    file = config(more="classifier: {category_model: {model_id: model}}\n")
+    (file.parent / "model").mkdir()
+    status, _, errors = run("classify", "x", "--config", file)
+    assert status == 1
+    assert errors == (
+        f"{file}: classifier.category_model.model_id: {file.parent}/model holds no config.json; it must be a model "
+        "saved by transformers\n"
+    )

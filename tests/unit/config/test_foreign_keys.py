@@ -1,0 +1,133 @@
+"""Keys of the reference that mean nothing here, and keys whose feature is not built yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vllm_lora_router.config.foreign import IGNORED, NOT_BUILT
+
+if TYPE_CHECKING:
+    from .conftest import Configs
+
+NOT_BUILT_YET = [
+    ("router: {mode: observe}", "modes other than route"),
+    ("router: {mode: off}", "modes other than route"),
+    ("router: {share: 0.5}", "routing a share of the requests"),
+    ("router: {text: {take: all}}", "text other than the last user message"),
+    ("router: {affinity: {enabled: true}}", "conversation affinity"),
+    ("router: {affinity: {margin: 0.15}}", "conversation affinity"),
+    ("router: {ab: {salt: x}}", "A/B tests"),
+    ("router: {tenant: 'header:x-tenant'}", "tenants"),
+    ("router: {tenant_cache: isolated}", "a prefix cache per tenant"),
+    ("router: {adapters: {max_loads_per_s: 4}}", "adapters that come, go and change while the server runs"),
+    ("router: {audit: {path: audit.jsonl}}", "the audit record"),
+    ("router: {admin_key_env: ADMIN_KEY}", "admin routes"),
+    ("classifier: {mcp_category_model: {enabled: true, tool_name: x}}", "classification by an MCP tool"),
+    ("classifier: {embedding_model: {head: head.safetensors}}", "a fitted head on the encoder"),
+]
+
+HARMLESS = [
+    "router: {mode: route}",
+    "router: {share: 1.0}",
+    "router: {text: {take: last, windows: 3}}",
+    "router: {affinity: {enabled: false}}",
+    "router: {affinity: {enabled: false, margin: 0.15, turns: 8}}",
+    "router: {tenant_cache: shared}",
+    "router: {audit: {path: null}}",
+    "router: {admin_key_env: null}",
+    "classifier: {mcp_category_model: {enabled: false}}",
+    "classifier: {mcp_category_model: {enabled: false, transport_type: stdio, command: python, args: [server.py]}}",
+    "classifier: {embedding_model: {head: null}}",
+]
+
+
+@pytest.mark.parametrize(("line", "feature"), NOT_BUILT_YET, ids=[line for line, _ in NOT_BUILT_YET])
+def test_a_key_whose_feature_is_not_built_is_an_error_that_says_so(configs: Configs, line: str, feature: str) -> None:
+    (problem,) = configs.problems(f"{configs.good}{line}\n")
+    assert problem.startswith("21:")
+    assert problem.endswith(f": not built yet in this version: {feature}; remove the key")
+
+
+@pytest.mark.parametrize(
+    ("line", "feature"),
+    [
+        ("selection: weighted", "a weighted draw among model_scores"),
+        ("examples: [x]", "fitting categories from examples"),
+    ],
+)
+def test_a_key_of_a_category_whose_feature_is_not_built_is_told_at_the_key(
+    configs: Configs, line: str, feature: str
+) -> None:
+    text = configs.changed(("  - name: medical\n", f"  - name: medical\n    {line}\n"))
+    key = line.partition(":")[0]
+    assert configs.problems(text) == [
+        f"13:5: categories[1].{key}: not built yet in this version: {feature}; remove the key"
+    ]
+
+
+def test_every_key_that_is_not_built_is_tried_here() -> None:
+    tried = {feature for _, feature in NOT_BUILT_YET} | {
+        "a weighted draw among model_scores",
+        "fitting categories from examples",
+    }
+    assert {feature for _, feature, _ in NOT_BUILT} == tried
+
+
+@pytest.mark.parametrize("line", HARMLESS)
+def test_a_value_that_asks_for_nothing_but_what_happens_anyway_loads(configs: Configs, line: str) -> None:
+    loaded = configs.load(f"{configs.good}{line}\n")
+    assert loaded.ignored == ()
+
+
+def test_harmless_values_of_a_category_load(configs: Configs) -> None:
+    text = configs.changed(("  - name: medical\n", "  - name: medical\n    selection: highest\n    examples: []\n"))
+    assert configs.load(text).config.categories[1].name == "medical"
+
+
+def test_a_harmless_value_leaves_the_rest_of_its_block_in_force(configs: Configs) -> None:
+    text = configs.good + "router: {mode: route, deadline_ms: 70, text: {take: last, windows: 3}}\n"
+    router = configs.load(text).config.router
+    assert (router.deadline_ms, router.text.windows) == (70, 3)
+    assert configs.problems(configs.good + "router: {mode: route, deadlin_ms: 70}\n") == [
+        "21:23: router.deadlin_ms: unknown key; did you mean 'deadline_ms'?"
+    ]
+
+
+def test_keys_of_the_reference_load_and_are_named(configs: Configs) -> None:
+    text = configs.changed(
+        ("    loras:\n", "    preferred_endpoints: [a]\n    pii_policy: {allow_by_default: true}\n    loras:\n"),
+        ("  - name: medical\n", "  - name: medical\n    jailbreak_enabled: true\n    pii_threshold: 0.9\n"),
+    )
+    text += (
+        "bert_model: {model_id: x}\nsemantic_cache: {enabled: false}\nprompt_guard: {}\ntools: []\nvllm_endpoints: 5\n"
+    )
+    text += "classifier: {pii_model: {model_id: x}, category_model: {threshold: 0.7}}\n"
+    loaded = configs.load(text)
+    assert set(loaded.ignored) == {
+        "bert_model",
+        "semantic_cache",
+        "prompt_guard",
+        "tools",
+        "vllm_endpoints",
+        "classifier.pii_model",
+        "model_config.base.preferred_endpoints",
+        "model_config.base.pii_policy",
+        "categories[1].jailbreak_enabled",
+        "categories[1].pii_threshold",
+    }
+    assert loaded.config.classifier.category_model.threshold == 0.7
+
+
+@pytest.mark.parametrize(
+    "pattern", [pattern for pattern in IGNORED if len(pattern) == 1], ids=lambda pattern: pattern[0]
+)
+def test_each_ignored_block_of_the_reference_loads_whatever_it_holds(configs: Configs, pattern: tuple[str]) -> None:
+    for value in ("{a: {b: [1, ~]}}", "[1]", "~", "text"):
+        assert configs.load(f"{configs.good}{pattern[0]}: {value}\n").ignored == (pattern[0],)
+
+
+def test_an_ignored_key_in_another_place_is_unknown(configs: Configs) -> None:
+    text = configs.good + "router: {semantic_cache: {enabled: true}}\n"
+    assert configs.problems(text) == ["21:10: router.semantic_cache: unknown key"]

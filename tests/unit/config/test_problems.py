@@ -1,0 +1,319 @@
+"""What is wrong with a configuration, where it is, and the nearest valid name."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .conftest import Configs
+
+
+def test_an_unknown_key_names_its_line_and_the_nearest_valid_key(configs: Configs) -> None:
+    text = configs.good + "router:\n  deadline: 20\n  text:\n    window: 2\n"
+    assert configs.problems(text) == [
+        "22:3: router.deadline: unknown key; did you mean 'deadline_ms'?",
+        "24:5: router.text.window: unknown key; did you mean 'windows'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("default_model", "default_modell", "6:1: default_modell: unknown key; did you mean 'default_model'?"),
+        ("    loras:", "    lora:", "3:5: model_config.base.lora: unknown key; did you mean 'loras'?"),
+        (
+            "lora_name: technical-lora",
+            "lora_nam: technical-lora",
+            "11:9: categories[0].model_scores[0].lora_nam: unknown key; did you mean 'lora_name'?",
+        ),
+        (
+            "    keywords: [Python]",
+            "    keyword: [Python]",
+            "18:5: keyword_rules[0].keyword: unknown key; did you mean",
+        ),
+        ("keyword_rules", "keyword rules", "16:1: \"keyword rules\": unknown key; did you mean 'keyword_rules'?"),
+        (
+            "      - name: medical-lora",
+            "      - Name: medical-lora",
+            "5:9: model_config.base.loras[1].Name: unknown key",
+        ),
+    ],
+)
+def test_a_misspelt_key_anywhere_is_told_with_its_nearest(configs: Configs, old: str, new: str, said: str) -> None:
+    assert any(problem.startswith(said) for problem in configs.problems(configs.changed((old, new))))
+
+
+def test_a_key_like_no_other_has_no_suggestion(configs: Configs) -> None:
+    assert configs.problems(configs.good + "zzz: 1\n") == ["21:1: zzz: unknown key"]
+
+
+def test_the_python_name_of_model_config_is_no_key(configs: Configs) -> None:
+    assert "1:1: bases: unknown key" in configs.problems(configs.changed(("model_config:", "bases:")))
+
+
+def test_an_undeclared_adapter_names_the_place_and_the_nearest_declared_one(configs: Configs) -> None:
+    text = configs.changed(("        lora_name: medical-lora", "        lora_name: medcal-lora"))
+    assert configs.problems(text) == [
+        "15:20: categories[1].model_scores[0].lora_name: 'medcal-lora' is not declared under model_config.base.loras; "
+        "did you mean 'medical-lora'?"
+    ]
+
+
+def test_adapters_of_the_command_line_count_as_declared(configs: Configs) -> None:
+    text = configs.changed(("        lora_name: medical-lora", "        lora_name: from-outside"))
+    assert len(configs.problems(text)) == 1
+    assert configs.load(text, adapters=["from-outside"]).config.categories[1].model_scores[0].lora_name == (
+        "from-outside"
+    )
+    assert "did you mean 'from-outsider'?" in configs.problems(text, adapters=["from-outsider"])[0]
+
+
+def test_an_adapter_of_another_base_is_not_declared_for_this_one(configs: Configs) -> None:
+    text = configs.changed(
+        ("default_model", "  other:\n    loras: [{name: elsewhere}]\ndefault_model"),
+        ("        lora_name: medical-lora", "        lora_name: elsewhere"),
+    )
+    assert configs.problems(text) == [
+        "17:20: categories[1].model_scores[0].lora_name: 'elsewhere' is not declared under model_config.base.loras"
+    ]
+
+
+def test_two_categories_of_one_name_are_an_error_and_case_tells_names_apart(configs: Configs) -> None:
+    assert "12:11: categories[1].name: category 'technical' is named twice; it already stands in line 8" in (
+        configs.problems(configs.changed(("  - name: medical\n", "  - name: technical\n")))
+    )
+    renamed = ("  - name: medical\n", "  - name: Technical\n"), ("category: medical", "category: Technical")
+    assert len(configs.load(configs.changed(*renamed)).config.categories) == 2
+
+
+def test_two_adapters_of_one_name_are_an_error_even_under_two_bases(configs: Configs) -> None:
+    text = configs.changed(("default_model", "  other:\n    loras: [{name: medical-lora}]\ndefault_model"))
+    assert configs.problems(text) == [
+        "7:20: model_config.other.loras[0].name: adapter 'medical-lora' is named twice; it already stands in line 5"
+    ]
+
+
+def test_a_label_stands_for_one_category_whatever_its_case(configs: Configs) -> None:
+    text = configs.changed(
+        ("  - name: technical\n", "  - name: technical\n    mmlu_categories: [physics, Health]\n"),
+        ("  - name: medical\n", "  - name: medical\n    mmlu_categories: [health]\n"),
+    )
+    assert configs.problems(text) == [
+        "14:23: categories[1].mmlu_categories[0]: label 'health' is named twice; it already stands in line 9"
+    ]
+
+
+def test_a_rule_for_a_category_that_does_not_exist_names_the_nearest(configs: Configs) -> None:
+    text = configs.changed(("  - category: medical", "  - category: medicla")) + (
+        "embedding_rules: [{category: Technical, candidates: [x]}]\n"
+        "classifier:\n  category_model: {fallback_category: general}\n"
+    )
+    assert configs.problems(text) == [
+        "19:15: keyword_rules[1].category: 'medicla' is not a category of this file; did you mean 'medical'?",
+        "21:30: embedding_rules[0].category: 'Technical' is not a category of this file; did you mean 'technical'?",
+        "23:39: classifier.category_model.fallback_category: 'general' is not a category of this file",
+    ]
+
+
+def test_a_model_that_is_not_configured_is_an_error(configs: Configs) -> None:
+    text = configs.changed(
+        ("default_model: base", "default_model: bsae"), ("      - model: base", "      - model: bass")
+    )
+    problems = configs.problems(text)
+    assert "6:16: default_model: 'bsae' is neither a base under model_config nor an adapter; did you mean 'base'?" in (
+        problems
+    )
+    assert "10:16: categories[0].model_scores[0].model: 'bass' is not under model_config; did you mean 'base'?" in (
+        problems
+    )
+
+
+def test_the_default_may_be_an_adapter_of_the_file_or_of_the_command_line(configs: Configs) -> None:
+    for name in ("medical-lora", "from-outside"):
+        text = configs.changed(("default_model: base", f"default_model: {name}"))
+        assert configs.load(text, adapters=["from-outside"]).config.default_model == name
+
+
+def test_the_auto_name_cannot_be_the_name_of_a_model(configs: Configs) -> None:
+    for name in ("base", "medical-lora"):
+        assert configs.problems(f"{configs.good}auto_model_name: {name}\n") == [
+            f"21:18: auto_model_name: '{name}' is also the name of a model; a client could not ask for that one"
+        ]
+
+
+def test_an_adapter_cannot_have_the_name_of_a_base(configs: Configs) -> None:
+    text = configs.changed(("      - name: medical-lora", "      - name: base"))
+    assert "5:15: model_config.base.loras[1].name: 'base' is also the name of a base under model_config" in (
+        configs.problems(text)
+    )
+
+
+@pytest.mark.parametrize("value", ["1.01", "-0.1", "60", ".nan", ".inf", "-.inf", "high", "true", "[0.5]", "~"])
+@pytest.mark.parametrize(
+    ("path", "yaml"),
+    [
+        ("classifier.category_model.threshold", "classifier: {category_model: {threshold: VALUE}}"),
+        ("embedding_rules[0].threshold", "embedding_rules: [{category: medical, candidates: [x], threshold: VALUE}]"),
+    ],
+)
+def test_a_threshold_is_a_number_from_0_to_1(configs: Configs, value: str, path: str, yaml: str) -> None:
+    (problem,) = configs.problems(f"{configs.good}{yaml.replace('VALUE', value)}\n")
+    assert problem.startswith(f"21:{yaml.index('VALUE') + 1}: {path}: ")
+
+
+@pytest.mark.parametrize("value", ["0", "1", "0.0", "0.45"])
+def test_a_threshold_may_be_either_end(configs: Configs, value: str) -> None:
+    text = f"{configs.good}classifier: {{category_model: {{threshold: {value}}}}}\n"
+    assert configs.load(text).config.classifier.category_model.threshold == float(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("no", "must be text, and False is not (yes, no, on and off are truth values in YAML); put it in quotes"),
+        ("1", "must be text, and 1 is not (it is a number); put it in quotes"),
+        ("1.5", "must be text, and 1.5 is not (it is a number); put it in quotes"),
+        ("''", "string should have at least 1 character (it is '')"),
+        ("[a]", "input should be a valid string"),
+    ],
+)
+def test_a_name_that_yaml_takes_for_something_else_is_told_to_be_quoted(
+    configs: Configs, value: str, said: str
+) -> None:
+    problems = configs.problems(configs.changed(("  - name: medical\n", f"  - name: {value}\n")))
+    assert f"12:11: categories[1].name: {said}" in problems
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("        lora_name: technical-lora", "        score: '1.0'", "11:16: categories[0].model_scores[0].score: "),
+        ("        lora_name: technical-lora", "        score: -1", "11:16: categories[0].model_scores[0].score: "),
+        (
+            "    keywords: [Python]",
+            "    keywords: Python",
+            "18:15: keyword_rules[0].keywords: input should be a valid list",
+        ),
+        ("    keywords: [Python]", "    keywords: []", "18:15: keyword_rules[0].keywords: list should have at least 1"),
+        ("    keywords: [Python]", "    keywords: [Python, 3]", "18:24: keyword_rules[0].keywords[1]: must be text"),
+        (
+            "    keywords: [Python]",
+            "    operator: XOR",
+            "18:15: keyword_rules[0].operator: 'XOR' is not one of 'AND', ",
+        ),
+        (
+            "        lora_name: technical-lora",
+            "        use_reasoning: 'yes'",
+            "11:24: categories[0].model_scores[0].use_reasoning: input should be a valid boolean",
+        ),
+        (
+            "        lora_name: technical-lora",
+            "        reasoning_effort: hgih",
+            "11:27: categories[0].model_scores[0].reasoning_effort: 'hgih' is not one of",
+        ),
+        (
+            "    loras:\n",
+            "    reasoning_family: 3\n    loras:\n",
+            "3:23: model_config.base.reasoning_family: must be text",
+        ),
+        ("default_model: base\n", "", "1:1: needs the key 'default_model'"),
+        ("  - name: technical\n    model_scores", "  - model_scores", "8:5: categories[0]: needs the key 'name'"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_at_its_place(configs: Configs, old: str, new: str, said: str) -> None:
+    assert any(problem.startswith(said) for problem in configs.problems(configs.changed((old, new))))
+
+
+def test_an_empty_block_is_told_in_the_words_of_the_file(configs: Configs) -> None:
+    assert configs.problems(configs.good + "router:\n") == ["21:8: router: must be a mapping of keys (it is None)"]
+    assert configs.problems(configs.good + "reasoning_families: [qwen3]\n") == [
+        "21:21: reasoning_families: must be a mapping of keys"
+    ]
+
+
+def test_an_embedding_rule_without_examples_is_an_error(configs: Configs) -> None:
+    (problem,) = configs.problems(configs.good + "embedding_rules:\n  - category: medical\n")
+    assert problem.startswith("22:5: embedding_rules[0]: needs `candidates` (or `keywords`)")
+
+
+def test_what_the_router_block_cannot_mean_is_an_error(configs: Configs) -> None:
+    text = configs.good + (
+        "router:\n  methods: [keyword, keyword]\n  text:\n    drop: ['(']\n  on_error: refuse\n  deadline_ms: 0\n"
+    )
+    problems = configs.problems(text)
+    assert problems[0].startswith("22:12: router.methods: names a method twice")
+    assert problems[1].startswith("24:11: router.text.drop: '(' is not a regular expression: ")
+    assert problems[2].startswith("25:13: router.on_error: 'refuse' is not one of 'serve' or 'reject'")
+    assert problems[3].startswith("26:16: router.deadline_ms: ")
+    assert len(problems) == 4
+
+
+def test_a_misspelt_method_names_the_nearest(configs: Configs) -> None:
+    assert configs.problems(configs.good + "router: {methods: [embeddings]}\n") == [
+        "21:20: router.methods[0]: 'embeddings' is not one of 'keyword', 'embedding', 'domain' or 'mcp'; "
+        "did you mean 'embedding'?"
+    ]
+
+
+EVERYTHING = """\
+model_config:
+  base:
+    loras:
+      - name: medical-lora
+      - name: medical-lora
+default_model: nobody
+categories:
+  - name: no
+    model_scores: []
+  - name: medical
+    sytem_prompt: x
+    selection: weighted
+    model_scores:
+      - model: base
+        lora_name: medcal-lora
+keyword_rules:
+  - category: legal
+    keywords: []
+embedding_rules:
+  - category: medical
+    candidates: [x]
+    threshold: 1.5
+router:
+  mode: observe
+"""
+
+
+def test_everything_that_is_wrong_is_said_at_once_in_the_order_of_the_file(configs: Configs) -> None:
+    places = [re.sub(r"^(\S+: \S+): .*$", r"\1", problem) for problem in configs.problems(EVERYTHING)]
+    assert places == [
+        "5:15: model_config.base.loras[1].name",
+        "6:16: default_model",
+        "8:11: categories[0].name",
+        "9:19: categories[0].model_scores",
+        "11:5: categories[1].sytem_prompt",
+        "12:5: categories[1].selection",
+        "15:20: categories[1].model_scores[0].lora_name",
+        "17:15: keyword_rules[0].category",
+        "18:15: keyword_rules[0].keywords",
+        "22:16: embedding_rules[0].threshold",
+        "24:3: router.mode",
+    ]
+
+
+@pytest.mark.parametrize("name", ["Größe/量", "two\nlines", "a.b[0]", "🩺", "x" * 256, "%41", '"'])
+def test_a_category_may_be_named_anything(configs: Configs, name: str) -> None:
+    quoted = '"' + name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    text = configs.changed(
+        ("  - name: medical\n", f"  - name: {quoted}\n"), ("category: medical", f"category: {quoted}")
+    )
+    config = configs.load(text).config
+    assert (config.categories[1].name, config.keyword_rules[1].category) == (name, name)
+
+
+def test_a_name_longer_than_a_header_bears_is_an_error(configs: Configs) -> None:
+    long = "x" * 257
+    text = configs.changed(("  - name: medical\n", f"  - name: {long}\n"), ("category: medical", f"category: {long}"))
+    assert configs.problems(text)[0].startswith("12:11: categories[1].name: string should have at most 256 characters")

@@ -1,0 +1,38 @@
+"""Completions: what the prompt says, and the one thing that is written."""
+
+import json
+from typing import Any
+
+import pytest
+
+from vllm_lora_router.requests import body
+from vllm_lora_router.requests.completions import read, write
+from vllm_lora_router.values import Edit, Query, Reasoning, Written
+
+
+def queries(prompt: Any) -> tuple[Query, ...]:
+    return read(body.fields(json.dumps({"prompt": prompt}).encode()))
+
+
+def test_a_prompt_is_one_query() -> None:
+    assert queries("What causes fever?") == (Query("What causes fever?", ("What causes fever?",), api="completions"),)
+
+
+def test_several_prompts_are_a_query_each() -> None:
+    assert [query.text for query in queries(["One?", "Größe?", ""])] == ["One?", "Größe?", ""]
+
+
+@pytest.mark.parametrize("prompt", [[1, 2, 3], [[1, 2], [3]], [], ["text", 5], None, 5, {"x": 1}, [None]])
+def test_what_is_no_text_is_one_query_without_words(prompt: Any) -> None:
+    assert queries(prompt) == (Query("", api="completions"),)
+
+
+def test_no_prompt_at_all_is_one_query_without_words() -> None:
+    assert read({}) == (Query("", api="completions"),)
+
+
+def test_the_model_alone_is_written() -> None:
+    members = body.fields(b'{"prompt":"x","model":"MoM"}')
+    edit = Edit("medical-lora", "You are a medical expert.", reasoning=Reasoning(True, effort="high"))
+    assert write(members, edit) == Written(system_prompt=False, reasoning=False)
+    assert body.join_object(members) == b'{"prompt":"x","model":"medical-lora"}'

@@ -1,0 +1,65 @@
+"""Our own routes, and vLLM's list of models with the auto name in it."""
+
+import httpx
+import pytest
+
+from vllm_lora_router.server.model_list import added
+
+from .conftest import App
+
+
+async def test_the_list_of_models_has_the_auto_name(client: httpx.AsyncClient) -> None:
+    response = await client.get("/v1/models")
+    assert [card["id"] for card in response.json()["data"]] == ["served-base", "MoM"]
+    assert response.json()["data"][1]["max_model_len"] == 7
+    assert response.headers["content-length"] == str(len(response.content))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"data": []}', b'{"data": 3}', b"[1]"])
+def test_a_list_of_models_of_another_form_stays_as_it_is(content: bytes) -> None:
+    assert added(content, "MoM") == content
+
+
+async def test_classify_gives_the_plan_for_a_text(app: App, client: httpx.AsyncClient) -> None:
+    plan = (await client.post("/v1/router/classify", json={"text": "my blood"})).json()
+    assert (plan["category"], plan["model"], plan["method"], plan["reason"]) == (
+        *("medical", "medical-lora", "keyword", "routed"),
+    )
+    assert [candidate["model"] for candidate in plan["candidates"]] == ["medical-lora", "second-lora", "served-base"]
+    assert plan["steps"][0]["classification"]["evidence"]["keywords"] == ["blood"]
+    assert app.reached.bodies == []
+    assert app.serving.tally.reasons == {}
+
+
+async def test_classify_reads_a_whole_request(client: httpx.AsyncClient) -> None:
+    body = {"model": "x", "messages": [{"role": "user", "content": "blood"}, {"role": "user", "content": "lawsuit"}]}
+    assert (await client.post("/v1/router/classify", json=body)).json()["category"] == "legal"
+    assert (await client.post("/v1/router/classify", json={"prompt": "blood"})).json()["category"] == "medical"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"text": 3}', b'{"text": "\xff"}'])
+async def test_classify_says_what_it_needs(client: httpx.AsyncClient, content: bytes) -> None:
+    response = await client.post("/v1/router/classify", content=content)
+    assert response.status_code == 400
+    assert "body" in response.json()["error"]["message"]
+
+
+async def test_health_tells_what_is_in_force_and_what_happened(app: App, client: httpx.AsyncClient) -> None:
+    await client.post("/v1/chat/completions", json={"model": "MoM", "messages": [{"role": "user", "content": "blood"}]})
+    health = (await client.get("/v1/router/health")).json()
+    assert health["status"] == "ok"
+    assert health["methods"] == ["keyword"]
+    assert health["decisions"] == {"routed": 1}
+    assert health["under_way"] == 0 and health["aborted"] == 0
+    assert app.serving.router is not None and health["config"]["version"] == app.serving.router.version
+
+
+async def test_config_is_shown_under_the_files_own_keys(client: httpx.AsyncClient) -> None:
+    shown = (await client.get("/v1/router/config")).json()
+    assert shown["base"] == {"alias": "base", "served_names": ["served-base"]}
+    assert shown["config"]["model_config"]["base"]["reasoning_family"] == "qwen3"
+
+
+async def test_our_routes_wait_for_the_engine(app: App, client: httpx.AsyncClient) -> None:
+    app.serving.router = None
+    assert (await client.get("/v1/router/health")).status_code == 503

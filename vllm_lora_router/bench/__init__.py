@@ -1,0 +1,1 @@
+"""What routing costs, measured on a running server."""
