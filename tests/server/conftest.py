@@ -9,7 +9,6 @@ import pytest
 pytest.importorskip("vllm", reason="these tests drive a real vLLM server: bash launch/install.sh .venv demo,dev")
 
 from vllm_lora_router.demo.build import DemoModels, build
-
 from vllm_lora_router.demo.server import FLAGS, Server
 
 ROOT = Path(__file__).parents[2]

@@ -34,4 +34,3 @@ def test_each_method_chooses_where_it_is_sure(
     assert raw.parse().model == model
     assert raw.parse().choices[0].message.content == ANSWER[model]
     assert raw.headers["x-vsr-selected-reasoning"] == reasoning
-

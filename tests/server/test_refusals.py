@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from vllm_lora_router.demo.build import DemoModels
 
+from vllm_lora_router.demo.build import DemoModels
 from vllm_lora_router.demo.server import ENVIRONMENT
 
 from .conftest import ROOT

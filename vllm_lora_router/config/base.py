@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vllm_lora_router.config.loader import Loaded
-from vllm_lora_router.config.positions import ConfigError, Problem
+from vllm_lora_router.config.positions import ConfigError
 from vllm_lora_router.config.presets import REASONING_FAMILIES
 from vllm_lora_router.config.schema import ModelScore, ReasoningFamily
 from vllm_lora_router.values import Reasoning
@@ -40,7 +40,8 @@ def served_base(loaded: Loaded, served_names: Sequence[str] = ()) -> ServedBase:
     config = loaded.config
     wanted = [*served_names, *(name.rstrip("/").rpartition("/")[2] for name in served_names)]
     if not served_names:
-        wanted = [config.default_model]
+        default = config.default_model
+        wanted = [name for name, base in config.bases.items() if default in (name, *(lora.name for lora in base.loras))]
     alias = next((name for name in wanted if name in config.bases), None)
     if alias is None:
         if served_names and len(config.bases) > 1:
@@ -48,7 +49,7 @@ def served_base(loaded: Loaded, served_names: Sequence[str] = ()) -> ServedBase:
                 f"none of {', '.join(map(repr, config.bases))} is the served model {served_names[0]!r}; name the key "
                 f"{wanted[-1]!r}, or serve with --served-model-name"
             )
-            raise ConfigError([Problem(loaded.file, 1, 1, ("model_config",), text)])
+            raise ConfigError([loaded.document.problem(("model_config",), text, at_key=True)])
         alias = next(iter(config.bases))
     family_name = config.bases[alias].reasoning_family
     family = {**REASONING_FAMILIES, **config.reasoning_families}.get(family_name or "")

@@ -22,6 +22,7 @@ class Loaded:
 
     config: Config
     file: Path
+    document: Document  # for problems that show only when the configuration is used
     version: str  # the first 8 hex digits of the file's SHA-256
     ignored: tuple[str, ...]  # keys of the reference that mean nothing here
 
@@ -61,7 +62,11 @@ def load(file: Path, *, adapters: Collection[str] = ()) -> Loaded:
     if problems or config is None:
         raise ConfigError(problems)
     return Loaded(
-        config, file.resolve(), document.sha256[:8], tuple(dotted(path) for path in foreign.ignored(document.data))
+        config,
+        file.resolve(),
+        document,
+        document.sha256[:8],
+        tuple(dotted(path) for path in foreign.ignored(document.data)),
     )
 
 

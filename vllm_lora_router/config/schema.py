@@ -163,6 +163,14 @@ class Config(Block):
     default_reasoning_effort: Effort = "medium"
     router: RouterSettings = RouterSettings()
 
+    @field_validator("bases", mode="before")
+    @classmethod
+    def _empty_base(cls, bases: object) -> object:
+        """A base with nothing under it, whose adapters the command line declares."""
+        return (
+            {name: {} if base is None else base for name, base in bases.items()} if isinstance(bases, dict) else bases
+        )
+
     @property
     def auto_names(self) -> frozenset[str]:
         """The values of `model` that ask us to choose."""

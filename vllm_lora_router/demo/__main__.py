@@ -25,7 +25,8 @@ def main() -> int:
     parser.add_argument("--port", type=int, help="of the server (default: a free one)")
     parser.add_argument("--keep", action="store_true", help="leave the server up until it is interrupted")
     args = parser.parse_args()
-    console = Console()
+    # Not a terminal, no width to keep to.
+    console = Console() if sys.stdout.isatty() else Console(width=170)
     models = build(args.directory.resolve())
     server = Server(
         arguments(models, args.config.resolve()),

@@ -19,6 +19,8 @@ from vllm_lora_router.demo.answers import ADAPTERS
 DOMAIN = "models/category_classifier_modernbert-base_model"
 _STAMP = ".recipe"
 
+Train = Callable[[Path, Callable[[], None]], None]  # where to write, and what to call after each step
+
 
 @dataclass(frozen=True)
 class DemoModels:
@@ -42,8 +44,7 @@ def build(directory: Path, *, seed: int = 0) -> DemoModels:
         adapters={recipe.name: directory / "adapters" / recipe.name for recipe in ADAPTERS},
         domain=directory / DOMAIN,
     )
-    Advance = Callable[[], None]
-    steps: list[tuple[str, Path, int, Callable[[Path, Advance], None]]] = [
+    steps: list[tuple[str, Path, int, Train]] = [
         ("base model", models.base, base.STEPS, lambda to, tick: base.train_base(to, seed=seed, advance=tick)),
         *(
             (
