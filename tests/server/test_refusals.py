@@ -91,7 +91,7 @@ def test_every_error_of_a_configuration_is_said_with_its_place(models: DemoModel
     guide = (ROOT / "config/guide.yaml").read_text()
     file.write_text(guide.replace('lora_name: "medical-lora"', 'lora_name: "medcal-lora"').replace("0.6", "1.6"))
     text = refused(serve(models, "--router-config", str(file)))
-    assert f"{file}:8:16: classifier.category_model.threshold" in text
+    assert f"{file}:6:16: classifier.category_model.threshold" in text
     assert "did you mean 'medical-lora'?" in text
 
 
