@@ -38,5 +38,7 @@ def headers(decision: Decision) -> list[tuple[bytes, bytes]]:
 
 def encoded(text: str) -> str:
     """Text as a header's value can carry it: `urllib.parse.unquote` gives it back."""
+    if text.isascii() and text.isprintable() and "%" not in text and text == text.strip():
+        return text
     # Blanks at the ends are no part of a header's value: some servers drop them, others refuse the whole response.
     return re.sub("^ +| +$", lambda blanks: "%20" * len(blanks[0]), quote(text, safe=_SAFE, errors="replace"))

