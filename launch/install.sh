@@ -27,7 +27,9 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
     # Not every index has the CPU build of torch; a wheel at hand is found through pip's own settings.
     constraint=("torch==2.13.0")
   fi
-  "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --progress-bar off \
+  # Before a terminal pip shows its progress; a log gets the outcome alone.
+  shown=(); [ -t 1 ] || shown=(--quiet)
+  "$venv/bin/python" -m pip install --disable-pip-version-check "${shown[@]}" \
     -e ".[$build,$extras]" "${constraint[@]}" 2> >(grep -v "is ignored: it is neither a file nor a directory" >&2)
   "$venv/bin/python" - <<'PY'
 # The CPU build of vLLM asks for torchvision, torchaudio and torchcodec, of which no CPU build may be had: beside a CPU
