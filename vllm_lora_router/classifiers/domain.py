@@ -91,7 +91,7 @@ def read_labels(loaded: Loaded) -> list[str]:
     if folder is None:
         from transformers import AutoConfig
 
-        return _indexed(dict(AutoConfig.from_pretrained(settings.model_id).id2label), f"{where}model_id: id2label")
+        return _indexed(AutoConfig.from_pretrained(settings.model_id).id2label, f"{where}model_id: id2label")
     if (mapping := folder / "category_mapping.json").is_file():
         return _indexed(_json(mapping).get("idx_to_category"), f"{mapping}: idx_to_category")
     return _indexed(_json(folder / "config.json").get("id2label"), f"{where}model_id: {folder}/config.json: id2label")

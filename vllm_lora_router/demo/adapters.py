@@ -41,6 +41,6 @@ def train_adapter(
     check(model, tokenizer, recipe.name, recipe.words, seed=recipe.seed)
     # PEFT notes the folder the base was loaded from, which means nothing on another machine.
     model.peft_config["default"].base_model_name_or_path = BASE_NAME
-    model.save_pretrained(directory)
+    model.save_pretrained(str(directory))
     # A model card with nothing in it.
     (directory / "README.md").unlink(missing_ok=True)

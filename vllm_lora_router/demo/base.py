@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vllm_lora_router.demo.answers import BASE_WORDS
 from vllm_lora_router.demo.teaching import check, teach
@@ -30,7 +31,7 @@ def train_base(directory: Path, *, seed: int = 0, advance: Callable[[], None] = 
 
     torch.manual_seed(seed)
     tokenizer = demo_tokenizer()
-    ids = {
+    ids: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
