@@ -167,7 +167,7 @@ async def test_bodies_that_vllm_takes_in_other_encodings_are_routed(http: httpx.
 
 
 async def test_broken_bodies_get_vllms_own_error(http: httpx.AsyncClient) -> None:
-    for content in (b'{"model": "MoM", "messages": [', b"", b"[]", b'{"model": "MoM"}'):
+    for content in (b'{"model": "MoM", "messages": [', b"", b'{"model": "MoM"}'):
         response = await http.post(
             "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
         )

@@ -5,7 +5,7 @@ from importlib.metadata import entry_points
 
 import vllm
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-from vllm.plugins.endpoint_plugins.interface import EndpointPlugin, init_endpoint_plugins_state
+from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
 from vllm_lora_router.releases import TESTED
 from vllm_lora_router.server.engine import VllmCommand
@@ -20,7 +20,11 @@ def test_our_plugin_is_one_to_vllm() -> None:
     (entry,) = entry_points(group="vllm.endpoint_plugins", name="lora_router")
     assert entry.load() is LoraRouterPlugin
     assert isinstance(LoraRouterPlugin(), EndpointPlugin)
-    assert list(inspect.signature(init_endpoint_plugins_state).parameters) == ["engine_client", "state", "args"]
+    for hook, parameters in {
+        "attach_router": ["self", "app"],
+        "init_state": ["self", "engine_client", "state", "args"],
+    }.items():
+        assert list(inspect.signature(getattr(EndpointPlugin, hook)).parameters) == parameters
 
 
 def test_the_registry_of_adapters_is_where_we_look() -> None:

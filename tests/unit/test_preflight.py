@@ -1,0 +1,75 @@
+"""What is looked at on disk before an engine is started."""
+
+from pathlib import Path
+
+from vllm_lora_router.adapters.base_model import BaseModel
+from vllm_lora_router.config import load
+from vllm_lora_router.config.base import served_base
+from vllm_lora_router.preflight import Preflight, declared, preflight
+
+CONFIG = """
+{classifier}
+model_config:
+  base:
+    loras:
+      - {{name: first-lora, path: adapters/first}}
+      - {{name: second-lora}}
+default_model: base
+categories:
+  - name: all
+    model_scores: [{{model: base, lora_name: first-lora}}]
+"""
+
+
+def look(
+    folder: Path, command_line: dict[str, str], *, classifier: str = "", model: BaseModel | None = None
+) -> Preflight:
+    file = folder / "config.yaml"
+    file.write_text(CONFIG.format(classifier=classifier))
+    loaded = load(file, adapters=command_line)
+    return preflight(loaded, served_base(loaded), model or BaseModel("base"), ["base"], command_line)
+
+
+def test_an_adapter_without_a_folder_gets_both_ways_out(tmp_path: Path) -> None:
+    problem = next(problem for problem in look(tmp_path, {}).problems if "second-lora" in problem)
+    assert "without a folder" in problem and "--lora-modules second-lora=" in problem and "path" in problem
+
+
+def test_every_problem_is_found_at_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+    found = look(
+        tmp_path,
+        {"text": str(tmp_path / "empty"), "MoM": str(tmp_path / "empty")},
+        classifier=f"classifier: {{category_model: {{model_id: {tmp_path / 'empty'}}}}}",
+    )
+    said = "\n".join(found.problems)
+    for name in ("'first-lora'", "'second-lora'", "'text'", "'MoM'", "category_model.model_id"):
+        assert name in said
+    assert "by itself" in said and "asks the router to choose" in said
+    assert found.adapters == ()
+
+
+def test_a_path_is_tried_beside_the_configuration_and_the_command_line_counts(tmp_path: Path) -> None:
+    (tmp_path / "adapters/first").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG.format(classifier=""))
+    loaded = load(file)
+    base = served_base(loaded)
+    assert declared(loaded, base, {}) == {"first-lora": tmp_path / "adapters/first", "second-lora": None}
+    given = {"first-lora": str(tmp_path / "elsewhere"), "third-lora": str(tmp_path / "elsewhere")}
+    assert declared(loaded, base, given) == {
+        "first-lora": tmp_path / "elsewhere",
+        "second-lora": None,
+        "third-lora": tmp_path / "elsewhere",
+    }
+
+
+def test_a_base_without_a_chat_template_is_a_warning(tmp_path: Path) -> None:
+    def said(template: bool | None) -> bool:
+        found = look(tmp_path, {}, model=BaseModel("base", chat_template=template))
+        return any("--chat-template" in notice.text for notice in found.notices)
+
+    assert said(False)
+    assert not said(True) and not said(None)
