@@ -28,9 +28,9 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
     constraint=("torch==2.13.0")
   fi
   # Before a terminal pip shows its progress; a log gets the outcome alone.
-  shown=(); [ -t 1 ] || shown=(--quiet)
+  shown=(); [ -t 1 ] || shown=(-qq)
   "$venv/bin/python" -m pip install --disable-pip-version-check "${shown[@]}" \
-    -e ".[$build,$extras]" "${constraint[@]}" 2> >(grep -v "is ignored: it is neither a file nor a directory" >&2)
+    -e ".[$build,$extras]" "${constraint[@]}"
   "$venv/bin/python" - <<'PY'
 # The CPU build of vLLM asks for torchvision, torchaudio and torchcodec, of which no CPU build may be had: beside a CPU
 # build of torch their CUDA builds break `import transformers`. Nothing here needs them.

@@ -1,12 +1,18 @@
 """Real vLLM servers over the demo's models, as few as the tests can do with."""
 
 import os
+import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("vllm", reason="these tests drive a real vLLM server: bash launch/install.sh .venv demo,dev")
+if find_spec("vllm") is None:
+    collect_ignore_glob = ["test_*.py"]
+    warnings.warn(
+        "tests/server is left out, it drives a real vLLM: bash launch/install.sh .venv demo,dev", stacklevel=1
+    )
 
 from vllm_lora_router.demo.build import DemoModels, build
 from vllm_lora_router.demo.server import FLAGS, Server

@@ -1,0 +1,45 @@
+"""README tells the truth about the configuration."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from vllm_lora_router.config import Config, load
+from vllm_lora_router.config.foreign import NOT_BUILT
+from vllm_lora_router.config.positions import dotted
+from vllm_lora_router.config.schema import RouterSettings
+from vllm_lora_router.record.headers import NAMES
+from vllm_lora_router.releases import TESTED
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+BLOCKS = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_loads(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(BLOCKS[0])
+    assert [category.name for category in load(file).config.categories] == ["legal", "support"]
+
+
+def test_the_defaults_of_router_are_the_defaults() -> None:
+    said = yaml.safe_load(BLOCKS[1])["router"]
+    assert RouterSettings.model_validate(said) == RouterSettings()
+    assert set(said) == set(RouterSettings.model_fields)
+
+
+def test_every_key_at_the_top_is_named() -> None:
+    for name, field in Config.model_fields.items():
+        assert f"`{field.alias or name}" in README or f"`{name}[]`" in README or f"`{name}." in README, name
+
+
+def test_what_is_not_built_is_listed() -> None:
+    for pattern, _, _ in NOT_BUILT:
+        path = tuple(part for part in pattern if part is not None)
+        if path not in (("router", "text", "take"),):
+            assert dotted(path).replace("categories.", "categories[].") in README, path
+
+
+def test_every_header_and_release_is_named() -> None:
+    assert [name for name in NAMES if f"`{name}`" not in README] == []
+    assert [release for release in TESTED if release not in README] == []
