@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vllm_lora_router.bench.pairs import BenchError, measure, report
 from vllm_lora_router.demo.__main__ import START_SECONDS, arguments
-from vllm_lora_router.demo.build import build
+from vllm_lora_router.demo.build import DemoModels, build
 from vllm_lora_router.demo.server import Server, ServerFailed
 
 # No system prompts: both members of a pair must be the same request to the engine.
@@ -51,13 +51,7 @@ def main() -> int:
     args = parser.parse_args()
     console = Console()
     models = build(args.directory.resolve())
-    config = models.directory / "bench.yaml"
-    config.write_text(CONFIG)
-    server = Server(
-        [*arguments(models, config), "--disable-uvicorn-access-log"],
-        log=models.directory / "bench.log",
-        directory=models.directory,
-    )
+    server = bench_server(models)
     console.print(f"Python {platform.python_version()}, vLLM {_vllm()}, {platform.processor() or platform.machine()}")
     try:
         with server, console.status("starting the server"):
@@ -68,6 +62,17 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def bench_server(models: DemoModels) -> Server:
+    """The server that is measured, not started yet."""
+    config = models.directory / "bench.yaml"
+    config.write_text(CONFIG)
+    return Server(
+        [*arguments(models, config), "--disable-uvicorn-access-log"],
+        log=models.directory / "bench.log",
+        directory=models.directory,
+    )
 
 
 def _vllm() -> str:
