@@ -57,10 +57,9 @@ class LoraRouterMiddleware:
             await self.app(scope, wire.replay(content, receive), send)
             return
         ahead = wire.Ahead(receive)
+        planning = asyncio.ensure_future(_plan(router, shape, members))
         try:
-            planning = asyncio.ensure_future(_plan(router, shape, members))
             if not await ahead.done_or_gone(planning):
-                planning.cancel()
                 return
             plan = planning.result()
             if router.rejects_failures and plan.reason in FAILURES:
@@ -76,6 +75,7 @@ class LoraRouterMiddleware:
             }
             await self._hand_on(decision, wire.with_headers(scope, changed), wire.replay(edited, ahead.receive), send)
         finally:
+            planning.cancel()
             ahead.close()
 
     async def _hand_on(self, decision: Decision, scope: Scope, receive: Receive, send: Send) -> None:
