@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vllm_lora_router.adapters.flags import FlagError, Given, derive
-from vllm_lora_router.config import DEFAULT_FILE, ConfigError, load
+from vllm_lora_router.config import CONFIG_VARIABLE, DEFAULT_FILE, ConfigError, configured_file, load
 from vllm_lora_router.config.base import served_base
 from vllm_lora_router.config.notices import notices
 from vllm_lora_router.preflight import declared, preflight
 
 ENDPOINT_GROUP = "vllm.endpoint_plugins"
 PLUGIN = "lora_router"
-CONFIG_VARIABLE = "VLLM_LORA_ROUTER_CONFIG"
 
 logger = logging.getLogger("vllm_lora_router.serve")
 
@@ -52,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _config_file(given: str | None) -> Path:
-    named = given or os.environ.get(CONFIG_VARIABLE)
-    if named is None and not DEFAULT_FILE.is_file():
+    file = Path(given) if given else configured_file()
+    if file == DEFAULT_FILE and not file.is_file():
         _refuse([f"no configuration: pass --router-config config.yaml, or put it at {DEFAULT_FILE}"])
-    return Path(named or DEFAULT_FILE).expanduser().resolve()
+    return file.expanduser().resolve()
 
 
 def _check_plugin() -> None:

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_lora_router.classifiers import ClassifierError
-from vllm_lora_router.commands.options import add_base_options, default_config, load_or_report
+from vllm_lora_router.commands.options import add_base_options, load_or_report
+from vllm_lora_router.config import configured_file
 from vllm_lora_router.record.log import printable
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.values import Plan, Query, Step
@@ -23,7 +24,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     """Adds the subcommand."""
     parser = subparsers.add_parser("classify", help="show how a text would be routed, and why")
     parser.add_argument("text", help="what the user says; - reads it from standard input")
-    parser.add_argument("--config", type=Path, default=default_config(), help="default: %(default)s")
+    parser.add_argument("--config", type=Path, default=configured_file(), help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_base_options(parser)
     parser.set_defaults(run=run)

@@ -13,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 import vllm_lora_router
-from vllm_lora_router.commands.options import default_config
-from vllm_lora_router.config import ConfigError, load
+from vllm_lora_router.config import ConfigError, configured_file, load
 from vllm_lora_router.releases import TESTED
 
 State = Literal["ok", "warning", "in the way"]
@@ -31,7 +30,7 @@ class Finding(NamedTuple):
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser("doctor", help="say what is installed, what is set and what is in the way")
-    parser.add_argument("--config", type=Path, default=default_config(), help="default: %(default)s")
+    parser.add_argument("--config", type=Path, default=configured_file(), help="default: %(default)s")
     parser.set_defaults(run=run)
 
 

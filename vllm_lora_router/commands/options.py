@@ -1,14 +1,11 @@
 """Options that several subcommands share, and the configuration that they lead to."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from vllm_lora_router.config import DEFAULT_FILE, ConfigError, Loaded, load
+from vllm_lora_router.config import ConfigError, Loaded, load
 from vllm_lora_router.config.base import ServedBase, served_base
-
-CONFIG_VARIABLE = "VLLM_LORA_ROUTER_CONFIG"
 
 
 def add_base_options(parser: argparse.ArgumentParser) -> None:
@@ -20,11 +17,6 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora-modules", metavar="NAME=PATH", nargs="+", default=[], help="adapters that the command line will declare"
     )
-
-
-def default_config() -> Path:
-    """The configuration that `serve` would take."""
-    return Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
 
 
 def adapters_of(args: argparse.Namespace) -> dict[str, str]:

@@ -13,8 +13,8 @@ from rich.text import Text
 from vllm_lora_router.adapters.base_model import BaseModel
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.labels import MEANING_THRESHOLD, Mapped, map_labels, unreached
-from vllm_lora_router.commands.options import adapters_of, add_base_options, default_config, load_or_report
-from vllm_lora_router.config import Loaded
+from vllm_lora_router.commands.options import adapters_of, add_base_options, load_or_report
+from vllm_lora_router.config import Loaded, configured_file
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.notices import methods_of, notices, ways_to
 from vllm_lora_router.preflight import Preflight, preflight
@@ -26,7 +26,7 @@ from vllm_lora_router.values import Candidate
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser("validate", help="say what a configuration means, or what is wrong with it")
-    parser.add_argument("config", nargs="?", type=Path, default=default_config(), help="default: %(default)s")
+    parser.add_argument("config", nargs="?", type=Path, default=configured_file(), help="default: %(default)s")
     parser.add_argument("--files", action="store_true", help="look at adapters and models on disk too, as serve does")
     add_base_options(parser)
     parser.set_defaults(run=run)

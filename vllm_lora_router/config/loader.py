@@ -1,6 +1,7 @@
 """From a file to a checked configuration, or to everything that is wrong with it."""
 
 import copy
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from vllm_lora_router.config import foreign, references
 from vllm_lora_router.config.positions import ConfigError, Document, Path_, Problem, dotted, read
 from vllm_lora_router.config.schema import Config
 
+CONFIG_VARIABLE = "VLLM_LORA_ROUTER_CONFIG"
 DEFAULT_FILE = Path("config/config.yaml")
 
 
@@ -32,6 +34,11 @@ class Loaded:
             if (candidate := start / Path(path).expanduser()).exists():
                 return candidate.resolve()
         return None
+
+
+def configured_file() -> Path:
+    """The configuration that the environment names, or `config/config.yaml`."""
+    return Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
 
 
 def load(file: Path, *, adapters: Collection[str] = ()) -> Loaded:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vllm_lora_router.adapters.base_model import BaseModel
 from vllm_lora_router.classifiers.labels import unreached
-from vllm_lora_router.config import DEFAULT_FILE, load
+from vllm_lora_router.config import configured_file, load
 from vllm_lora_router.config.base import served_base
 from vllm_lora_router.config.notices import notices
 from vllm_lora_router.preflight import preflight
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
 
 NAME = "lora_router"
-CONFIG_VARIABLE = "VLLM_LORA_ROUTER_CONFIG"
 
 logger = logging.getLogger("vllm_lora_router.server")
 
@@ -66,7 +64,7 @@ class LoraRouterPlugin:
         if (installed := release()) not in TESTED:
             logger.warning("not tested with vLLM %s, but with %s", installed, ", ".join(TESTED))
         engine = VllmEngine(state.openai_serving_models)
-        loaded = load(config_file(), adapters=engine.adapters)
+        loaded = load(configured_file(), adapters=engine.adapters)
         base = served_base(loaded, engine.served_names)
         model = base_model(args)
         found = await asyncio.to_thread(preflight, loaded, base, model, engine.served_names, engine.adapters)
@@ -88,11 +86,6 @@ class LoraRouterPlugin:
             logger.warning("no label of the domain model leads to category %r", category)
         self.serving.start(router, engine)
         logger.info("routing %s by %s", "model=" + "/".join(sorted(router.auto_names)), loaded.file)
-
-
-def config_file() -> Path:
-    """The configuration that the environment names, or `config/config.yaml`."""
-    return Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
 
 
 def base_model(args: Namespace) -> BaseModel:
