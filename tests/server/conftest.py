@@ -14,6 +14,7 @@ if find_spec("vllm") is None:
         "tests/server is left out, it drives a real vLLM: bash launch/install.sh .venv demo,dev", stacklevel=1
     )
 
+from vllm_lora_router.demo.ask import greet
 from vllm_lora_router.demo.build import DemoModels, build
 from vllm_lora_router.demo.server import FLAGS, Server
 
@@ -48,6 +49,7 @@ def server(models: DemoModels, tmp_path_factory: pytest.TempPathFactory) -> Iter
     )
     with server:
         server.wait(START_SECONDS)
+        greet(server.url, api_key=API_KEY)
         yield server
 
 
@@ -69,4 +71,5 @@ def plugin_server(models: DemoModels, tmp_path_factory: pytest.TempPathFactory) 
     )
     with server:
         server.wait(START_SECONDS)
+        greet(server.url)
         yield server

@@ -10,10 +10,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from vllm_lora_router.demo.ask import QUESTIONS, Answer, ask
+from vllm_lora_router.demo.ask import QUESTIONS, Answer, ask, greet
 from vllm_lora_router.demo.build import DemoModels, build
 from vllm_lora_router.demo.server import FLAGS, Server, ServerFailed
 
+SERVED_NAME = "demo-base"
 START_SECONDS = 420  # a server takes 1 to 2 minutes on two cores
 
 
@@ -37,6 +38,7 @@ def main() -> int:
     try:
         with server:
             _wait(console, server)
+            greet(server.url)
             answers = [ask(server.url, question) for question in QUESTIONS]
             console.print(_table(answers))
             wrong = [answer for answer in answers if not answer.right]
@@ -58,7 +60,7 @@ def main() -> int:
 def arguments(models: DemoModels, config: Path) -> list[str]:
     """The guide's command line over the demo's models."""
     modules = [f"{name}={folder}" for name, folder in models.adapters.items()]
-    named = ["--served-model-name", "demo-base", "--router-config", str(config), "--lora-modules", *modules]
+    named = ["--served-model-name", SERVED_NAME, "--router-config", str(config), "--lora-modules", *modules]
     return [str(models.base), *named, *FLAGS]
 
 

@@ -50,6 +50,14 @@ class Answer:
         return self.text in VOICES and self.voice == self.question.adapter
 
 
+def greet(url: str, *, api_key: str = "none") -> None:
+    """Sends a first request, which a server that is just up may answer late: on two cores it is still busy with itself."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{url}/v1", api_key=api_key)
+    client.chat.completions.create(model="MoM", messages=[{"role": "user", "content": "Hello"}], max_tokens=8)
+
+
 def ask(url: str, question: Question, *, model: str = "MoM") -> Answer:
     """Asks a server at `url` with an ordinary client; nothing in the request names an adapter."""
     from openai import OpenAI
