@@ -51,11 +51,12 @@ class Answer:
 
 
 def greet(url: str, *, api_key: str = "none") -> None:
-    """Sends a first request, which a server that is just up may answer late: on two cores it is still busy with itself."""
+    """Sends the first requests: a server that is just up is still busy with itself, and on two cores that is felt."""
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key=api_key)
-    client.chat.completions.create(model="MoM", messages=[{"role": "user", "content": "Hello"}], max_tokens=8)
+    for _ in range(5):
+        client.chat.completions.create(model="MoM", messages=[{"role": "user", "content": "Hello"}], max_tokens=8)
 
 
 def ask(url: str, question: Question, *, model: str = "MoM") -> Answer:
