@@ -80,10 +80,7 @@ def _scored(loaded: Loaded, scorer: "Scorer") -> Classifier:
 
     classifier = ScoredClassifier(scorer, Worker(scorer.method, prepare=one_core))
     deadline_ms = loaded.config.router.deadline_ms
-    # A first forward of each length prepares kernels for it; without this the first requests would miss the deadline.
-    for words in (1, 2, 4, 8, 12, 16, 24, 32, 64, 256):
-        _timed(classifier, " ".join(["word"] * words))
-    took_ms = min(_timed(classifier, WARM_UP) for _ in range(5))
+    took_ms = min(_timed(classifier) for _ in range(3))
     logger.info("%s classifier ready: one short question takes %.1f ms", scorer.method, took_ms)
     if took_ms > deadline_ms:
         logger.warning(
@@ -96,9 +93,9 @@ def _scored(loaded: Loaded, scorer: "Scorer") -> Classifier:
     return classifier
 
 
-def _timed(classifier: "ScoredClassifier", text: str) -> float:
+def _timed(classifier: "ScoredClassifier") -> float:
     began = time.perf_counter()
-    classifier.worker.run_blocking(lambda: classifier.decide(text))
+    classifier.worker.run_blocking(lambda: classifier.decide(WARM_UP))
     return (time.perf_counter() - began) * 1000
 
 

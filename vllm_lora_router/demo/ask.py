@@ -51,7 +51,7 @@ class Answer:
 
 
 def greet(url: str, *, api_key: str = "none") -> None:
-    """Sends the first requests: a server that is just up is still busy with itself, and on two cores that is felt."""
+    """Sends a server's first requests: the very first was often routed slower than the rest; why is not known yet."""
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key=api_key)
