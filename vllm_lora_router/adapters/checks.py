@@ -19,6 +19,7 @@ class Adapter:
     folder: Path
     rank: int  # what `--max-lora-rank` must allow
     size_bytes: int  # of its weights file
+    elements: int  # numbers in its LoRA tensors
     target_modules: tuple[str, ...]  # the kinds of modules it changes: "experts", "k_proj", "q_proj"
     warnings: tuple[str, ...]  # what could not be checked
 
@@ -65,6 +66,7 @@ def check(name: str, folder: Path, base: BaseModel) -> Adapter:
         folder=folder,
         rank=settings.rank,
         size_bytes=weights.size_bytes,
+        elements=weights.elements,
         target_modules=tuple(sorted({_kind(module.name) for module in weights.modules})),
         warnings=warnings,
     )

@@ -1,6 +1,7 @@
 """adapter_model.safetensors: which modules an adapter changes, by the header alone."""
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from vllm_lora_router.adapters.headers import HeaderError, Tensor, read_header
@@ -46,6 +47,11 @@ class Weights:
     modules: tuple[LoraModule, ...]
     unknown: tuple[str, ...]  # tensors whose names vLLM cannot read
     size_bytes: int
+
+    @property
+    def elements(self) -> int:
+        """The numbers in all LoRA tensors together, without copies of the base's own weights."""
+        return sum(prod(shape) for module in self.modules for shape in (module.a, module.b) if shape is not None)
 
 
 def read_weights(folder: Path) -> tuple[Weights | None, list[str]]:
