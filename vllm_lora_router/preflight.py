@@ -8,10 +8,14 @@ from pathlib import Path
 from vllm_lora_router.adapters.base_model import BaseModel
 from vllm_lora_router.adapters.checks import Adapter, AdapterError, check
 from vllm_lora_router.adapters.names import refuse_reason
+from vllm_lora_router.adapters.ranks import rank_limit
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.config.notices import Notice
+from vllm_lora_router.config.positions import ConfigError
+from vllm_lora_router.pool.catalogue import Catalogue
+from vllm_lora_router.pool.opening import Limits
 from vllm_lora_router.values import Method
 
 
@@ -30,6 +34,9 @@ def preflight(
     model: BaseModel,
     served_names: Sequence[str],
     command_line: Mapping[str, str],
+    limits: Limits | None = None,
+    *,
+    is_up: bool = False,
 ) -> Preflight:
     """Checks every declared adapter against the base model, and the classifiers' files.
 
@@ -37,6 +44,7 @@ def preflight(
         model: the base model on disk, as far as it is there.
         served_names: the names that clients may give the base.
         command_line: the adapters that `--lora-modules` declares, name -> path.
+        limits: what the engine was started with, None for one without LoRA; counts when it `is_up`.
     """
     problems: list[str] = []
     notices: list[Notice] = []
@@ -57,7 +65,9 @@ def preflight(
             problems.append(str(error))
         else:
             adapters.append(adapter)
+            problems += _beyond(adapter, limits) if is_up else []
             notices += [Notice(logging.WARNING, warning) for warning in adapter.warnings]
+    problems += _source_problems(loaded, without_lora=is_up and limits is None)
     problems += _classifier_problems(loaded)
     if model.chat_template is False:
         notices.append(
@@ -68,6 +78,30 @@ def preflight(
             )
         )
     return Preflight(tuple(adapters), tuple(notices), tuple(problems))
+
+
+def _beyond(adapter: Adapter, limits: Limits | None) -> list[str]:
+    if limits is None:
+        return [
+            f"adapter {adapter.name!r} cannot be served: the server was started without LoRA; add --enable-lora, or "
+            "start with python -m vllm_lora_router.serve, which does that"
+        ]
+    if adapter.rank > limits.max_lora_rank:
+        return [
+            f"adapter {adapter.name!r} in {adapter.folder} has rank {adapter.rank}, and the server was started with "
+            f"--max-lora-rank {limits.max_lora_rank}; start it with {rank_limit([adapter.rank])}"
+        ]
+    return []
+
+
+def _source_problems(loaded: Loaded, *, without_lora: bool) -> list[str]:
+    try:
+        sources = Catalogue.of(loaded, {}).sources
+    except ConfigError as error:
+        return [str(problem) for problem in error.problems]
+    if sources and without_lora:
+        return ["router.adapters.sources: the server was started without LoRA; add --enable-lora"]
+    return []
 
 
 def declared(loaded: Loaded, base: ServedBase, command_line: Mapping[str, str]) -> dict[str, Path | None]:

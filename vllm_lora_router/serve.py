@@ -1,21 +1,21 @@
 """`python -m vllm_lora_router.serve`: `vllm serve` with routing in it."""
 
 import argparse
-import dataclasses
-import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import distributions, entry_points
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from vllm_lora_router.adapters.flags import FlagError, Given, derive
+from vllm_lora_router.adapters.flags import Derived, FlagError, Given, derive
 from vllm_lora_router.config import CONFIG_VARIABLE, DEFAULT_FILE, ConfigError, configured_file, load
 from vllm_lora_router.config.base import served_base
+from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.config.notices import notices
-from vllm_lora_router.preflight import declared, preflight
+from vllm_lora_router.pool.catalogue import Catalogue
+from vllm_lora_router.preflight import preflight
 
 ENDPOINT_GROUP = "vllm.endpoint_plugins"
 PLUGIN = "lora_router"
@@ -88,8 +88,7 @@ def _serve(argv: list[str]) -> None:
     from vllm_lora_router.server.plugin import base_model, log_like_vllm
 
     log_like_vllm()
-    modules = {module.name: module for module in args.lora_modules or ()}
-    paths = {name: module.path for name, module in modules.items()}
+    paths = {module.name: module.path for module in args.lora_modules or ()}
     served_names = args.served_model_name or [base_model(args).name]
     try:
         loaded = load(Path(os.environ[CONFIG_VARIABLE]), adapters=paths)
@@ -98,26 +97,26 @@ def _serve(argv: list[str]) -> None:
         _refuse([str(problem) for problem in error.problems])
     found = preflight(loaded, base, base_model(args), served_names, paths)
     problems = list(found.problems)
-    flags: list[str] = []
+    derived = Derived()
     try:
-        flags = derive(found.adapters, Given(**given))
+        derived = derive(found.adapters, Given(**given), vllm.room(args, base_model(args)), _expected(loaded))
     except FlagError as error:
         problems += str(error).splitlines()
     if problems:
         _refuse(problems)
     for notice in (*notices(loaded, base), *found.notices):
         logger.log(notice.level, "%s", notice.text)
-    folders = declared(loaded, base, paths)
-    if folders:
-        flags += ["--lora-modules", *(_module(name, folder, modules.get(name)) for name, folder in folders.items())]
-        logger.info("set for the adapters: %s", " ".join(flags))
-        vllm.add(args, flags)
+    for line in derived.explained:
+        logger.info("%s", line)
+    if derived.flags:
+        vllm.add(args, derived.flags)
     vllm.run(args)
 
 
-def _module(name: str, folder: Path | None, given: Any) -> str:
-    fields = dataclasses.asdict(given) if given is not None else {}
-    return json.dumps({key: value for key, value in {**fields, "name": name, "path": str(folder)}.items() if value})
+def _expected(loaded: Loaded) -> int | None:
+    """How many adapters lie in the sources now; None where none can come at run time."""
+    sources = Catalogue.of(loaded, {}).sources if loaded.config.router.adapters.sources else ()
+    return sum(len(source.names()) for source in sources) if sources else None
 
 
 def _refuse(problems: Sequence[str]) -> NoReturn:

@@ -108,6 +108,10 @@ class Decision:
     reason: Reason
     written: Written
     overhead_ms: float  # from the complete body to handing it on
+    version: str | None = (
+        None  # what the engine calls the adapter's version, and the answer's `model` is; None: the base
+    )
+    refused: tuple[tuple[str, str], ...] = ()  # the adapters that stood before it and could not serve, and why
 
 
 @dataclass(frozen=True, slots=True)

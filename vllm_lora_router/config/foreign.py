@@ -42,11 +42,8 @@ NOT_BUILT: tuple[tuple[tuple[str | None, ...], str, tuple[object, ...]], ...] = 
     (("router", "text", "take"), "text other than the last user message", ("last",)),
     (("router", "affinity"), "conversation affinity", ({"enabled": False},)),
     (("router", "ab"), "A/B tests", ()),
-    (("router", "tenant"), "tenants", ()),
     (("router", "tenant_cache"), "a prefix cache per tenant", ("shared",)),
-    (("router", "adapters"), "adapters that come, go and change while the server runs", ()),
     (("router", "audit"), "the audit record", ({"path": None},)),
-    (("router", "admin_key_env"), "admin routes", (None,)),
 )
 
 

@@ -41,13 +41,15 @@ def configured_file() -> Path:
     return Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
 
 
-def load(file: Path, *, adapters: Collection[str] = ()) -> Loaded:
+def load(file: Path, *, adapters: Collection[str] = (), content: bytes | None = None) -> Loaded:
     """The configuration in `file`; `adapters` names those that the command line declares.
+
+    `content` is taken for the file's own, where it was read before.
 
     Raises:
         ConfigError: with every problem found, each with its file, line and column.
     """
-    document = read(file)
+    document = read(file, content)
     data = copy.deepcopy(document.data)
     problems: list[Problem] = []
 

@@ -87,14 +87,14 @@ def find(data: Any, *pattern: str | None) -> Iterator[tuple[Path_, Any]]:
             yield (key, *path), found
 
 
-def read(file: Path) -> Document:
-    """The document in `file`.
+def read(file: Path, content: bytes | None = None) -> Document:
+    """The document in `file`; `content` is taken for the file's own, where it was read before.
 
     Raises:
         ConfigError: it is missing, unreadable, empty, not YAML, or names one key twice.
     """
     try:
-        content = file.read_bytes()
+        content = file.read_bytes() if content is None else content
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError([Problem(file, 1, 1, (), "no such file")]) from None

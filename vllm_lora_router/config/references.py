@@ -27,6 +27,8 @@ def check(document: Document, command_line: Collection[str]) -> Iterator[Problem
     categories = _names(value for _, value in find(data, "categories", None, "name"))
     adapters = _names(value for _, value in find(data, "model_config", None, "loras", None, "name"))
     known_adapters = dict.fromkeys([*adapters, *command_line])
+    # A source may have any adapter, now or later.
+    come_later = any(value for _, value in find(data, "router", "adapters", "sources"))
 
     yield from _once(document, find(data, "categories", None, "name"), "category")
     yield from _once(document, find(data, "model_config", None, "loras", None, "name"), "adapter")
@@ -39,10 +41,10 @@ def check(document: Document, command_line: Collection[str]) -> Iterator[Problem
     ):
         yield from _known(document, pattern, categories, "is not a category of this file")
     yield from _known(document, ("categories", None, "model_scores", None, "model"), bases, "is not under model_config")
-    yield from _lora_names(document, data, command_line)
-    yield from _known(
-        document, ("default_model",), [*bases, *known_adapters], "is neither a base under model_config nor an adapter"
-    )
+    if not come_later:
+        yield from _lora_names(document, data, command_line)
+        wrong = "is neither a base under model_config nor an adapter"
+        yield from _known(document, ("default_model",), [*bases, *known_adapters], wrong)
     for path, name in find(data, "auto_model_name"):
         if name in bases or name in known_adapters:
             yield document.problem(path, f"{name!r} is also the name of a model; a client could not ask for that one")

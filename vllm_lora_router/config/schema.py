@@ -9,6 +9,7 @@ from vllm_lora_router.values import Method
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Threshold = Annotated[float, Field(ge=0, le=1)]
+Header = Annotated[str, StringConstraints(pattern=r"^header:[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 # What vLLM takes as `reasoning_effort` of a chat completion.
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -130,6 +131,34 @@ class Text(Block):
         return patterns
 
 
+class AdapterSource(Block):
+    """An entry of `router.adapters.sources` that says more than a path."""
+
+    path: Name  # a folder of adapters, or a template with {name} and {tenant}
+    immutable: bool = False  # what lies there never changes: the engine reads it in place, and nobody watches it
+
+
+class Adapters(Block):
+    """`router.adapters`: adapters that come, go and change while the server runs."""
+
+    sources: list[AdapterSource] = []
+    snapshot: Literal["auto", "off"] = "auto"  # off: the engine reads every adapter where it lies
+    client_may_name: Literal["all", "own", "none"] = "all"
+    max_loads_per_s: float = Field(default=4, ge=0)  # 0: no limit
+    max_wait_ms: float = Field(default=2000, gt=0)
+    max_disk_gb: float | None = Field(default=None, gt=0)  # unset: half of what is free when the server starts
+    run_dir: str | None = None  # unset: a folder of its own under the system's temporary folder
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _paths_alone(cls, sources: object) -> object:
+        return (
+            [{"path": one} if isinstance(one, str) else one for one in sources]
+            if isinstance(sources, list)
+            else sources
+        )
+
+
 class RouterSettings(Block):
     """`router`: everything that is ours."""
 
@@ -139,6 +168,13 @@ class RouterSettings(Block):
     route_base_model: bool = False
     text: Text = Text()
     log: Literal["decisions", "off"] = "decisions"
+    tenant: Annotated[str, StringConstraints(pattern=r"^header:[!#$%&'*+.^_`|~0-9A-Za-z-]+$")] | None = (
+        "header:x-tenant"
+    )
+    adapters: Adapters = Adapters()
+    admin_key_env: Name | None = (
+        None  # the environment variable with the key of the admin routes; unset: they answer 403
+    )
 
     @field_validator("methods")
     @classmethod

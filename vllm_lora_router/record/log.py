@@ -23,6 +23,7 @@ def line(decision: Decision) -> str:
         parts.append(f"{plan.confidence:.2f}")
     if plan.steps and (evidence := _evidence(plan.steps[-1])):
         parts.append(f"({evidence})")
+    parts += [f"[not {adapter}: {reason}]" for adapter, reason in decision.refused]
     parts.append(f"{decision.overhead_ms:.1f} ms {decision.id}")
     return printable(" ".join(parts))
 

@@ -40,6 +40,11 @@ def model_of(content: bytes) -> str | None:
         return None
 
 
+def runs_on(content: bytes) -> bool:
+    """Whether the request goes on after its response ended: a Responses request in the background."""
+    return b'"background"' in content and read(fields(content).get("background", b"false")) is True
+
+
 def read(raw: Any) -> Any:
     """The value of raw JSON."""
     try:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from vllm_lora_router.classifiers.build import Classifiers, build
@@ -24,6 +24,8 @@ class Router:
         self.auto_names = config.auto_names
         self.rejects_failures = config.router.on_error == "reject"
         self.logs_decisions = config.router.log == "decisions"
+        self.max_wait_s = config.router.adapters.max_wait_ms / 1000
+        self.tenant_header = _header(config.router.tenant)
         self._routes_base = config.router.route_base_model
         self._cascade = classifiers.cascade
         self._candidates = Candidates(config, base)
@@ -56,15 +58,10 @@ class Router:
         """The plan for a request that could not be classified at all."""
         return Plan((), reason, None, None, None, self._candidates.default, self.version)
 
-    def choose(self, plan: Plan, can_serve: Callable[[str], bool]) -> tuple[Candidate, Reason]:
-        """The first candidate that can be served, and why it is that one; the last is taken unasked."""
-        for candidate in plan.candidates[:-1]:
-            if candidate.adapter is None or can_serve(candidate.adapter):
-                return candidate, plan.reason if candidate is plan.candidates[0] else "not_loadable"
-        last = plan.candidates[-1]
-        if last.adapter is not None and not can_serve(last.adapter):
-            last = Candidate(self.base.served_name, None, why="the base: default_model cannot be served")
-        return last, plan.reason if last is plan.candidates[0] else "not_loadable"
+    @property
+    def base_alone(self) -> Candidate:
+        """What serves when not even `default_model` can: the base itself always does."""
+        return Candidate(self.base.served_name, None, why="the base: default_model cannot be served")
 
     async def _plan(self, query: Query) -> Plan:
         for pattern in self._drop:
@@ -76,6 +73,11 @@ class Router:
             return Plan(steps, "routed", found.category, found.score, last.method, candidates, self.version)
         category = self._fallback_category
         return Plan(steps, _why_not(steps), category, None, None, self._candidates.of(category), self.version)
+
+
+def _header(place: str | None) -> bytes | None:
+    """The name of a request header, as ASGI has it, that `header:x-tenant` means."""
+    return None if place is None else place.removeprefix("header:").lower().encode()
 
 
 def _why_not(steps: Sequence[Step]) -> Reason:

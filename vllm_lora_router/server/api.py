@@ -15,10 +15,12 @@ from vllm_lora_router.config.notices import methods_of
 from vllm_lora_router.requests import body
 from vllm_lora_router.requests.shapes import shape_of
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.server.serving import Engine, Serving
+from vllm_lora_router.server import wire
+from vllm_lora_router.server.leasing import foresee
+from vllm_lora_router.server.serving import Serving
 from vllm_lora_router.values import Query
 
-Endpoint = Callable[[Router, Engine, Request], Awaitable[Response]]
+Endpoint = Callable[[Router, Serving, Request], Awaitable[Response]]
 
 
 def routes(serving: Serving) -> list[Route]:
@@ -26,40 +28,41 @@ def routes(serving: Serving) -> list[Route]:
 
     def route(path: str, method: str, endpoint: Endpoint) -> Route:
         async def answer(request: Request) -> Response:
-            if serving.router is None or serving.engine is None:
+            if serving.router is None:
                 return _error(503, "the router is not up yet; ask again when /health answers")
-            return await endpoint(serving.router, serving.engine, request)
+            return await endpoint(serving.router, serving, request)
 
         return Route(path, answer, methods=[method])
 
-    async def health(router: Router, engine: Engine, request: Request) -> Response:
-        tally = serving.tally
-        return JSONResponse(
-            {
-                "status": "ok",
-                "version": vllm_lora_router.__version__,
-                "process": os.getpid(),
-                "config": {"file": router.loaded.file.name, "version": router.version},
-                "methods": [classifier.method for classifier in router.classifiers.cascade.classifiers],
-                "decisions": dict(tally.reasons),
-                "under_way": tally.under_way,
-                "aborted": tally.aborted,
-                "failed": tally.failed,
-            }
-        )
-
     return [
         route("/v1/router/classify", "POST", _classify),
-        route("/v1/router/health", "GET", health),
+        route("/v1/router/health", "GET", _health),
         route("/v1/router/config", "GET", _config),
     ]
 
 
-async def _config(router: Router, engine: Engine, request: Request) -> Response:
+async def _health(router: Router, serving: Serving, request: Request) -> Response:
+    tally = serving.tally
+    return JSONResponse(
+        {
+            "status": "ok",
+            "version": vllm_lora_router.__version__,
+            "process": os.getpid(),
+            "config": {"file": router.loaded.file.name, "version": router.version},
+            "methods": [classifier.method for classifier in router.classifiers.cascade.classifiers],
+            "decisions": dict(tally.reasons),
+            "under_way": tally.under_way,
+            "aborted": tally.aborted,
+            "failed": tally.failed,
+        }
+    )
+
+
+async def _config(router: Router, serving: Serving, request: Request) -> Response:
     return JSONResponse(
         {
             "version": router.version,
-            "base": {"alias": router.base.alias, "served_names": list(engine.served_names)},
+            "base": {"alias": router.base.alias, "served_names": list(serving.served_names)},
             "methods": methods_of(router.loaded.config),
             "labels": msgspec.to_builtins(router.classifiers.labels),
             "config": masked(router.loaded.config),
@@ -67,7 +70,7 @@ async def _config(router: Router, engine: Engine, request: Request) -> Response:
     )
 
 
-async def _classify(router: Router, engine: Engine, request: Request) -> Response:
+async def _classify(router: Router, serving: Serving, request: Request) -> Response:
     """The plan for `{"text": ...}` or for a whole request body; nothing is generated, loaded or counted."""
     try:
         members = body.fields(await request.body())
@@ -85,7 +88,8 @@ async def _classify(router: Router, engine: Engine, request: Request) -> Respons
     if queries is None:
         return _error(400, 'the body needs "text" (a string), or the "messages" or "prompt" of a request')
     plan = await router.plan(queries)
-    candidate, reason = router.choose(plan, engine.can_serve)
+    tenant = wire.text_header(request.scope, router.tenant_header)
+    candidate, reason = await foresee(router, plan, serving.adapters, tenant)
     answer = {**msgspec.to_builtins(plan), "model": candidate.model, "reason": reason}
     return Response(json.dumps(answer, ensure_ascii=False), media_type="application/json")
 

@@ -1,27 +1,86 @@
 """vLLM's engine and its registry of adapters, as routing sees them, and its `serve` command."""
 
+import math
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
+from vllm_lora_router.adapters.base_model import BaseModel
+from vllm_lora_router.adapters.flags import Room
+from vllm_lora_router.adapters.memory import slot_bytes
+from vllm_lora_router.pool.ledger import FIRST_ID, Version
+from vllm_lora_router.pool.loading import LoadError
+from vllm_lora_router.pool.opening import Limits
+
 if TYPE_CHECKING:
+    from vllm.engine.protocol import EngineClient
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.lora.request import LoRARequest
 
 
 class VllmEngine:
-    """The registry where vLLM looks up the `model` of a request."""
+    """vLLM's engine, and the registry where its API server looks up the `model` of a request."""
 
-    def __init__(self, models: "OpenAIServingModels") -> None:
+    def __init__(self, client: "EngineClient", models: "OpenAIServingModels") -> None:
+        self._client = client
         self._models = models
         self.served_names: Sequence[str] = [path.name for path in models.base_model_paths]
 
     @property
-    def adapters(self) -> Mapping[str, str]:
-        """The adapters that the server has now, name -> folder."""
-        return {name: request.lora_path for name, request in self._models.lora_requests.items()}
+    def limits(self) -> Limits | None:
+        """What the engine was started with; None without --enable-lora."""
+        lora = self._client.vllm_config.lora_config
+        if lora is None:
+            return None
+        return Limits(lora.max_loras, lora.max_cpu_loras or lora.max_loras, lora.max_lora_rank)
 
-    def can_serve(self, adapter: str) -> bool:
-        return adapter in self._models.lora_requests
+    @property
+    def is_on_one_node(self) -> bool:
+        """Whether every engine reads the disks that this process reads."""
+        parallel = self._client.vllm_config.parallel_config
+        several = parallel.data_parallel_size > parallel.data_parallel_size_local or getattr(parallel, "nnodes", 1) > 1
+        return not several and parallel.distributed_executor_backend != "ray"
+
+    async def load(self, version: Version) -> None:
+        try:
+            await self._client.add_lora(_request(version))
+        except Exception as error:
+            # A half of it may be left, which the next attempt would take for the whole.
+            with suppress(Exception):
+                await self.unload(version.id)
+            raise LoadError(f"vLLM cannot load it: {error}") from error
+
+    async def unload(self, identifier: int) -> None:
+        await self._client.remove_lora(identifier)  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def loaded(self) -> Collection[int]:
+        return await self._client.list_loras()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def register(self, key: str, version: Version) -> None:
+        self._models.lora_requests[key] = _request(version)
+
+    def unregister(self, key: str) -> None:
+        self._models.lora_requests.pop(key, None)
+
+    async def drop_others(self) -> None:
+        """Takes out what vLLM loaded from the command line itself: it is served by versions of ours."""
+        for key, request in list(self._models.lora_requests.items()):
+            if request.lora_int_id < FIRST_ID:
+                del self._models.lora_requests[key]
+                await self.unload(request.lora_int_id)
+
+
+def _request(version: Version) -> "LoRARequest":
+    from vllm.lora.request import LoRARequest
+
+    content = version.content
+    request = LoRARequest(version.engine_name, version.id, content.folder)
+    if content.is_3d:
+        request.is_3d_lora_weight = True
+    return request
 
 
 class VllmCommand:
@@ -55,6 +114,22 @@ class VllmCommand:
             if f"--{name.replace('_', '-')}" in flags:
                 setattr(args, name, getattr(added, name))
 
+    def room(self, args: Namespace, base: BaseModel) -> Room:
+        """The memory there is for adapters, before the engine takes its share."""
+        from vllm.platforms import current_platform
+
+        memory = psutil.virtual_memory()
+        device_bytes = memory.total
+        if current_platform.is_cuda_alike():
+            try:
+                device_bytes = current_platform.get_device_total_memory()
+            except Exception:
+                device_bytes = None  # the driver does not say; slots are then counted by adapters alone
+        workers = args.tensor_parallel_size * args.pipeline_parallel_size * (args.data_parallel_size_local or 1)
+        return Room(
+            device_bytes, min(memory.available, _left_of_container()), slot_bytes(base, rank=1), workers=workers
+        )
+
     def without_plugins(self, args: Namespace) -> str | None:
         """Why these arguments would start a server that loads no endpoint plugin, or None."""
         if getattr(args, "grpc", False):
@@ -77,6 +152,14 @@ def release() -> str:
     import vllm
 
     return vllm.__version__.partition("+")[0]
+
+
+def _left_of_container() -> float:
+    """Bytes of memory that the container leaves; the machine's own figures know nothing of it."""
+    from vllm.utils.cpu_resource_utils import get_cgroup_memory_limit, get_cgroup_memory_usage
+
+    limit, usage = get_cgroup_memory_limit(), get_cgroup_memory_usage()
+    return math.inf if limit is None else max(limit - (usage or 0), 0)
 
 
 def _prepare_environment() -> None:

@@ -1,72 +1,117 @@
-"""The middleware that walks a request's way once: bytes, queries, plan, decision, edit, and on to vLLM."""
+"""The middleware that walks a request's way once: bytes, queries, plan, lease, edit, and on to vLLM."""
 
 import asyncio
 import logging
 import time
 import uuid
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vllm_lora_router.pool.pool import NotLeased
 from vllm_lora_router.record import headers as response_headers
 from vllm_lora_router.record.log import log
 from vllm_lora_router.requests import body
+from vllm_lora_router.requests.paths import BY_HEADER, is_guarded, only_renders
 from vllm_lora_router.requests.shapes import SHAPES, Shape
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import wire
-from vllm_lora_router.server.model_list import with_auto_name
-from vllm_lora_router.server.serving import Engine, Serving
+from vllm_lora_router.server.leasing import Taken, enter, take
+from vllm_lora_router.server.model_list import with_names
+from vllm_lora_router.server.serving import Adapters, Lease, Serving
 from vllm_lora_router.values import FAILURES, Decision, Edit, Outcome, Plan, Written
 
 logger = logging.getLogger("vllm_lora_router.server")
+
+T = TypeVar("T")
 
 # vLLM's CORS exposes no headers: without this a page in a browser could not read ours.
 _EXPOSED = (b"access-control-expose-headers", ", ".join(response_headers.NAMES).encode())
 
 
 class LoraRouterMiddleware:
-    """Routes requests whose `model` is an auto name; every other reaches the application byte for byte."""
+    """Routes requests whose `model` is an auto name; a request that names an adapter gets a lease on it.
+
+    Every other reaches the application byte for byte.
+    """
 
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self.app = app
         self.serving = serving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        router, engine = self.serving.router, self.serving.engine
-        if scope["type"] != "http" or router is None or engine is None:
+        router = self.serving.router
+        if scope["type"] != "http" or router is None:
             await self.app(scope, receive, send)
             return
         path, method = wire.path_of(scope), scope["method"]
-        if path == "/v1/models" and method == "GET":
-            await self.app(scope, receive, with_auto_name(router.loaded.config.auto_model_name, send))
-            return
-        shape = SHAPES.get(path) if method == "POST" else None
-        if shape is None or not wire.is_json(scope):
+        if method == "POST" and not path.startswith("/v1/router/"):
+            await self._post(router, path, scope, receive, send)
+        elif method == "GET" and path == "/v1/models":
+            await self._list_models(router, scope, receive, send)
+        else:
             await self.app(scope, receive, send)
+
+    async def _list_models(self, router: Router, scope: Scope, receive: Receive, send: Send) -> None:
+        adapters, tenant = self.serving.adapters, wire.text_header(scope, router.tenant_header)
+        names = await adapters.names(tenant) if adapters is not None else ()
+        hidden = adapters.owns if adapters is not None else lambda name: False
+        await self.app(scope, receive, with_names([router.loaded.config.auto_model_name, *names], hidden, send))
+
+    async def _post(self, router: Router, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        adapters = self.serving.adapters
+        if not wire.is_json(scope) or path in BY_HEADER:
+            if adapters is None:
+                await self.app(scope, receive, send)
+                return
+            with adapters.unread():
+                await self.app(scope, receive, send)
             return
         content = await wire.read_body(receive)
         if content is None:
             return
         began = time.perf_counter()
-        try:
-            members = body.fields(content) if router.takes(body.model_of(content), engine.served_names) else None
-        except body.NotAnObject:
-            members = None  # vLLM says what is wrong with it
-        if members is None:
-            await self.app(scope, wire.replay(content, receive), send)
-            return
-        ahead = wire.Ahead(receive)
-        planning = asyncio.ensure_future(_plan(router, shape, members))
-        try:
-            if not await ahead.done_or_gone(planning):
+        model = body.model_of(content)
+        shape = SHAPES.get(path)
+        if shape is not None and router.takes(model, self.serving.served_names):
+            try:
+                members = body.fields(content)
+            except body.NotAnObject:
+                pass  # vLLM says what is wrong with it
+            else:
+                await self._route(router, shape, members, began, scope, receive, send)
                 return
-            plan = planning.result()
-            if router.rejects_failures and plan.reason in FAILURES:
+        elif adapters is not None and model and model not in self.serving.served_names:
+            await self._serve_named(router, adapters, path, model, content, scope, receive, send)
+            return
+        await self.app(scope, wire.replay(content, receive), send)
+
+    async def _route(
+        self,
+        router: Router,
+        shape: Shape,
+        members: dict[str, Any],
+        began: float,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        tenant = wire.text_header(scope, router.tenant_header)
+        ahead = wire.Ahead(receive)
+        lease: Lease | None = None
+        try:
+            found = await _unless_gone(ahead, _plan_and_take(router, shape, members, self.serving.adapters, tenant))
+            if found is None:
+                return
+            plan, taken = found
+            if taken is None:
                 await _rejection(plan)(scope, receive, send)
                 return
+            lease = taken.lease
             request_id = (wire.header(scope, b"x-request-id") or uuid.uuid4().hex.encode()).decode("latin-1")
-            decision, edited = _decide(router, engine, shape, members, plan, request_id, began)
+            decision, edited = _decide(shape, members, plan, taken, request_id, began)
             if router.logs_decisions:
                 log(decision)
             changed = {
@@ -75,8 +120,40 @@ class LoraRouterMiddleware:
             }
             await self._hand_on(decision, wire.with_headers(scope, changed), wire.replay(edited, ahead.receive), send)
         finally:
-            planning.cancel()
             ahead.close()
+            if lease is not None:
+                lease.release()
+
+    async def _serve_named(
+        self,
+        router: Router,
+        adapters: Adapters,
+        path: str,
+        model: str,
+        content: bytes,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """A request that names its adapter itself: it waits for that one, and gets no other."""
+        tenant = wire.text_header(scope, router.tenant_header)
+        ahead = wire.Ahead(receive)
+        lease: Lease | None = None
+        try:
+            found = await _unless_gone(ahead, _lease_named(adapters, path, model, tenant))
+            if found is None:
+                return
+            lease = found[0]
+            if lease is not None and lease.model != model:
+                content = body.join_object({**body.fields(content), "model": body.dump(lease.model)})
+                scope = wire.with_headers(scope, {b"content-length": str(len(content)).encode()})
+            if lease is not None and body.runs_on(content):
+                lease.keep()
+            await self.app(scope, wire.replay(content, ahead.receive), send)
+        finally:
+            ahead.close()
+            if lease is not None:
+                lease.release()
 
     async def _hand_on(self, decision: Decision, scope: Scope, receive: Receive, send: Send) -> None:
         self.serving.tally.decided(decision)
@@ -116,29 +193,69 @@ class _Response:
         return (time.perf_counter() - self._began) * 1000
 
 
-async def _plan(router: Router, shape: Shape, members: dict[str, Any]) -> Plan:
+async def _unless_gone(ahead: wire.Ahead, work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` gives; None when the client left before that, and then nothing of it goes on."""
+    task = asyncio.ensure_future(work)
     try:
-        return await router.plan(shape.read(members))
+        return task.result() if await ahead.done_or_gone(task) else None
+    finally:
+        task.cancel()
+
+
+async def _plan_and_take(
+    router: Router, shape: Shape, members: dict[str, Any], adapters: Adapters | None, tenant: str | None
+) -> tuple[Plan, Taken | None]:
+    """The plan, and what was leased for it: nothing where the request must not be served unrouted."""
+    try:
+        plan = await router.plan(shape.read(members))
     except Exception:
         # Routing never turns a good request into an error.
         logger.exception("a request could not be planned; it takes default_model")
-        return router.fallback("error")
+        plan = router.fallback("error")
+    if router.rejects_failures and plan.reason in FAILURES:
+        return plan, None
+    return plan, await take(router, plan, adapters, tenant)
+
+
+async def _lease_named(adapters: Adapters, path: str, name: str, tenant: str | None) -> tuple[Lease | None]:
+    """A lease on what the client named; none where vLLM itself knows the name, or says that nobody does."""
+    if only_renders(path):
+        return (adapters.lease_now(name, tenant, by_client=True, loaded=False),)
+    lease = adapters.lease_now(name, tenant, by_client=True)
+    if lease is None and is_guarded(path):
+        try:
+            lease = await adapters.lease(name, tenant, by_client=True)
+        except NotLeased as reason:
+            logger.debug("adapter %r, named by a client: %s", name, reason)
+    if lease is not None:
+        await enter(lease)
+    return (lease,)
 
 
 def _decide(
-    router: Router, engine: Engine, shape: Shape, members: dict[str, Any], plan: Plan, request_id: str, began: float
+    shape: Shape, members: dict[str, Any], plan: Plan, taken: Taken, request_id: str, began: float
 ) -> tuple[Decision, bytes]:
-    candidate, reason = router.choose(plan, engine.can_serve)
-    edit = Edit(candidate.model, candidate.system_prompt, candidate.system_prompt_mode, candidate.reasoning)
+    candidate = taken.candidate
+    model = candidate.model if taken.lease is None else taken.lease.model
+    edit = Edit(model, candidate.system_prompt, candidate.system_prompt_mode, candidate.reasoning)
     edited = dict(members)
     try:
         written = shape.write(edited, edit)
     except Exception:
         logger.exception("an edit could not be written; the request gets the model alone")
-        edited, written = {**members, "model": body.dump(candidate.model)}, Written()
+        edited, written = {**members, "model": body.dump(model)}, Written()
     content = body.join_object(edited)
-    overhead_ms = (time.perf_counter() - began) * 1000
-    return Decision(shape.id_prefix + request_id, plan, candidate, reason, written, overhead_ms), content
+    decision = Decision(
+        id=shape.id_prefix + request_id,
+        plan=plan,
+        candidate=candidate,
+        reason=taken.reason,
+        written=written,
+        overhead_ms=(time.perf_counter() - began) * 1000,
+        version=None if taken.lease is None else taken.lease.version.engine_name,
+        refused=taken.refused,
+    )
+    return decision, content
 
 
 def _rejection(plan: Plan) -> JSONResponse:

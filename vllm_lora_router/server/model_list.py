@@ -1,12 +1,13 @@
-"""`GET /v1/models` with the auto name in it, so that clients that choose from the list can choose to be routed."""
+"""`GET /v1/models` as a client should see it: with the auto name, and with the adapters that it may name."""
 
 import json
+from collections.abc import Callable, Sequence
 
 from starlette.types import Message, Send
 
 
-def with_auto_name(auto_name: str, send: Send) -> Send:
-    """A `send` that holds the list back until it is complete, and adds the auto name to it."""
+def with_names(names: Sequence[str], hidden: Callable[[str], bool], send: Send) -> Send:
+    """A `send` that holds the list back until it is complete, adds `names` to it and takes out what is `hidden`."""
     start: Message | None = None
     chunks: list[bytes] = []
 
@@ -21,7 +22,7 @@ def with_auto_name(auto_name: str, send: Send) -> Send:
         chunks.append(message.get("body", b""))
         if message.get("more_body", False):
             return
-        content = added(b"".join(chunks), auto_name)
+        content = changed(b"".join(chunks), names, hidden)
         headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
         await send({**start, "headers": [*headers, (b"content-length", str(len(content)).encode())]})
         await send({"type": "http.response.body", "body": content, "more_body": False})
@@ -29,13 +30,22 @@ def with_auto_name(auto_name: str, send: Send) -> Send:
     return sending
 
 
-def added(content: bytes, auto_name: str) -> bytes:
-    """The list with a card for the auto name after the others, made like the first; a strange list stays as it is."""
+def changed(content: bytes, names: Sequence[str], hidden: Callable[[str], bool]) -> bytes:
+    """The list with a card a name after the base, made like the base's; a strange list stays as it is.
+
+    The first name is the auto name. An adapter's versions are hidden: clients see its one public name.
+    """
     try:
         models = json.loads(content)
         first = models["data"][0]
-        card = {**first, "id": auto_name, "owned_by": "vllm_lora_router", "root": first["id"], "parent": None}
-        models["data"].append(card)
+        kept = [card for card in models["data"] if not hidden(card["id"])]
+        auto, *adapters = names
+        base = first["id"]
+        models["data"] = [
+            *kept,
+            *({**first, "id": name, "root": name, "parent": base} for name in adapters),
+            {**first, "id": auto, "owned_by": "vllm_lora_router", "root": base, "parent": None},
+        ]
     except (ValueError, LookupError, TypeError):
         return content
     return json.dumps(models, ensure_ascii=False, separators=(",", ":")).encode()

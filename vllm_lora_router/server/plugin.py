@@ -1,6 +1,5 @@
 """The endpoint plugin: what vLLM's API server loads, and what it loads after the engine is up."""
 
-import asyncio
 import logging
 from argparse import Namespace
 from dataclasses import replace
@@ -8,17 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_lora_router.adapters.base_model import BaseModel
-from vllm_lora_router.classifiers.labels import unreached
-from vllm_lora_router.config import configured_file, load
-from vllm_lora_router.config.base import served_base
-from vllm_lora_router.config.notices import notices
-from vllm_lora_router.preflight import preflight
+from vllm_lora_router.config import configured_file
+from vllm_lora_router.pool.run_directory import server_name
 from vllm_lora_router.releases import TESTED
-from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.api import routes
 from vllm_lora_router.server.engine import VllmEngine, release
 from vllm_lora_router.server.middleware import LoraRouterMiddleware
 from vllm_lora_router.server.serving import Serving
+from vllm_lora_router.server.start import Start, start_serving
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -28,10 +24,6 @@ if TYPE_CHECKING:
 NAME = "lora_router"
 
 logger = logging.getLogger("vllm_lora_router.server")
-
-
-class StartError(RuntimeError):
-    """Why the server does not come up, every reason on a line of its own."""
 
 
 class LoraRouterPlugin:
@@ -55,37 +47,27 @@ class LoraRouterPlugin:
     async def init_state(self, engine_client: "EngineClient | None", state: "State", args: Namespace) -> None:
         """Called by vLLM once the engine is up and the adapters of `--lora-modules` are loaded.
 
-        Raises:
-            ConfigError: the configuration is wrong.
-            StartError: its files are, or it names adapters that the server was not started with.
-            ClassifierError: a model is missing or does not fit its settings.
+        Raises what `start_serving` raises.
         """
         log_like_vllm()
         if (installed := release()) not in TESTED:
             logger.warning("not tested with vLLM %s, but with %s", installed, ", ".join(TESTED))
-        engine = VllmEngine(state.openai_serving_models)
-        loaded = load(configured_file(), adapters=engine.adapters)
-        base = served_base(loaded, engine.served_names)
-        model = base_model(args)
-        found = await asyncio.to_thread(preflight, loaded, base, model, engine.served_names, engine.adapters)
-        problems = [*found.problems]
-        problems += [
-            f"adapter {lora.name!r} is not on this server: add it to --lora-modules, or start with python -m "
-            "vllm_lora_router.serve, which does that"
-            for lora in loaded.config.bases[base.alias].loras
-            if lora.path is not None and not engine.can_serve(lora.name)
-        ]
-        if problems:
-            raise StartError("\n".join(["the router cannot start:", *problems]))
-        for notice in (*notices(loaded, base), *found.notices):
-            logger.log(notice.level, "%s", notice.text)
-        router = await asyncio.to_thread(Router.build, loaded, base)
-        for mapped in router.classifiers.labels:
-            logger.info("label %s -> %s (%s)", mapped.label, mapped.category or "default_model", mapped.how)
-        for category in unreached(router.classifiers.labels, loaded.config) if router.classifiers.labels else ():
-            logger.warning("no label of the domain model leads to category %r", category)
-        self.serving.start(router, engine)
-        logger.info("routing %s by %s", "model=" + "/".join(sorted(router.auto_names)), loaded.file)
+        assert engine_client is not None, "required_tasks asks for an engine"
+        engine = VllmEngine(engine_client, state.openai_serving_models)
+        modules = {module.name: module for module in args.lora_modules or ()}
+        start = Start(
+            file=configured_file(),
+            engine=engine,
+            served_names=engine.served_names,
+            limits=engine.limits,
+            one_node=engine.is_on_one_node,
+            model=base_model(args),
+            command_line={name: module.path for name, module in modules.items()},
+            is_3d=frozenset(name for name, module in modules.items() if getattr(module, "is_3d_lora_weight", False)),
+            server=server_name(args.port),
+        )
+        await start_serving(start, self.serving)
+        await engine.drop_others()
 
 
 def base_model(args: Namespace) -> BaseModel:

@@ -18,6 +18,15 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return next((value for key, value in scope["headers"] if key == name), None)
 
 
+def text_header(scope: Scope, name: bytes | None) -> str | None:
+    """The value of the first header of this (lower-case) name as text; None when it is absent, empty or no UTF-8."""
+    value = header(scope, name) if name else None
+    try:
+        return value.decode().strip() or None if value else None
+    except UnicodeDecodeError:
+        return None
+
+
 def is_json(scope: Scope) -> bool:
     """Whether vLLM would read the body as JSON: it answers anything else with an error of its own."""
     media_type = (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()

@@ -19,11 +19,8 @@ NOT_BUILT_YET = [
     ("router: {affinity: {enabled: true}}", "conversation affinity"),
     ("router: {affinity: {margin: 0.15}}", "conversation affinity"),
     ("router: {ab: {salt: x}}", "A/B tests"),
-    ("router: {tenant: 'header:x-tenant'}", "tenants"),
     ("router: {tenant_cache: isolated}", "a prefix cache per tenant"),
-    ("router: {adapters: {max_loads_per_s: 4}}", "adapters that come, go and change while the server runs"),
     ("router: {audit: {path: audit.jsonl}}", "the audit record"),
-    ("router: {admin_key_env: ADMIN_KEY}", "admin routes"),
     ("classifier: {mcp_category_model: {enabled: true, tool_name: x}}", "classification by an MCP tool"),
     ("classifier: {embedding_model: {head: head.safetensors}}", "a fitted head on the encoder"),
 ]

@@ -11,7 +11,7 @@ import pytest
 from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.values import Candidate, Classification, Method, Plan, Query
+from vllm_lora_router.values import Classification, Method, Plan, Query
 
 if TYPE_CHECKING:
     from .conftest import Route
@@ -130,40 +130,3 @@ def test_route_base_model_also_takes_requests_for_the_base_or_for_nothing(router
     base = router(more="router: {route_base_model: true}\n")
     assert [base.takes(name, SERVED) for name in ("MoM", "acme/base", "chat", None)] == [True] * 4
     assert [base.takes(name, SERVED) for name in ("base", "medical-lora", "nobody")] == [False] * 3
-
-
-async def test_the_first_candidate_that_can_be_served_is_taken(router: Route) -> None:
-    routed = await plan(router(), "fever")
-    asked: list[str] = []
-    for servable, model, reason in (
-        ({"medical-lora", "legal-lora"}, "medical-lora", "routed"),
-        ({"legal-lora"}, "legal-lora", "not_loadable"),
-        (set(), "acme/base", "not_loadable"),
-    ):
-        candidate, why = router().choose(routed, lambda name, of=servable: asked.append(name) or name in of)
-        assert (candidate.model, why) == (model, reason)
-    assert set(asked) == {"medical-lora", "legal-lora"}
-
-
-async def test_the_base_among_a_categorys_entries_can_always_be_served(router: Route) -> None:
-    candidate, reason = router().choose(await plan(router(), "Python"), lambda name: False)
-    assert (candidate.model, candidate.why, reason) == ("acme/base", "category technical, score 0.5", "not_loadable")
-    assert candidate.system_prompt == "You are an engineer."
-
-
-async def test_the_default_keeps_the_reason_of_the_plan(router: Route) -> None:
-    served = router()
-    assert served.choose(await plan(served, "Hello."), lambda name: False) == (
-        Candidate("acme/base", None, why="default_model"),
-        "unsure",
-    )
-    assert served.choose(await plan(served, "law"), lambda name: False)[1] == "routed"
-
-
-async def test_a_default_adapter_that_cannot_be_served_gives_way_to_the_base(router: Route) -> None:
-    served = router(("default_model: base", "default_model: legal-lora"))
-    for text in ("Hello.", "fever"):
-        candidate, reason = served.choose(await plan(served, text), lambda name: False)
-        assert (candidate.model, candidate.adapter, reason) == ("acme/base", None, "not_loadable")
-    candidate, reason = served.choose(await plan(served, "Hello."), lambda name: True)
-    assert (candidate.model, candidate.adapter, reason) == ("legal-lora", "legal-lora", "unsure")

@@ -1,7 +1,9 @@
 """The middleware and our routes over an application that says back what reached it."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +16,13 @@ from starlette.routing import Route
 
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
+from vllm_lora_router.pool.pool import NotLeased, UnknownAdapter
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.api import routes
 from vllm_lora_router.server.middleware import LoraRouterMiddleware
 from vllm_lora_router.server.serving import Serving
+
+SERVED_NAMES = ("served-base",)
 
 CONFIG = """
 model_config:
@@ -46,14 +51,80 @@ categories:
 
 
 @dataclass
-class FakeEngine:
-    """What the server would have loaded."""
+class FakeLease:
+    """A lease on an adapter whose version is called like itself."""
 
-    served_names: tuple[str, ...] = ("served-base",)
-    adapters: set[str] = field(default_factory=lambda: {"medical-lora", "second-lora", "legal-lora", "odd-lora"})
+    adapters: "FakeAdapters"
+    name: str
+    model: str
 
-    def can_serve(self, adapter: str) -> bool:
-        return adapter in self.adapters
+    @property
+    def version(self) -> "FakeLease":
+        return self
+
+    @property
+    def engine_name(self) -> str:
+        return self.model
+
+    async def enter(self) -> None:
+        await self.adapters.slot.wait()
+
+    def release(self) -> None:
+        self.adapters.leased.remove(self.name)
+
+    def keep(self) -> None:
+        self.adapters.kept.append(self.name)
+
+
+@dataclass
+class FakeAdapters:
+    """Adapters that are in memory, and others that take a while or do not load."""
+
+    loaded: set[str] = field(default_factory=lambda: {"medical-lora", "second-lora", "legal-lora", "odd-lora"})
+    coming: dict[str, asyncio.Event] = field(default_factory=dict)  # loaded when the event is set
+    broken: dict[str, str] = field(default_factory=dict)  # and why
+    versions: dict[str, str] = field(default_factory=dict)  # the engine's name of one that is not called like itself
+    forbidden: set[str] = field(default_factory=set)  # for clients
+    leased: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    under_way: int = 0  # requests that were not looked into
+    slot: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.slot.set()
+
+    def lease_now(
+        self, name: str, tenant: str | None, *, by_client: bool = False, loaded: bool = True
+    ) -> FakeLease | None:
+        known = name in self.loaded or (not loaded and name in self.coming)
+        return self._lease(name) if known and not (by_client and name in self.forbidden) else None
+
+    async def lease(self, name: str, tenant: str | None, *, by_client: bool = False) -> FakeLease:
+        if name in self.broken:
+            raise NotLeased(self.broken[name])
+        if name not in self.coming or (by_client and name in self.forbidden):
+            raise UnknownAdapter(f"there is no adapter {name!r}")
+        await self.coming[name].wait()
+        return self._lease(name)
+
+    async def can_serve(self, name: str, tenant: str | None) -> bool:
+        return name in self.loaded
+
+    async def names(self, tenant: str | None) -> list[str]:
+        return [*sorted(self.loaded - self.forbidden), *([f"{tenant}s-own"] if tenant else [])]
+
+    def owns(self, engine_name: str) -> bool:
+        return "@" in engine_name
+
+    @contextmanager
+    def unread(self) -> Iterator[None]:
+        self.under_way += 1
+        yield
+        self.under_way -= 1
+
+    def _lease(self, name: str) -> FakeLease:
+        self.leased.append(name)
+        return FakeLease(self, name, self.versions.get(name, name))
 
 
 @dataclass
@@ -77,7 +148,7 @@ class App:
     """The application under test."""
 
     serving: Serving
-    engine: FakeEngine
+    adapters: FakeAdapters
     reached: Reached
     asgi: LoraRouterMiddleware
 
@@ -86,8 +157,8 @@ class App:
         file = folder / "config.yaml"
         file.write_text(text)
         loaded = load(file)
-        router = Router.build(loaded, served_base(loaded, self.engine.served_names))
-        self.serving.start(router, self.engine)
+        router = Router.build(loaded, served_base(loaded, SERVED_NAMES))
+        self.serving.start(router, SERVED_NAMES, self.adapters)
         return router
 
 
@@ -103,9 +174,12 @@ def app(tmp_path: Path) -> App:
         return JSONResponse({"said": "back"}, status_code=400 if b"wrong" in reached.body else 200)
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": "served-base", "owned_by": "vllm", "max_model_len": 7}]})
+        cards = [
+            {"id": name, "owned_by": "vllm", "max_model_len": 7} for name in ("served-base", "medical-lora@1a2b3c4d")
+        ]
+        return JSONResponse({"object": "list", "data": cards})
 
-    paths = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+    paths = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/tokenize", "/invocations")
     inner = Starlette(
         routes=[
             *(Route(path, echo, methods=["POST"]) for path in paths),
@@ -113,7 +187,7 @@ def app(tmp_path: Path) -> App:
             *routes(serving),
         ]
     )
-    app = App(serving, FakeEngine(), reached, LoraRouterMiddleware(inner, serving))
+    app = App(serving, FakeAdapters(), reached, LoraRouterMiddleware(inner, serving))
     app.configure(CONFIG, tmp_path)
     return app
 

@@ -3,21 +3,39 @@
 import httpx
 import pytest
 
-from vllm_lora_router.server.model_list import added
+from vllm_lora_router.server.model_list import changed
 
 from .conftest import App
 
 
-async def test_the_list_of_models_has_the_auto_name(client: httpx.AsyncClient) -> None:
+async def test_the_list_of_models_has_the_auto_name_and_every_adapter_under_its_public_name(
+    app: App, client: httpx.AsyncClient
+) -> None:
+    app.adapters.loaded = {"medical-lora", "legal-lora"}
     response = await client.get("/v1/models")
-    assert [card["id"] for card in response.json()["data"]] == ["served-base", "MoM"]
-    assert response.json()["data"][1]["max_model_len"] == 7
+    cards = response.json()["data"]
+    assert [card["id"] for card in cards] == ["served-base", "legal-lora", "medical-lora", "MoM"]
+    assert [card.get("parent") for card in cards] == [None, "served-base", "served-base", None]
+    assert {card["max_model_len"] for card in cards} == {7}
     assert response.headers["content-length"] == str(len(response.content))
+
+
+async def test_the_list_of_models_is_each_tenants_own(app: App, client: httpx.AsyncClient) -> None:
+    app.adapters.loaded.clear()
+    for headers, names in (({}, []), ({"X-Tenant": "acme"}, ["acmes-own"]), ({"X-Tenant": " "}, [])):
+        response = await client.get("/v1/models", headers=headers)
+        assert [card["id"] for card in response.json()["data"]] == ["served-base", *names, "MoM"]
+
+
+async def test_a_server_without_lora_lists_its_base_and_the_auto_name(app: App, client: httpx.AsyncClient) -> None:
+    app.serving.adapters = None
+    data = (await client.get("/v1/models")).json()["data"]
+    assert [card["id"] for card in data] == ["served-base", "medical-lora@1a2b3c4d", "MoM"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"data": []}', b'{"data": 3}', b"[1]"])
 def test_a_list_of_models_of_another_form_stays_as_it_is(content: bytes) -> None:
-    assert added(content, "MoM") == content
+    assert changed(content, ["MoM"], lambda name: False) == content
 
 
 async def test_classify_gives_the_plan_for_a_text(app: App, client: httpx.AsyncClient) -> None:

@@ -178,11 +178,11 @@ async def test_a_body_in_chunks_is_routed(app: App, client: httpx.AsyncClient) -
 
 
 async def test_an_adapter_that_is_not_there_leaves_the_next_candidate(app: App, client: httpx.AsyncClient) -> None:
-    app.engine.adapters.discard("medical-lora")
+    app.adapters.loaded.discard("medical-lora")
     response = await client.post(CHAT, json=chat("blood"))
     assert app.reached.json["model"] == "second-lora"
     assert response.headers["x-lora-router-reason"] == "not_loadable"
-    app.engine.adapters.clear()
+    app.adapters.loaded.clear()
     await client.post(CHAT, json=chat("blood"))
     assert app.reached.json["model"] == "served-base"
 
