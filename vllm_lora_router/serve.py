@@ -15,7 +15,10 @@ from vllm_lora_router.config.base import served_base
 from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.config.notices import notices
 from vllm_lora_router.pool.catalogue import Catalogue
+from vllm_lora_router.pool.opening import run_parent
+from vllm_lora_router.pool.run_directory import run_folder, server_name
 from vllm_lora_router.preflight import preflight
+from vllm_lora_router.server.hangup import note_hangups
 
 ENDPOINT_GROUP = "vllm.endpoint_plugins"
 PLUGIN = "lora_router"
@@ -110,6 +113,8 @@ def _serve(argv: list[str]) -> None:
         logger.info("%s", line)
     if derived.flags:
         vllm.add(args, derived.flags)
+    # With several API servers this process only starts them, and is the one that people send a signal to.
+    note_hangups(lambda: run_folder(server_name(args.port), run_parent(loaded)))
     vllm.run(args)
 
 

@@ -107,10 +107,13 @@ class Source:
         folder = self.root / below
         # All by the same real root: a link that leads to it, such as git-sync's, may be turned meanwhile.
         root = Path(os.path.realpath(self.root))
+        inside = [root, *([self._limit(root, name, tenant)] if self.by_tenant else [])]
         for path in (below, *(below / file for file in FILES)):
             real = Path(os.path.realpath(root / path))
-            if not real.is_relative_to(root):
-                raise NotAllowed(f"{self.root / path} leads to {real}, out of {root}; copy the adapter into the source")
+            if not all(map(real.is_relative_to, inside)):
+                raise NotAllowed(
+                    f"{self.root / path} leads to {real}, out of {inside[-1]}; copy the adapter into the source"
+                )
         found = _stat(root / below)
         if found is None or not stat.S_ISDIR(found.st_mode):
             return None
@@ -118,6 +121,14 @@ class Source:
             if (found := _stat(root / below / file)) and not stat.S_ISREG(found.st_mode):
                 raise NotAllowed(f"{folder / file} is not a regular file; put the adapter's own there")
         return folder
+
+    def limit(self, name: str, tenant: str | None) -> Path:
+        """The folder that the files of an adapter must really be in, wherever links lead."""
+        return self._limit(Path(os.path.realpath(self.root)), name, tenant) if self.by_tenant else self.root
+
+    def _limit(self, root: Path, name: str, tenant: str | None) -> Path:
+        # A tenant that writes its own folder could link to its neighbour's.
+        return Path(os.path.realpath(root / self._below(self.parts[: self.parts.index(TENANT) + 1], name, tenant)))
 
     def names(self, tenant: str | None = None) -> list[str]:
         """The adapters that can be found now, for `tenant` where every tenant has its own; sorted.

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,6 +11,7 @@ from vllm_lora_router.classifiers import Classifier, ClassifierError
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.classifiers.keyword import KeywordClassifier
 from vllm_lora_router.classifiers.labels import Mapped, map_labels
+from vllm_lora_router.classifiers.models import Models
 from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.config.notices import methods_of
 from vllm_lora_router.config.schema import EmbeddingRule, KeywordRule
@@ -33,16 +34,21 @@ class Classifiers:
 
     cascade: Cascade
     labels: Sequence[Mapped]  # what each label of the domain model stands for; empty without one
+    models: Models = field(default_factory=Models)
 
 
-def build(loaded: Loaded) -> Classifiers:
+def build(loaded: Loaded, before: Classifiers | None = None) -> Classifiers:
     """Loads what the configured methods need and runs each model once. Takes seconds: never on the event loop.
 
+    Args:
+        before: those of the configuration in force: models that did not change are shared with them.
+
     Raises:
-        ClassifierError: a model is missing or does not fit its settings.
+        ClassifierError: a model is missing, does not fit its settings, or has no room beside those in force.
     """
     config = loaded.config
-    encoder = cache(lambda: _encoder(loaded))
+    models = Models(before.models if before is not None else None)
+    encoder = cache(lambda: _encoder(loaded, models))
     mapped: Sequence[Mapped] = ()
     classifiers: list[Classifier] = []
     for method, configured in methods_of(config).items():
@@ -58,27 +64,26 @@ def build(loaded: Loaded) -> Classifiers:
             from vllm_lora_router.classifiers.domain import DomainScorer, read_labels
 
             labels = read_labels(loaded)
-            mapped = map_labels(labels, config, lambda: encoder().encode)
+            mapped = map_labels(labels, config, lambda: encoder().encode_elsewhere)
             if all(one.category is None for one in mapped):
                 raise ClassifierError(
                     f"{loaded.file}: classifier.category_model: none of its labels ({', '.join(labels[:20])}) stands "
                     "for a category; say which do with categories[].mmlu_categories"
                 )
-            classifiers.append(_scored(loaded, DomainScorer(loaded, labels, mapped)))
-    return Classifiers(Cascade(classifiers, config.router.deadline_ms), tuple(mapped))
+            classifiers.append(_scored(loaded, DomainScorer(loaded, labels, mapped, models)))
+    return Classifiers(Cascade(classifiers, config.router.deadline_ms), tuple(mapped), models)
 
 
-def _encoder(loaded: Loaded) -> "Encoder":
+def _encoder(loaded: Loaded, models: Models) -> "Encoder":
     from vllm_lora_router.classifiers.encoder import load_encoder
 
-    return load_encoder(loaded)
+    return load_encoder(loaded, models)
 
 
 def _scored(loaded: Loaded, scorer: "Scorer") -> Classifier:
     from vllm_lora_router.classifiers.scored import ScoredClassifier
-    from vllm_lora_router.classifiers.worker import Worker, one_core
 
-    classifier = ScoredClassifier(scorer, Worker(scorer.method, prepare=one_core))
+    classifier = ScoredClassifier(scorer)
     deadline_ms = loaded.config.router.deadline_ms
     took_ms = min(_timed(classifier) for _ in range(3))
     logger.info("%s classifier ready: one short question takes %.1f ms", scorer.method, took_ms)

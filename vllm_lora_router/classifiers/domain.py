@@ -11,6 +11,7 @@ import numpy as np
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.encoder import torch_device
 from vllm_lora_router.classifiers.labels import Mapped
+from vllm_lora_router.classifiers.models import Models
 from vllm_lora_router.classifiers.scored import Choice, Scores
 from vllm_lora_router.classifiers.windows import windows
 from vllm_lora_router.config.loader import Loaded
@@ -23,8 +24,8 @@ class DomainScorer:
     method: Method = "domain"
     scale: Scale = "probability"
 
-    def __init__(self, loaded: Loaded, labels: Sequence[str], mapped: Sequence[Mapped]) -> None:
-        """Loads the model.
+    def __init__(self, loaded: Loaded, labels: Sequence[str], mapped: Sequence[Mapped], models: Models) -> None:
+        """Loads the model, unless it is among `models`.
 
         Raises:
             ClassifierError: transformers is not installed, or the folder holds no such model.
@@ -38,7 +39,10 @@ class DomainScorer:
         )  # [labels, categories]
         self._label_categories = [one.category for one in mapped]
         self._window_count = loaded.config.router.text.windows
-        self._torch, self._model, self._tokenizer = _load(loaded)
+        source = str(model_folder(loaded) or settings.model_id)
+        device = torch_device(settings.device, use_cpu=settings.use_cpu)
+        parts, self.worker = models.get("domain", source, None, device, lambda: _load(loaded, source, device))
+        self._torch, self._model, self._tokenizer = parts
         longest = min(
             int(self._tokenizer.model_max_length), int(getattr(self._model.config, "max_position_embeddings", 512))
         )
@@ -146,10 +150,7 @@ def check_files(loaded: Loaded) -> list[str]:
     return labels
 
 
-def _load(loaded: Loaded) -> tuple[Any, Any, Any]:
-    settings = loaded.config.classifier.category_model
-    folder = model_folder(loaded)
-    source = str(folder or settings.model_id)
+def _load(loaded: Loaded, source: str, device: str) -> tuple[Any, Any, Any]:
     try:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -160,7 +161,7 @@ def _load(loaded: Loaded) -> tuple[Any, Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForSequenceClassification.from_pretrained(source, use_safetensors=True)
-        model = model.to(torch_device(settings.device, use_cpu=settings.use_cpu)).eval()
+        model = model.to(device).eval()
     except Exception as error:
         text = str(error).strip().partition("\n")[0][:300]
         raise ClassifierError(

@@ -21,11 +21,12 @@ class EmbeddingScorer:
         """Takes each rule with its place in the configuration's list, which the evidence names."""
         self.rules = tuple(rules)
         self.encoder = encoder
+        self.worker = encoder.worker
         self.window_count = window_count
         self.choices = [Choice(rule.category, rule.threshold) for _, rule in rules]
         self.fingerprint = hashlib.sha256(f"{encoder.fingerprint} {window_count} {rules!r}".encode()).hexdigest()
         self._texts = [text for _, rule in rules for text in rule.examples]
-        self._examples = encoder.encode(self._texts)  # [examples, dimensions]
+        self._examples = encoder.encode_elsewhere(self._texts)  # [examples, dimensions]
         ends = np.cumsum([len(rule.examples) for _, rule in rules])
         self._slices = [
             slice(int(end) - len(rule.examples), int(end)) for end, (_, rule) in zip(ends, rules, strict=True)

@@ -4,13 +4,16 @@ import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vllm_lora_router.classifiers import ClassifierError
+from vllm_lora_router.classifiers.models import Models
 from vllm_lora_router.classifiers.windows import windows
+from vllm_lora_router.classifiers.worker import Worker
 from vllm_lora_router.config.loader import Loaded
 
 # A package that carries this model's weights, for those who can reach a package index but no model hub.
@@ -24,29 +27,42 @@ class Encoder:
     name: str
     model: Any  # sentence_transformers.SentenceTransformer
     max_tokens: int  # special ones included
+    worker: Worker  # where it runs
 
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.name} {self.max_tokens}".encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [texts, dimensions], each row of length 1."""
+        """float32 [texts, dimensions], each row of length 1. For the worker's thread."""
         return self.model.encode(
             list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         ).astype(np.float32)
+
+    def encode_elsewhere(self, texts: Sequence[str]) -> np.ndarray:
+        """The same, for other threads, which wait for it."""
+        return self.worker.run_blocking(lambda: self.encode(texts))
 
     def windows(self, text: str, count: int) -> list[str]:
         return windows(text, self.model.tokenizer, self.max_tokens, count)
 
 
-def load_encoder(loaded: Loaded) -> Encoder:
+def load_encoder(loaded: Loaded, models: Models | None = None) -> Encoder:
     """The encoder of `classifier.embedding_model`.
 
     Raises:
         ClassifierError: sentence-transformers is not installed, or the model is not to be had.
     """
     settings = loaded.config.classifier.embedding_model
-    name = _source(loaded, settings.model_id)
+    longest = (settings.max_tokens, loaded.config.router.text.max_tokens)
+    source, device = _source(loaded, settings.model_id), torch_device(settings.device)
+    load = partial(_load, loaded, source, device)
+    model, worker = (models or Models()).get("embedding", source, longest, device, load)
+    return Encoder(settings.model_id, model, model.max_seq_length, worker)
+
+
+def _load(loaded: Loaded, source: str, device: str) -> Any:
+    settings = loaded.config.classifier.embedding_model
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -55,7 +71,7 @@ def load_encoder(loaded: Loaded) -> Encoder:
             "install it with pip install 'vllm-lora-router[models]'"
         ) from None
     try:
-        model = SentenceTransformer(name, device=torch_device(settings.device))
+        model = SentenceTransformer(source, device=device)
     except Exception as error:
         raise ClassifierError(
             f"{loaded.file}: classifier.embedding_model.model_id: {settings.model_id!r} cannot be loaded: no such "
@@ -64,9 +80,8 @@ def load_encoder(loaded: Loaded) -> Encoder:
         ) from None
     model.eval()
     own = int(model.max_seq_length or 512)
-    limit = min(own, settings.max_tokens or own, loaded.config.router.text.max_tokens)
-    model.max_seq_length = limit
-    return Encoder(settings.model_id, model, limit)
+    model.max_seq_length = min(own, settings.max_tokens or own, loaded.config.router.text.max_tokens)
+    return model
 
 
 def torch_device(device: str, *, use_cpu: bool = False) -> str:
@@ -75,7 +90,10 @@ def torch_device(device: str, *, use_cpu: bool = False) -> str:
         return "cpu"
     if device != "auto":
         return device
-    import torch
+    try:
+        import torch
+    except ImportError:
+        return "cpu"  # whoever needs it says what to install
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -33,6 +33,7 @@ class Scorer(Protocol):
     method: Method
     scale: Scale
     fingerprint: str
+    worker: Worker
 
     @property
     def choices(self) -> Sequence[Choice]: ...
@@ -51,9 +52,9 @@ class ScoredClassifier:
 
     reads = frozenset({"text"})
 
-    def __init__(self, scorer: Scorer, worker: Worker) -> None:
+    def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
-        self.worker = worker
+        self.worker = scorer.worker
         self.method: Method = scorer.method
         self.fingerprint = scorer.fingerprint
         self._thresholds = np.array([choice.threshold for choice in scorer.choices], dtype=np.float32)

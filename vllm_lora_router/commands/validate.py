@@ -128,7 +128,7 @@ def _print_labels(console: Console, loaded: Loaded, *, files: bool) -> list[str]
         # preflight has said it already when the files count.
         return [] if files else [str(error)]
     try:
-        mapped = map_labels(labels, loaded.config, lambda: load_encoder(loaded).encode)
+        mapped = map_labels(labels, loaded.config, lambda: load_encoder(loaded).encode_elsewhere)
     except ClassifierError as error:
         named = ", ".join(map(printable, labels))
         said = f"labels of the domain model: {named}; what they mean cannot be told: {error}"

@@ -6,7 +6,7 @@ import os
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from vllm_lora_router.pool.run_directory import RunDirectory
@@ -61,7 +61,7 @@ class Board:
         """Says up to which line of the ledger this process has let go of what was superseded."""
         self._sequence = sequence
         unread = next(iter(self._unread.values()), 0.0)
-        _HEAD.pack_into(self._map, 0, sequence, len(self._rows) + len(self._free), unread)
+        self._put(0, _HEAD.pack(sequence, len(self._rows) + len(self._free), unread))
 
     @contextmanager
     def unread(self) -> Iterator[None]:
@@ -90,11 +90,15 @@ class Board:
         row = self._rows[identifier]
         used = use.leases or use.running or use.waiting_since
         values = (identifier, use.leases, use.running, use.running_since, use.waiting_since)
-        _ROW.pack_into(self._map, _HEAD.size + row * _ROW.size, *(values if used else (0, 0, 0, 0.0, 0.0)))
+        self._put(_HEAD.size + row * _ROW.size, _ROW.pack(*values) if used else bytes(_ROW.size))
         if not used:
             del self.uses[identifier]
             self._free.append(self._rows.pop(identifier))
         self.publish(self._sequence)
+
+    def _put(self, place: int, packed: bytes) -> None:
+        # Not by `pack_into`, which begins with zeros: others would read that nothing is in use.
+        self._map[place : place + len(packed)] = packed
 
     def others(self) -> Iterator["Report"]:
         """What the other processes say."""
@@ -115,21 +119,19 @@ class Board:
 
     def look_around(self) -> None:
         """Finds processes that came, and forgets those that are gone. Not for every request: it lists a folder."""
-        for path in self._folder.iterdir():
-            name = path.name
-            if name == self._file.name:
-                continue
-            alive = _is_held(path)
-            if alive and name not in self._others:
-                with path.open("rb") as file:
-                    if os.fstat(file.fileno()).st_size:
-                        self._others[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            elif not alive and name in self._others:
-                del self._others[name]
+        alive = {path.name for path in self._folder.iterdir() if path != self._file and _is_held(path)}
+        for name in self._others.keys() - alive:
+            del self._others[name]
+        for name in alive - self._others.keys():
+            # One that was held a moment ago may have gone, or have written nothing yet.
+            with suppress(FileNotFoundError), (self._folder / name).open("rb") as file:
+                if os.fstat(file.fileno()).st_size:
+                    self._others[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def close(self) -> None:
         self._others.clear()
         self._file.unlink(missing_ok=True)
+        self._map.close()  # it keeps the lock, too
         os.close(self._descriptor)
 
 
@@ -140,7 +142,7 @@ def _is_held(file: "os.PathLike[str]") -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two who look do not see each other
     except OSError:
         return True
     finally:

@@ -86,7 +86,7 @@ class Catalogue:
         for source in self.sources:
             if source.by_tenant == (key.tenant is not None) and (folder := source.find(key.name, key.tenant)):
                 changes = not source.immutable
-                return Place(folder, False, self.snapshot and changes, self.watch and changes, within=source.root)
+                return Place(folder, False, self.snapshot and changes, self.watch and changes, within=source.limit(key.name, key.tenant))
         return None
 
     def keys(self, name: str, tenant: str | None) -> Iterator[Key]:
@@ -99,10 +99,10 @@ class Catalogue:
         """Whether a client may ask for this adapter by name; a tenant's own key is only made for that tenant."""
         return self.client_may_name == "all" or (self.client_may_name == "own" and key.tenant is not None)
 
-    def names(self, tenant: str | None) -> list[Key]:
-        """Every adapter there is now that this tenant may name. Reads the disk."""
+    def names(self, tenant: str | None, *, everything: bool = False) -> list[Key]:
+        """Every adapter there is now that this tenant may name, or may be routed to. Reads the disk."""
         keys = dict.fromkeys(map(Key, self.declared))
         for source in self.sources:
             owner = tenant if source.by_tenant else None
             keys |= dict.fromkeys(Key(name, owner) for name in source.names(owner))
-        return [key for key in keys if self.may_name(key)]
+        return [key for key in keys if everything or self.may_name(key)]

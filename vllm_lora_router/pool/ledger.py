@@ -76,30 +76,36 @@ class Ledger:
         self.superseded: dict[int, int] = {}  # id -> the line since which no name is served by it
         self.retired: set[int] = set()
         self._lock = threading.RLock()  # of this process's threads
+        self._changed: dict[Key, None] = {}
         self._by_content: dict[tuple[Key, str], int] = {}
         self._engine_names: set[str] = set()
 
-    def read(self) -> list[Key]:
-        """Reads what was appended since the last time; the names whose version changed."""
+    def read(self) -> None:
+        """Reads what was appended since the last time."""
         with self._lock:
-            return self._read()
+            self._read()
 
-    def _read(self) -> list[Key]:
+    def changes(self) -> tuple[list[Key], int]:
+        """Reads on; the names whose version changed since this was asked last, and up to which line that is."""
+        with self._lock:
+            self._read()
+            changed, self._changed = list(self._changed), {}
+            return changed, self.sequence
+
+    def _read(self) -> None:
         try:
             if self._file.stat().st_size == self._read_bytes:
-                return []
+                return
             with self._file.open("rb") as file:
                 file.seek(self._read_bytes)
                 added = file.read()
         except FileNotFoundError:
-            return []
+            return
         whole = added[: added.rfind(b"\n") + 1]  # what comes after was cut off, or is being written
         self._read_bytes += len(whole)
-        changed: dict[Key, None] = {}
         for line in whole.splitlines():
             if (key := self._apply(self._decoder.decode(line))) is not None:
-                changed[key] = None
-        return list(changed)
+                self._changed[key] = None
 
     def serve(self, key: Key, content: Content) -> Version:
         """Says that `key` stands for `content` from now on; what it stood for before is the same version again."""

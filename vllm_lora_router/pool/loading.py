@@ -18,6 +18,14 @@ from vllm_lora_router.pool.run_directory import RunDirectory
 logger = logging.getLogger("vllm_lora_router.adapters")
 
 
+class Metrics(Protocol):
+    """Who is told of each load."""
+
+    def loaded(self, seconds: float) -> None: ...
+
+    def failed(self) -> None: ...
+
+
 class LoadError(RuntimeError):
     """The engine did not take an adapter."""
 
@@ -74,8 +82,7 @@ class Loader:
         self._one = asyncio.Lock()
         self._resident: OrderedDict[int, None] = OrderedDict()
         self.seconds: dict[int, float] = {}  # version -> how long its last load took
-        self.loads = 0
-        self.failures = 0
+        self.metrics: Metrics | None = None
 
     def is_resident(self, version: int) -> bool:
         """Whether the engine should have it in memory. When it has not after all, it reads our copy of the files."""
@@ -113,10 +120,12 @@ class Loader:
         try:
             await self._engine.load(version)
         except LoadError:
-            self.failures += 1
+            if self.metrics is not None:
+                self.metrics.failed()
             raise
-        self.loads += 1
         self.seconds[version.id] = time.monotonic() - began
+        if self.metrics is not None:
+            self.metrics.loaded(self.seconds[version.id])
         logger.info("loaded adapter %s in %.0f ms", version.engine_name, self.seconds[version.id] * 1000)
 
     async def _wait_for_turn(self, lock: int) -> None:

@@ -72,5 +72,10 @@ def run_directory(loaded: Loaded, server: str) -> RunDirectory:
     Raises:
         RunDirectoryError: there is no place for it.
     """
+    return RunDirectory.open(server, run_parent(loaded))
+
+
+def run_parent(loaded: Loaded) -> Path | None:
+    """The folder that the configuration gives for run directories."""
     given = loaded.config.router.adapters.run_dir
-    return RunDirectory.open(server, None if given is None else loaded.file.parent / Path(given).expanduser())
+    return None if given is None else loaded.file.parent / Path(given).expanduser()

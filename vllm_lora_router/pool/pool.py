@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cachetools import TTLCache
 
 from vllm_lora_router.adapters.sources import NotAllowed
+from vllm_lora_router.config.schema import Adapters as AdapterSettings
 from vllm_lora_router.pool.board import Board
 from vllm_lora_router.pool.catalogue import Catalogue, Place
 from vllm_lora_router.pool.intake import Gone, Intake, Refused, Unsettled
 from vllm_lora_router.pool.ledger import Key, Ledger, Version
 from vllm_lora_router.pool.loading import Engine, Loader, LoadError
 from vllm_lora_router.pool.registry import Registry
+from vllm_lora_router.pool.report import report
 from vllm_lora_router.pool.run_directory import RunDirectory
 from vllm_lora_router.pool.slots import Slots
 
@@ -109,7 +111,9 @@ class AdapterPool:
         self._looking: dict[Key, asyncio.Task[Version]] = {}
         self._loading: dict[int, asyncio.Task[None]] = {}
         self._absent: TTLCache[Key, bool] = TTLCache(maxsize=65536, ttl=ABSENT_S)
+        self._names: TTLCache[str | None, list[Key]] = TTLCache(maxsize=4096, ttl=ABSENT_S)
         self._failed: TTLCache[int, str] = TTLCache(maxsize=1024, ttl=TRY_AGAIN_S)
+        self._followed = 0  # lines of the ledger
         self._behind: dict[Key, int] = {}  # names whose superseded version is still leased, and since which line
 
     # Leases
@@ -173,13 +177,19 @@ class AdapterPool:
 
     async def names(self, tenant: str | None) -> list[str]:
         """The adapters that this tenant may name, but for those that were found to be unfit."""
-        keys = await self.on_disk(lambda: self.catalogue.names(tenant))
+        keys = self._names.get(tenant)
+        if keys is None:
+            keys = self._names[tenant] = await self.on_disk(lambda: self.catalogue.names(tenant))
         fit = (key.name for key in keys if (held := self.held.get(key)) is None or held.version or not held.refused)
         return list(dict.fromkeys(fit))
 
     def owns(self, engine_name: str) -> bool:
         """Whether vLLM has this name because of us."""
         return self.ledger.is_engine_name(engine_name)
+
+    async def report(self) -> dict[str, Any]:
+        """Every adapter, where it is and what it takes, for JSON."""
+        return await report(self)
 
     def unread(self) -> AbstractContextManager[None]:
         """While a request runs that was not looked into: no version that it may use goes away."""
@@ -233,18 +243,21 @@ class AdapterPool:
         self.loader.max_per_s = pause
         return refused
 
-    async def configure(self, catalogue: Catalogue, max_wait_s: float, max_loads_per_s: float) -> None:
+    async def configure(self, catalogue: Catalogue, settings: AdapterSettings) -> None:
         """Follows another configuration from now on; requests under way keep what they have."""
         self.catalogue = catalogue
-        self.slots.max_wait_s, self.loader.max_per_s = max_wait_s, max_loads_per_s
+        self.slots.max_wait_s = settings.max_wait_ms / 1000
+        self.loader.max_per_s = settings.max_loads_per_s
         self._absent.clear()
-        for key, held in list(self.held.items()):
-            place = await self.on_disk(lambda key=key: self._place(key))
+        self._names.clear()
+        places = await self.on_disk(lambda: {key: self._place(key) for key in list(self.held)})
+        for key, place in places.items():
+            held = self.held[key]
             if place is None:
                 await self.rest(key)
                 self.drop(key)
             elif place != held.place:
-                held.place, held.source = place, None
+                held.place, held.source = place, None  # to be looked at
 
     # From files to versions
 
@@ -328,8 +341,12 @@ class AdapterPool:
         if (held := self.held.get(key)) is not None and held.version is None:
             del self.held[key]
 
-    def follow(self, keys: Iterable[Key]) -> None:
-        """Lets the names do what the ledger says of them now."""
+    def follow(self, keys: Iterable[Key], sequence: int | None = None) -> None:
+        """Lets the names do what the ledger says of them now.
+
+        Args:
+            sequence: `keys` are all that changed up to this line of it; None where they are only some.
+        """
         for key in keys:
             held = self.held.get(key)
             if held is None:
@@ -345,6 +362,8 @@ class AdapterPool:
                 self._behind[key] = self.ledger.superseded.get(before.id, self.ledger.sequence)
                 task = asyncio.ensure_future(self._bring(key, held, version))
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if sequence is not None:
+            self._followed = sequence
         self.publish()
 
     async def _bring(self, key: Key, held: Held, version: Version) -> None:
@@ -374,7 +393,7 @@ class AdapterPool:
 
     def publish(self) -> None:
         """Tells the other processes up to which line of the ledger this one has let go of what was superseded."""
-        self.board.publish(min((line - 1 for line in self._behind.values()), default=self.ledger.sequence))
+        self.board.publish(min((self._followed, *(line - 1 for line in self._behind.values()))))
 
     # Into the engine
 

@@ -28,6 +28,11 @@ def server_name(port: int) -> str:
     return f"{main.pid}-{main.create_time():.2f}-{port}"
 
 
+def run_folder(server: str, parent: Path | None = None) -> Path:
+    """Where the folder of `server` is, or will be."""
+    return (parent or Path(tempfile.gettempdir()) / f"vllm-lora-router-{os.getuid()}") / server
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """One server's folder: the ledger, a board a process, snapshots, configurations."""
@@ -46,7 +51,8 @@ class RunDirectory:
         Raises:
             RunDirectoryError: the place cannot be written to, or belongs to somebody else.
         """
-        parent = parent or Path(tempfile.gettempdir()) / f"vllm-lora-router-{os.getuid()}"
+        folder = run_folder(server, parent)
+        parent = folder.parent
         try:
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_owner(parent)
@@ -54,7 +60,6 @@ class RunDirectory:
             with _opened(parent / ".lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 _remove_dead(parent, but=server)
-                folder = parent / server
                 folder.mkdir(mode=0o700, exist_ok=True)
                 alive = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
                 fcntl.flock(alive, fcntl.LOCK_SH)

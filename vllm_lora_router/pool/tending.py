@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from vllm_lora_router.adapters.sources import signature
@@ -40,7 +40,7 @@ class Tending:
         for task in self._tasks:
             task.cancel()
 
-    async def _again_and_again(self, chore, every_s: float) -> None:
+    async def _again_and_again(self, chore: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
             try:
                 await chore()
@@ -53,7 +53,7 @@ class Tending:
         """Takes in what other processes wrote."""
         pool = self._pool
         pool.board.look_around()
-        pool.follow(await pool.on_disk(pool.ledger.read))
+        pool.follow(*await pool.on_disk(pool.ledger.changes))
 
     async def watch(self) -> None:
         """Looks at every known adapter's files once, within `WATCH_S`."""

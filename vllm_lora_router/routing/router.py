@@ -33,13 +33,16 @@ class Router:
         self._drop = [re.compile(pattern) for pattern in config.router.text.drop]
 
     @classmethod
-    def build(cls, loaded: Loaded, base: ServedBase) -> "Router":
+    def build(cls, loaded: Loaded, base: ServedBase, before: "Router | None" = None) -> "Router":
         """Loads the models that the configuration needs; takes seconds, so never on the event loop.
 
+        Args:
+            before: the router in force, with which models that did not change are shared.
+
         Raises:
-            ClassifierError: a model is missing or does not fit its settings.
+            ClassifierError: a model is missing, does not fit its settings, or has no room beside those in force.
         """
-        return cls(loaded, base, build(loaded))
+        return cls(loaded, base, build(loaded, before.classifiers if before is not None else None))
 
     def takes(self, model: str | None, served_names: Sequence[str]) -> bool:
         """Whether a request for `model` (None: it names none) is ours to route."""

@@ -1,7 +1,9 @@
 """Our own routes, all under /v1/router/ so that vLLM's API key guards them."""
 
+import dataclasses
 import json
 import os
+import secrets
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -20,16 +22,21 @@ from vllm_lora_router.server.leasing import foresee
 from vllm_lora_router.server.serving import Serving
 from vllm_lora_router.values import Query
 
+# Beside vLLM's own API key, which goes by `Authorization`.
+ADMIN_HEADER = "x-lora-router-admin-key"
+
 Endpoint = Callable[[Router, Serving, Request], Awaitable[Response]]
 
 
 def routes(serving: Serving) -> list[Route]:
     """The routes over what `serving` holds when a request comes."""
 
-    def route(path: str, method: str, endpoint: Endpoint) -> Route:
+    def route(path: str, method: str, endpoint: Endpoint, *, admin: bool = False) -> Route:
         async def answer(request: Request) -> Response:
             if serving.router is None:
                 return _error(503, "the router is not up yet; ask again when /health answers")
+            if admin and (refused := _not_admin(serving.router, request)):
+                return _error(403, refused)
             return await endpoint(serving.router, serving, request)
 
         return Route(path, answer, methods=[method])
@@ -38,6 +45,8 @@ def routes(serving: Serving) -> list[Route]:
         route("/v1/router/classify", "POST", _classify),
         route("/v1/router/health", "GET", _health),
         route("/v1/router/config", "GET", _config),
+        route("/v1/router/adapters", "GET", _adapters, admin=True),
+        route("/v1/router/reload", "POST", _reload, admin=True),
     ]
 
 
@@ -48,7 +57,7 @@ async def _health(router: Router, serving: Serving, request: Request) -> Respons
             "status": "ok",
             "version": vllm_lora_router.__version__,
             "process": os.getpid(),
-            "config": {"file": router.loaded.file.name, "version": router.version},
+            "config": {"version": router.version, **(serving.reloading.status() if serving.reloading else {})},
             "methods": [classifier.method for classifier in router.classifiers.cascade.classifiers],
             "decisions": dict(tally.reasons),
             "under_way": tally.under_way,
@@ -94,6 +103,33 @@ async def _classify(router: Router, serving: Serving, request: Request) -> Respo
     return Response(json.dumps(answer, ensure_ascii=False), media_type="application/json")
 
 
+async def _adapters(router: Router, serving: Serving, request: Request) -> Response:
+    if serving.adapters is None:
+        return JSONResponse({"adapters": []})
+    return JSONResponse(await serving.adapters.report())
+
+
+async def _reload(router: Router, serving: Serving, request: Request) -> Response:
+    """Reads the configuration's file now; 409 when it is refused, and the old one stays in force."""
+    if serving.reloading is None:
+        return _error(503, "the configuration is not followed")
+    result = await serving.reloading.reload()
+    status = 409 if result.outcome == "refused" else 200
+    return JSONResponse(dataclasses.asdict(result), status)
+
+
+def _not_admin(router: Router, request: Request) -> str | None:
+    """Why this request may not use an admin route."""
+    variable = router.loaded.config.router.admin_key_env
+    key = os.environ.get(variable, "") if variable else ""
+    if not key:
+        said = f"the environment variable {variable} is empty" if variable else "router.admin_key_env names none"
+        return f"this route needs an admin key, and {said}"
+    if not secrets.compare_digest(request.headers.get(ADMIN_HEADER, "").encode(), key.encode()):
+        return f"this route needs the admin key in the header {ADMIN_HEADER}"
+    return None
+
+
 def _error(status: int, message: str) -> JSONResponse:
-    kind = "BadRequestError" if status == 400 else "ServiceUnavailableError"
+    kind = {400: "BadRequestError", 403: "PermissionDeniedError"}.get(status, "ServiceUnavailableError")
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": status}}, status)

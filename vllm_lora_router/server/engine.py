@@ -1,6 +1,5 @@
 """vLLM's engine and its registry of adapters, as routing sees them, and its `serve` command."""
 
-import math
 from argparse import Namespace
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -127,7 +126,10 @@ class VllmCommand:
                 device_bytes = None  # the driver does not say; slots are then counted by adapters alone
         workers = args.tensor_parallel_size * args.pipeline_parallel_size * (args.data_parallel_size_local or 1)
         return Room(
-            device_bytes, min(memory.available, _left_of_container()), slot_bytes(base, rank=1), workers=workers
+            device_bytes,
+            min(memory.available, _left_of_container(memory.available)),
+            slot_bytes(base, rank=1),
+            workers=workers,
         )
 
     def without_plugins(self, args: Namespace) -> str | None:
@@ -154,12 +156,12 @@ def release() -> str:
     return vllm.__version__.partition("+")[0]
 
 
-def _left_of_container() -> float:
-    """Bytes of memory that the container leaves; the machine's own figures know nothing of it."""
+def _left_of_container(machine_bytes: int) -> int:
+    """Bytes of memory that the container leaves, of which the machine's own figures know nothing."""
     from vllm.utils.cpu_resource_utils import get_cgroup_memory_limit, get_cgroup_memory_usage
 
     limit, usage = get_cgroup_memory_limit(), get_cgroup_memory_usage()
-    return math.inf if limit is None else max(limit - (usage or 0), 0)
+    return machine_bytes if limit is None else max(limit - (usage or 0), 0)
 
 
 def _prepare_environment() -> None:

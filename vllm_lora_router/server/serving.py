@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from vllm_lora_router.record.tally import Tally
 from vllm_lora_router.routing.router import Router
+from vllm_lora_router.server.reloading import Reloading
 
 
 class Lease(Protocol):
@@ -68,6 +69,10 @@ class Adapters(Protocol):
         """Whether vLLM has this name in its registry because of us."""
         ...
 
+    async def report(self) -> dict[str, Any]:
+        """Every adapter, where it is and what it takes, for JSON."""
+        ...
+
     def unread(self) -> AbstractContextManager[None]:
         """While a request runs that was not looked into: no version that it may use goes away."""
         ...
@@ -80,6 +85,7 @@ class Serving:
         self.router: Router | None = None
         self.adapters: Adapters | None = None  # None: the server has no LoRA
         self.served_names: Sequence[str] = ()  # of the base; the first is the one that answers carry
+        self.reloading: Reloading[Any] | None = None
         self.tally = Tally()
 
     def start(self, router: Router, served_names: Sequence[str], adapters: Adapters | None) -> None:

@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_lora_router.adapters.base_model import BaseModel
+from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.labels import unreached
-from vllm_lora_router.config import load
-from vllm_lora_router.config.base import ServedBase, served_base
-from vllm_lora_router.config.loader import Loaded
-from vllm_lora_router.config.notices import notices
+from vllm_lora_router.config import ConfigError, load
+from vllm_lora_router.config.base import served_base
+from vllm_lora_router.config.notices import Notice, notices
 from vllm_lora_router.pool.catalogue import Catalogue, Declared
 from vllm_lora_router.pool.loading import Engine
 from vllm_lora_router.pool.opening import Limits, open_pool, run_directory
 from vllm_lora_router.pool.pool import AdapterPool
+from vllm_lora_router.pool.run_directory import RunDirectory
 from vllm_lora_router.pool.tending import Tending
 from vllm_lora_router.preflight import declared, preflight
+from vllm_lora_router.record.metrics import Metrics
 from vllm_lora_router.routing.router import Router
+from vllm_lora_router.server.hangup import on_hangup
+from vllm_lora_router.server.reloading import Reloading, ReloadRefused
 from vllm_lora_router.server.serving import Serving
 
 logger = logging.getLogger("vllm_lora_router.server")
@@ -44,62 +48,90 @@ class Start:
     server: str  # the same in all processes of this server
 
 
+@dataclass(frozen=True)
+class Generation:
+    """One configuration with everything that it needs, ready to be put in force."""
+
+    router: Router
+    catalogue: Catalogue
+    says: Sequence[Notice]
+
+
 async def start_serving(start: Start, serving: Serving) -> None:
-    """Puts the configuration in force.
+    """Puts the configuration in force, and follows its file from then on.
 
     Raises:
         ConfigError: it is wrong.
         StartError: its files are, or it names adapters and the server was started without LoRA.
         ClassifierError: a model is missing or does not fit its settings.
     """
-    loaded = load(start.file, adapters=start.command_line)
-    base = served_base(loaded, start.served_names)
-    await _check(start, loaded, base)
-    router = await asyncio.to_thread(Router.build, loaded, base)
-    _say(router)
-    pool = await _open_pool(start, loaded, base) if start.limits is not None else None
-    serving.start(router, start.served_names, pool)
-    logger.info("routing %s by %s", "model=" + "/".join(sorted(router.auto_names)), loaded.file)
+    # Only to know where to meet the server's other processes: which content counts is what they have in force.
+    run = run_directory(await asyncio.to_thread(load, start.file, adapters=start.command_line), start.server)
+    atexit.register(run.close)
+    metrics = Metrics()
+    pool: AdapterPool | None = None
 
+    async def prepare(content: bytes) -> Generation:
+        try:
+            return await asyncio.to_thread(_build, start, content, serving.router)
+        except (ConfigError, ClassifierError, StartError) as error:
+            raise ReloadRefused(str(error).splitlines()) from error
 
-async def _check(start: Start, loaded: Loaded, base: ServedBase) -> None:
-    found = await asyncio.to_thread(
-        preflight, loaded, base, start.model, start.served_names, start.command_line, start.limits, is_up=True
-    )
-    if found.problems:
-        raise StartError("\n".join(["the router cannot start:", *found.problems]))
-    for notice in (*notices(loaded, base), *found.notices):
+    async def commit(generation: Generation, number: int) -> None:
+        for notice in generation.says:
+            logger.log(notice.level, "%s", notice.text)
+        if pool is not None:
+            await pool.configure(generation.catalogue, generation.router.loaded.config.router.adapters)
+        serving.router = generation.router
+
+    reloading = Reloading(run, start.file, prepare, commit, ended=metrics.reloaded)
+    content = await reloading.begin(await asyncio.to_thread(start.file.read_bytes))
+    first = await asyncio.to_thread(_build, start, content, None)
+    for notice in first.says:
         logger.log(notice.level, "%s", notice.text)
+    if start.limits is not None:
+        pool = await _open_pool(start, start.limits, first, run)
+        pool.loader.metrics = metrics
+    serving.start(first.router, start.served_names, pool)
+    serving.reloading = reloading
+    reloading.start()
+    on_hangup(run.folder, reloading.reload)
+    logger.info("routing %s by %s", "model=" + "/".join(sorted(first.router.auto_names)), start.file)
 
 
-def catalogue(start: Start, loaded: Loaded, base: ServedBase) -> Catalogue:
-    """Where adapters may come from under this configuration.
-
-    Raises:
-        ConfigError: a source is no folder and no template.
-    """
+def _build(start: Start, content: bytes, before: Router | None) -> Generation:
+    """Everything that a configuration needs, checked and loaded; nothing in force changes."""
+    loaded = load(start.file, adapters=start.command_line, content=content)
+    base = served_base(loaded, start.served_names)
+    found = preflight(loaded, base, start.model, start.served_names, start.command_line, start.limits, is_up=True)
+    if found.problems:
+        raise StartError("\n".join(["the configuration cannot be used:", *found.problems]))
     folders = declared(loaded, base, start.command_line)
     adapters = {name: Declared(folder, name in start.is_3d) for name, folder in folders.items() if folder is not None}
-    return Catalogue.of(loaded, adapters, one_node=start.one_node)
+    catalogue = Catalogue.of(loaded, adapters, one_node=start.one_node)
+    router = Router.build(loaded, base, before)
+    return Generation(router, catalogue, (*notices(loaded, base), *found.notices, *_labels(router)))
 
 
-async def _open_pool(start: Start, loaded: Loaded, base: ServedBase) -> AdapterPool:
-    assert start.limits is not None
-    known = catalogue(start, loaded, base)
-    run = run_directory(loaded, start.server)
-    atexit.register(run.close)
+async def _open_pool(start: Start, limits: Limits, first: Generation, run: RunDirectory) -> AdapterPool:
     pool = await asyncio.to_thread(
-        open_pool, loaded, known, start.model, start.served_names, start.engine, start.limits, run
+        open_pool,
+        *(first.router.loaded, first.catalogue, start.model, start.served_names, start.engine, limits, run),
     )
-    refused = await pool.prepare(known.declared)
-    if refused:
-        raise StartError("\n".join(["the router cannot start:", *(f"{name}: {why}" for name, why in refused.items())]))
+    if refused := await pool.prepare(first.catalogue.declared):
+        problems = (f"adapter {name!r}: {why}" for name, why in refused.items())
+        raise StartError("\n".join(["the router cannot start:", *problems]))
     Tending(pool).start()
     return pool
 
 
-def _say(router: Router) -> None:
-    for mapped in router.classifiers.labels:
-        logger.info("label %s -> %s (%s)", mapped.label, mapped.category or "default_model", mapped.how)
-    for category in unreached(router.classifiers.labels, router.loaded.config) if router.classifiers.labels else ():
-        logger.warning("no label of the domain model leads to category %r", category)
+def _labels(router: Router) -> list[Notice]:
+    mapped = router.classifiers.labels
+    missed = unreached(mapped, router.loaded.config) if mapped else ()
+    return [
+        *(
+            Notice(logging.INFO, f"label {one.label} -> {one.category or 'default_model'} ({one.how})")
+            for one in mapped
+        ),
+        *(Notice(logging.WARNING, f"no label of the domain model leads to category {name!r}") for name in missed),
+    ]

@@ -158,6 +158,7 @@ def test_tensors_may_be_listed_in_any_order(tmp_path: Path, tensors: list[tuple[
         ({"a": TWO_BYTES, "b": TWO_BYTES}, "the data of 'b' is not where its header says"),
         ({"a": {**TWO_BYTES, "shape": [2**40, 2**40]}}, "too large for any file"),
         ({"a": {**TWO_BYTES, "shape": [-2]}}, "its header has the number -2"),
+        ({"a": {**TWO_BYTES, "shape": [0, 2**64]}}, "its header has the number 18446744073709551616"),
         ({"a": {**TWO_BYTES, "shape": [float("nan")]}}, "its header has the number NaN"),
         ({}, "its header tells of 0 bytes of data, 2 follow it"),
         (b'{"\\ud800": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}', "surrogates not allowed"),

@@ -357,6 +357,15 @@ def test_cleaning_leaves_what_another_process_is_at(tmp_path: Path, store: Snaps
     assert unfinished(store) == []
 
 
+def test_a_process_that_starts_and_cleans_does_not_disturb_those_that_take(tmp_path: Path, store: Snapshots) -> None:
+    source = adapter(tmp_path / "medical", os.urandom(MIB))
+    process = taker(store, 40, source, "and remove")
+    print(file=process.stdin, flush=True)
+    while process.poll() is None:
+        store.clean()
+    assert process.communicate()[1] == ""
+
+
 def test_cleaning_leaves_finished_copies(tmp_path: Path, store: Snapshots) -> None:
     taken = store.take(adapter(tmp_path / "medical"))
     assert store.clean() == 0

@@ -354,3 +354,14 @@ def test_a_change_is_dated_by_when_it_happened_whatever_date_was_given_to_the_fi
     found = signature(folder)
     assert found is not None
     assert before - 0.1 < found.changed_at < time.time() + 0.1
+
+
+def test_a_tenant_cannot_link_to_its_neighbours_adapter(tmp_path: Path) -> None:
+    for tenant in ("acme", "other"):
+        (tmp_path / tenant / "own").mkdir(parents=True)
+    (tmp_path / "acme" / "theirs").symlink_to("../other/own")
+    (tmp_path / "acme" / "mine").symlink_to("own")
+    source = Source.parse(f"{tmp_path}/{{tenant}}/{{name}}")
+    assert source.find("own", "acme") is not None and source.find("mine", "acme") is not None
+    with pytest.raises(NotAllowed, match=r"leads to .*/other/own, out of .*/acme;"):
+        source.find("theirs", "acme")

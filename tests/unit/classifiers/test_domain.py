@@ -14,6 +14,7 @@ import pytest
 from vllm_lora_router.classifiers import ClassifierError, domain
 from vllm_lora_router.classifiers.domain import DomainScorer, check_files, read_labels
 from vllm_lora_router.classifiers.labels import Mapped
+from vllm_lora_router.classifiers.models import Models
 
 if TYPE_CHECKING:
     from .conftest import Load
@@ -197,8 +198,10 @@ STAND_FOR = [Mapped("law", None, "rest"), Mapped("health", "medical", "name"), M
 def scorer(
     loaded: Load, monkeypatch: pytest.MonkeyPatch, labels: Sequence[str], mapped: Sequence[Mapped]
 ) -> DomainScorer:
-    monkeypatch.setattr(domain, "_load", lambda loaded: (Torch, Model(), Tokenizer()))
-    return DomainScorer(loaded("classifier: {category_model: {model_id: model, threshold: 0.7}}"), labels, mapped)
+    monkeypatch.setattr(domain, "_load", lambda loaded, source, device: (Torch, Model(), Tokenizer()))
+    monkeypatch.setattr(domain, "model_folder", lambda loaded: Path("model"))
+    configured = loaded("classifier: {category_model: {model_id: model, threshold: 0.7}}")
+    return DomainScorer(configured, labels, mapped, Models())
 
 
 def test_a_categorys_probability_is_the_sum_over_its_labels(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:

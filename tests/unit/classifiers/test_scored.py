@@ -1,7 +1,7 @@
 """Thresholds and windows around any model: what the scores of a text mean."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ class Table:
         self.choices = [Choice(category, threshold) for category, threshold in pairs]
         self.rows = rows
         self.threads: set[str] = set()
+        self.worker = Worker("test")
 
     def windows(self, text: str) -> list[str]:
         return text.split("|")
@@ -35,73 +36,66 @@ class Table:
         return Scores(values, [{"window": text} for text in texts])
 
 
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    worker = Worker("test")
-    yield worker
-    worker.close()
-
-
-def test_the_best_of_those_that_reach_their_threshold_is_sure(worker: Worker) -> None:
+def test_the_best_of_those_that_reach_their_threshold_is_sure() -> None:
     table = Table({"a": 0.6, "b": 0.3, "c": 0.3}, {"x": [0.55, 0.4, 0.35], "y": [0.7, 0.4, 0.9]})
-    scored = ScoredClassifier(table, worker)
+    scored = ScoredClassifier(table)
     first = scored.decide("x")
     assert (first.category, first.sure, first.threshold) == ("b", True, 0.3)
     assert first.score == pytest.approx(0.4)
     assert scored.decide("y").category == "c"
 
 
-def test_when_none_reaches_its_threshold_the_best_is_named_and_not_sure(worker: Worker) -> None:
-    found = ScoredClassifier(Table({"a": 0.6, "b": 0.6}, {"x": [0.55, 0.4]}), worker).decide("x")
+def test_when_none_reaches_its_threshold_the_best_is_named_and_not_sure() -> None:
+    found = ScoredClassifier(Table({"a": 0.6, "b": 0.6}, {"x": [0.55, 0.4]})).decide("x")
     assert (found.category, found.sure, found.threshold, found.scale) == ("a", False, 0.6, "probability")
     assert found.scores == {"a": 0.55, "b": 0.4}
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3, 0.6, 0.7, 1.0])
-def test_a_score_that_is_just_the_threshold_reaches_it(worker: Worker, threshold: float) -> None:
-    assert ScoredClassifier(Table({"a": threshold}, {"x": [threshold]}), worker).decide("x").sure
+def test_a_score_that_is_just_the_threshold_reaches_it(threshold: float) -> None:
+    assert ScoredClassifier(Table({"a": threshold}, {"x": [threshold]})).decide("x").sure
 
 
-def test_of_equal_scores_the_first_listed_wins(worker: Worker) -> None:
-    assert ScoredClassifier(Table({"a": 0.5, "b": 0.5}, {"x": [0.5, 0.5]}), worker).decide("x").category == "a"
+def test_of_equal_scores_the_first_listed_wins() -> None:
+    assert ScoredClassifier(Table({"a": 0.5, "b": 0.5}, {"x": [0.5, 0.5]})).decide("x").category == "a"
 
 
-def test_a_category_with_several_rules_has_the_best_of_their_scores(worker: Worker) -> None:
+def test_a_category_with_several_rules_has_the_best_of_their_scores() -> None:
     table = Table([("a", 0.9), ("b", 0.5), ("a", 0.2)], {"x": [0.8, 0.1, 0.3]})
-    found = ScoredClassifier(table, worker).decide("x")
+    found = ScoredClassifier(table).decide("x")
     assert found.scores == {"a": 0.8, "b": 0.1}
     assert (found.category, found.sure, found.threshold) == ("a", True, 0.2)
     assert found.score == pytest.approx(0.3)
 
 
-def test_a_negative_similarity_is_shown_as_it_is(worker: Worker) -> None:
-    found = ScoredClassifier(Table({"a": 0.6, "b": 0.6}, {"x": [-0.2, -0.4]}), worker).decide("x")
+def test_a_negative_similarity_is_shown_as_it_is() -> None:
+    found = ScoredClassifier(Table({"a": 0.6, "b": 0.6}, {"x": [-0.2, -0.4]})).decide("x")
     assert (found.category, found.scores) == ("a", {"a": -0.2, "b": -0.4})
 
 
-def test_the_windows_of_a_long_text_count_alike_and_the_evidence_is_of_the_window_that_spoke(worker: Worker) -> None:
+def test_the_windows_of_a_long_text_count_alike_and_the_evidence_is_of_the_window_that_spoke() -> None:
     table = Table({"a": 0.6, "b": 0.6}, {"head": [0.9, 0.1], "tail": [0.4, 0.6]})
-    found = ScoredClassifier(table, worker).decide("tail|head")
+    found = ScoredClassifier(table).decide("tail|head")
     assert found.score == pytest.approx(0.65)
     assert found.scores == {"a": 0.65, "b": 0.35}
     assert (found.sure, found.evidence) == (True, {"window": "head"})
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
-def test_a_text_without_words_is_never_sure_and_never_scored(worker: Worker, text: str) -> None:
+def test_a_text_without_words_is_never_sure_and_never_scored(text: str) -> None:
     table = Table({"a": 0.0}, {})
-    assert ScoredClassifier(table, worker).decide(text) == Classification(None, 0.0, {}, "probability", 0.0, False)
+    assert ScoredClassifier(table).decide(text) == Classification(None, 0.0, {}, "probability", 0.0, False)
     assert not table.threads
 
 
-def test_half_an_emoji_does_not_reach_a_tokenizer(worker: Worker) -> None:
+def test_half_an_emoji_does_not_reach_a_tokenizer() -> None:
     table = Table({"a": 0.5}, {"my ? hurts": [0.7]})
-    assert ScoredClassifier(table, worker).decide("my \ud83d hurts").sure
+    assert ScoredClassifier(table).decide("my \ud83d hurts").sure
 
 
-async def test_queries_are_answered_in_order_on_the_workers_thread(worker: Worker) -> None:
+async def test_queries_are_answered_in_order_on_the_workers_thread() -> None:
     table = Table({"a": 0.5, "b": 0.5}, {"x": [0.9, 0.1], "y": [0.1, 0.9]})
-    scored = ScoredClassifier(table, worker)
+    scored = ScoredClassifier(table)
     found = await scored.classify([Query("x"), Query("y"), Query(""), Query("x")])
     assert [one.category for one in found] == ["a", "b", None, "a"]
     assert table.threads == {"lora-router-test_0"}
