@@ -57,7 +57,8 @@ def _config_file(given: str | None) -> Path:
     file = Path(given) if given else configured_file()
     if file == DEFAULT_FILE and not file.is_file():
         _refuse([f"no configuration: pass --router-config config.yaml, or put it at {DEFAULT_FILE}"])
-    return file.expanduser().resolve()
+    # Not resolved: a file that is swapped by its link must be found again.
+    return file.expanduser().absolute()
 
 
 def _check_plugin() -> None:

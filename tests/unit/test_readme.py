@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from vllm_lora_router.adapters.sources import Source
 from vllm_lora_router.config import Config, load
 from vllm_lora_router.config.foreign import NOT_BUILT
 from vllm_lora_router.config.positions import dotted
@@ -26,6 +27,16 @@ def test_the_defaults_of_router_are_the_defaults() -> None:
     said = yaml.safe_load(BLOCKS[1])["router"]
     assert RouterSettings.model_validate(said) == RouterSettings()
     assert set(said) == set(RouterSettings.model_fields)
+
+
+def test_the_sources_are_sources() -> None:
+    router = RouterSettings.model_validate(yaml.safe_load(BLOCKS[2])["router"])
+    sources = [Source.parse(source.path, source.immutable) for source in router.adapters.sources]
+    assert [(str(source), source.by_tenant, source.immutable) for source in sources] == [
+        ("/adapters/{name}", False, False),
+        ("/tenants/{tenant}/{name}", True, False),
+        ("/store/{name}/current", False, True),
+    ]
 
 
 def test_every_key_at_the_top_is_named() -> None:

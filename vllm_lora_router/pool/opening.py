@@ -66,15 +66,6 @@ def open_pool(
     )
 
 
-def run_directory(loaded: Loaded, server: str) -> RunDirectory:
-    """The folder that the processes of `server` share.
-
-    Raises:
-        RunDirectoryError: there is no place for it.
-    """
-    return RunDirectory.open(server, run_parent(loaded))
-
-
 def run_parent(loaded: Loaded) -> Path | None:
     """The folder that the configuration gives for run directories."""
     given = loaded.config.router.adapters.run_dir

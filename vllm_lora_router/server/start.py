@@ -15,7 +15,7 @@ from vllm_lora_router.config.base import served_base
 from vllm_lora_router.config.notices import Notice, notices
 from vllm_lora_router.pool.catalogue import Catalogue, Declared
 from vllm_lora_router.pool.loading import Engine
-from vllm_lora_router.pool.opening import Limits, open_pool, run_directory
+from vllm_lora_router.pool.opening import Limits, open_pool, run_parent
 from vllm_lora_router.pool.pool import AdapterPool
 from vllm_lora_router.pool.run_directory import RunDirectory
 from vllm_lora_router.pool.tending import Tending
@@ -65,17 +65,21 @@ async def start_serving(start: Start, serving: Serving) -> None:
         StartError: its files are, or it names adapters and the server was started without LoRA.
         ClassifierError: a model is missing or does not fit its settings.
     """
-    # Only to know where to meet the server's other processes: which content counts is what they have in force.
-    run = run_directory(await asyncio.to_thread(load, start.file, adapters=start.command_line), start.server)
+    run = await asyncio.to_thread(_meet, start)
     atexit.register(run.close)
     metrics = Metrics()
     pool: AdapterPool | None = None
 
     async def prepare(content: bytes) -> Generation:
+        building = asyncio.ensure_future(asyncio.to_thread(_build, start, content, serving.router))
         try:
-            return await asyncio.to_thread(_build, start, content, serving.router)
+            return await asyncio.shield(building)
         except (ConfigError, ClassifierError, StartError) as error:
             raise ReloadRefused(str(error).splitlines()) from error
+        except asyncio.CancelledError:
+            # A thread cannot be given up, and the models of two must not be loaded at once.
+            await asyncio.wait([building])
+            raise
 
     async def commit(generation: Generation, number: int) -> None:
         for notice in generation.says:
@@ -97,6 +101,15 @@ async def start_serving(start: Start, serving: Serving) -> None:
     reloading.start()
     on_hangup(run.folder, reloading.reload)
     logger.info("routing %s by %s", "model=" + "/".join(sorted(first.router.auto_names)), start.file)
+
+
+def _meet(start: Start) -> RunDirectory:
+    """The folder that this server's processes share, where they say which content is in force."""
+    try:
+        parent = run_parent(load(start.file, adapters=start.command_line))
+    except ConfigError:
+        parent = None  # if no other process runs there, the same error comes again
+    return RunDirectory.open(start.server, parent)
 
 
 def _build(start: Start, content: bytes, before: Router | None) -> Generation:
