@@ -16,6 +16,7 @@ if find_spec("vllm") is None:
 
 from vllm_lora_router.demo.ask import greet
 from vllm_lora_router.demo.build import DemoModels, build
+from vllm_lora_router.demo.many import ManyAdapters
 from vllm_lora_router.demo.server import FLAGS, Server
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,22 @@ def models() -> DemoModels:
 
 def lora_modules(models: DemoModels) -> list[str]:
     return ["--lora-modules", *(f"{name}={folder}" for name, folder in models.adapters.items())]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="faults at full length: what launch/faults.sh runs")
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether faults are tested at full length, which takes an hour."""
+    return request.config.getoption("--full")
+
+
+@pytest.fixture(scope="session")
+def many(models: DemoModels) -> ManyAdapters:
+    """Adapters by the thousand, each with an answer of its own."""
+    return ManyAdapters(models.base)
 
 
 @pytest.fixture(scope="session")

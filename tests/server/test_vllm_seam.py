@@ -32,6 +32,31 @@ def test_the_registry_of_adapters_is_where_we_look() -> None:
     assert "self.lora_requests" in source and "self.base_model_paths" in source
 
 
+async def test_the_engine_is_asked_for_adapters_as_we_ask_it() -> None:
+    """`VllmEngine` over vLLM's own client class: names and parameters, not what they do."""
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    for call, parameters in {
+        "add_lora": ["self", "lora_request"],
+        "remove_lora": ["self", "lora_id"],
+        "list_loras": ["self"],
+    }.items():
+        assert list(inspect.signature(getattr(AsyncLLM, call)).parameters) == parameters
+    request = LoRARequest("name", 2**20, "/path")
+    assert (request.lora_name, request.lora_int_id, request.lora_path) == ("name", 2**20, "/path")
+    assert hasattr(request, "is_3d_lora_weight")
+
+
+def test_what_the_engine_was_started_with_is_where_we_look() -> None:
+    from vllm.config import LoRAConfig, ParallelConfig
+
+    lora = LoRAConfig(max_loras=2, max_lora_rank=16)
+    assert (lora.max_loras, lora.max_cpu_loras, lora.max_lora_rank) == (2, 2, 16)
+    parallel = ParallelConfig()
+    assert (parallel.data_parallel_size, parallel.data_parallel_size_local, parallel.nnodes) == (1, 1, 1)
+
+
 def test_the_command_line_tells_what_the_user_set() -> None:
     command = VllmCommand()
     args, given = command.parse(["model", "--max-loras", "1"])
