@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -112,6 +113,9 @@ class FakeAdapters:
 
     async def names(self, tenant: str | None) -> list[str]:
         return [*sorted(self.loaded - self.forbidden), *([f"{tenant}s-own"] if tenant else [])]
+
+    async def report(self) -> dict[str, Any]:
+        return {"adapters": ["all of them"]}
 
     def owns(self, engine_name: str) -> bool:
         return "@" in engine_name

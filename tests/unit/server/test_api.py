@@ -1,11 +1,15 @@
 """Our own routes, and vLLM's list of models with the auto name in it."""
 
+from pathlib import Path
+
 import httpx
 import pytest
 
+from vllm_lora_router.pool.run_directory import RunDirectory
 from vllm_lora_router.server.model_list import changed
+from vllm_lora_router.server.reloading import Reloading, ReloadRefused
 
-from .conftest import App
+from .conftest import CONFIG, App
 
 
 async def test_the_list_of_models_has_the_auto_name_and_every_adapter_under_its_public_name(
@@ -81,3 +85,62 @@ async def test_config_is_shown_under_the_files_own_keys(client: httpx.AsyncClien
 async def test_our_routes_wait_for_the_engine(app: App, client: httpx.AsyncClient) -> None:
     app.serving.router = None
     assert (await client.get("/v1/router/health")).status_code == 503
+
+
+ADMIN = CONFIG + "router: {admin_key_env: TEST_ADMIN_KEY}\n"
+
+
+async def test_admin_routes_are_shut_unless_a_key_is_set_and_said(
+    app: App, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = {"x-lora-router-admin-key": "boss"}
+    monkeypatch.delenv("TEST_ADMIN_KEY", raising=False)
+    for config, said in ((CONFIG, "router.admin_key_env names none"), (ADMIN, "TEST_ADMIN_KEY is empty")):
+        app.configure(config, tmp_path)
+        for method, path in (("GET", "/v1/router/adapters"), ("POST", "/v1/router/reload")):
+            response = await client.request(method, path, headers=key)
+            assert response.status_code == 403 and said in response.json()["error"]["message"]
+    monkeypatch.setenv("TEST_ADMIN_KEY", "boss")
+    assert (await client.get("/v1/router/adapters", headers=key)).json() == {"adapters": ["all of them"]}
+    for headers in ({}, {"x-lora-router-admin-key": "bos"}, {"x-lora-router-admin-key": "bösş".encode()}):
+        response = await client.get("/v1/router/adapters", headers=headers)
+        assert response.status_code == 403 and "x-lora-router-admin-key" in response.json()["error"]["message"]
+
+
+async def test_a_reload_says_what_became_of_it(
+    app: App, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_ADMIN_KEY", "boss")
+    app.configure(ADMIN, tmp_path)
+    file = tmp_path / "config.yaml"
+    taken: list[bytes] = []
+
+    async def prepare(content: bytes) -> bytes:
+        if b"wrong" in content:
+            raise ReloadRefused(["config.yaml:1:1: it is wrong"])
+        return content
+
+    async def commit(content: bytes, generation: int) -> None:
+        taken.append(content)
+
+    reloading = Reloading(RunDirectory.open("server", tmp_path / "run"), file, prepare, commit, poll_s=0.01)
+    app.serving.reloading = reloading
+    await reloading.begin(file.read_bytes())
+    reloading.start()
+    try:
+        for content, status, outcome, generation in (
+            (None, 200, "unchanged", 1),
+            (b"right", 200, "taken", 2),
+            (b"wrong", 409, "refused", 2),
+        ):
+            if content is not None:
+                file.write_bytes(content)
+            response = await client.post("/v1/router/reload", headers={"x-lora-router-admin-key": "boss"})
+            found = response.json()
+            assert (response.status_code, found["outcome"], found["generation"]) == (status, outcome, generation)
+        assert found["problems"] == ["config.yaml:1:1: it is wrong"]
+        assert taken == [b"right"]
+        health = (await client.get("/v1/router/health")).json()["config"]
+        assert (health["generation"], health["refused"]["problems"]) == (2, ["config.yaml:1:1: it is wrong"])
+    finally:
+        await reloading.stop()
