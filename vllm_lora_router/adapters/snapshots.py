@@ -109,6 +109,10 @@ class Snapshots:
         """Whether a copy with this content is there, with both its files."""
         return all((self.path(sha256) / name).is_file() for name in FILES)
 
+    def contents(self) -> set[str]:
+        """The contents of which there is a copy, or what a power cut left of one."""
+        return {folder.name for folder in self.folder.iterdir() if re.fullmatch("[0-9a-f]{64}", folder.name)}
+
     def remove(self, sha256: str) -> None:
         """Deletes the copy with this content, if there is one. Raises SnapshotError if that cannot be done."""
         leaving = self.folder / f"{REMOVING}{uuid4().hex}"

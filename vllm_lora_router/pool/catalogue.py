@@ -86,12 +86,19 @@ class Catalogue:
         for source in self.sources:
             if source.by_tenant == (key.tenant is not None) and (folder := source.find(key.name, key.tenant)):
                 changes = not source.immutable
-                return Place(folder, False, self.snapshot and changes, self.watch and changes, within=source.limit(key.name, key.tenant))
+                return Place(
+                    folder,
+                    False,
+                    self.snapshot and changes,
+                    self.watch and changes,
+                    within=source.limit(key.name, key.tenant),
+                )
         return None
 
     def keys(self, name: str, tenant: str | None) -> Iterator[Key]:
         """What `name` may mean to a tenant: its own adapter before everybody's."""
-        if tenant is not None and any(source.by_tenant for source in self.sources):
+        # What is no file name, such as everybody's "acme/medical", is no tenant's own.
+        if tenant is not None and "/" not in name + tenant and any(source.by_tenant for source in self.sources):
             yield Key(name, tenant)
         yield Key(name)
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vllm_lora_router.adapters import snapshots
 from vllm_lora_router.adapters.base_model import BaseModel
 from vllm_lora_router.adapters.checks import Adapter, AdapterError, check
 from vllm_lora_router.adapters.memory import adapter_bytes
@@ -22,9 +23,20 @@ QUIET_S = 0.5
 class Refused(ValueError):
     """An adapter that cannot be served; the message says why and what to do."""
 
+    place: Place | None = None
+    source: str | None = None  # what the files look like that were refused
+
 
 class Gone(Refused):
     """There are no files where the adapter should be."""
+
+
+class NoRoom(Exception):
+    """The store is full: nothing is wrong with the adapter."""
+
+    def __init__(self, message: str, needed_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
 
 
 class Unsettled(Exception):
@@ -74,6 +86,8 @@ class Intake:
             adapter = self._checked.get(taken.sha256) or self._check(key, taken.folder)
         except Changing:
             raise Unsettled from None
+        except snapshots.NoRoom as full:
+            raise NoRoom(str(full), sum(file[2] for file in before.files)) from None
         except (AdapterError, SnapshotError) as error:
             if signature(place.folder) != before:
                 raise Unsettled from None

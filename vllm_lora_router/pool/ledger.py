@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections import deque
 from dataclasses import dataclass
 
 import msgspec
@@ -77,6 +78,7 @@ class Ledger:
         self.retired: set[int] = set()
         self._lock = threading.RLock()  # of this process's threads
         self._changed: dict[Key, None] = {}
+        self._newly_retired: deque[int] = deque()
         self._by_content: dict[tuple[Key, str], int] = {}
         self._engine_names: set[str] = set()
 
@@ -107,10 +109,19 @@ class Ledger:
             if (key := self._apply(self._decoder.decode(line))) is not None:
                 self._changed[key] = None
 
-    def serve(self, key: Key, content: Content) -> Version:
-        """Says that `key` stands for `content` from now on; what it stood for before is the same version again."""
+    def take_retired(self) -> list[int]:
+        """The versions that were retired since this was asked last; waits for no lock."""
+        return [self._newly_retired.popleft() for _ in range(len(self._newly_retired))]
+
+    def serve(self, key: Key, content: Content, *, instead_of: int | None = None) -> Version:
+        """Says that `key` stands for `content` from now on; what it stood for before is the same version again.
+
+        Where `instead_of` is given and it stands for another version by now, or for none, that stays so.
+        """
         with self._lock, self._run.locked(LOCK):
             self.read()
+            if instead_of is not None and (now := self.serving.get(key)) != instead_of:
+                return self.versions[instead_of if now is None else now]
             known = self._by_content.get((key, content.digest))
             lines = []
             if known is None or self.versions[known].content != content:
@@ -130,11 +141,11 @@ class Ledger:
             if self.serving.get(key) is not None:
                 self._append([_Line(name=key.name, tenant=key.tenant)])
 
-    def retire(self, identifier: int) -> bool:
-        """Says that nobody uses a version any more; False when it serves a name again."""
+    def retire(self, identifier: int, line: int) -> bool:
+        """Says that nobody uses a version any more which serves no name since `line`; False when it has since."""
         with self._lock, self._run.locked(LOCK):
             self.read()
-            if identifier not in self.superseded:
+            if self.superseded.get(identifier) != line or identifier in self.retired:
                 return False
             self._append([_Line(retired=identifier)])
             return True
@@ -176,11 +187,14 @@ class Ledger:
     def _apply(self, line: _Line) -> Key | None:
         self.sequence += 1
         if (version := line.made) is not None:
+            if version.id not in self.versions:
+                self.superseded[version.id] = self.sequence  # for good if its maker was killed before it served it
             self.versions[version.id] = version
             self._by_content[version.key, version.content.digest] = version.id
             self._engine_names.add(version.engine_name)
         if line.retired is not None:
             self.retired.add(line.retired)
+            self._newly_retired.append(line.retired)
         if line.name is None:
             return None
         key = Key(line.name, line.tenant)

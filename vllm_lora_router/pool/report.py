@@ -8,19 +8,22 @@ from vllm_lora_router.adapters.memory import base_bytes, slot_bytes
 from vllm_lora_router.pool.ledger import Key, Version
 
 if TYPE_CHECKING:
-    from vllm_lora_router.pool.pool import AdapterPool, Held
+    from vllm_lora_router.pool.pool import AdapterPool
+    from vllm_lora_router.pool.shelf import Held
 
 
 async def report(pool: "AdapterPool") -> dict[str, Any]:
     """As this process sees it; memory is the engine's, the first one's where there are several."""
     loaded = frozenset(await pool.engine.loaded())
     running = pool.slots.running
-    keys = dict.fromkeys([*pool.held, *await pool.on_disk(lambda: pool.catalogue.names(None, everything=True))])
-    adapters = [_adapter(pool, key, pool.held.get(key), loaded, running) for key in keys]
-    snapshots = pool.intake.snapshots
-    base = await pool.on_disk(lambda: base_bytes(pool.intake.base))
-    in_memory = [version for version in pool.ledger.versions.values() if version.id in loaded]
-    slot = slot_bytes(pool.intake.base, pool.intake.max_rank)
+    keys = dict.fromkeys(
+        [*pool.shelf.held, *await pool.shelf.on_disk(lambda: pool.catalogue.names(None, everything=True))]
+    )
+    adapters = [_adapter(pool, key, pool.shelf.held.get(key), loaded, running) for key in keys]
+    snapshots = pool.shelf.intake.snapshots
+    base = await pool.shelf.on_disk(lambda: base_bytes(pool.shelf.intake.base))
+    in_memory = [version for version in pool.shelf.ledger.versions.values() if version.id in loaded]
+    slot = slot_bytes(pool.shelf.intake.base, pool.shelf.intake.max_rank)
     return {
         "adapters": adapters,
         "slots": {
@@ -31,7 +34,7 @@ async def report(pool: "AdapterPool") -> dict[str, Any]:
         "host_memory": {"number": pool.loader.capacity, "loaded": len(in_memory), "bytes": _sum(in_memory)},
         "disk": {
             "folder": str(snapshots.folder),
-            "bytes": await pool.on_disk(snapshots.used_bytes),
+            "bytes": await pool.shelf.on_disk(snapshots.used_bytes),
             "bytes_allowed": snapshots.max_bytes,
         },
         "as_full_models": {

@@ -7,13 +7,13 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-ALIVE = "alive"
+ALIVE = ".vllm-lora-router"  # a shared lock on it says that a process of the server lives
 
 
 class RunDirectoryError(RuntimeError):
@@ -38,7 +38,7 @@ class RunDirectory:
     """One server's folder: the ledger, a board a process, snapshots, configurations."""
 
     folder: Path
-    _alive: int = field(repr=False)  # a shared lock on it says that a process of the server lives
+    _locks: tuple[int, ...] = field(repr=False)
 
     @classmethod
     def open(cls, server: str, parent: Path | None = None) -> "RunDirectory":
@@ -61,24 +61,29 @@ class RunDirectory:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 _remove_dead(parent, but=server)
                 folder.mkdir(mode=0o700, exist_ok=True)
+                _check_owner(folder)
                 alive = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
                 fcntl.flock(alive, fcntl.LOCK_SH)
+                # systemd's cleaner of old temporary files leaves locked folders alone; not all file systems lock them.
+                whole = os.open(folder, os.O_RDONLY)
+                with suppress(OSError):
+                    fcntl.flock(whole, fcntl.LOCK_SH)
         except OSError as error:
             raise RunDirectoryError(
                 f"the run directory {parent} cannot be used ({error}); set router.adapters.run_dir to a folder that "
                 "this user may write to"
             ) from error
-        return cls(folder, alive)
+        return cls(folder, (alive, whole))
 
     def close(self) -> None:
         """Lets go of the folder, and removes it when no other process has it."""
-        try:
-            fcntl.flock(self._alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pass
-        else:
+        # Under the lock of `open`: one that comes now must not get a folder that goes.
+        with suppress(OSError), _opened(self.folder.parent / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(self._locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(self.folder)
-        os.close(self._alive)
+        for descriptor in self._locks:
+            os.close(descriptor)
 
     @contextmanager
     def locked(self, name: str, *, shared: bool = False) -> Iterator[None]:
@@ -112,14 +117,11 @@ def _check_owner(folder: Path) -> None:
 
 def _remove_dead(parent: Path, but: str) -> None:
     for folder in parent.iterdir():
-        if folder.name == but or not (folder / ALIVE).exists():
-            continue
-        with (folder / ALIVE).open("rb") as alive:
-            try:
+        # Not ours, or the lock is held.
+        with suppress(OSError), (folder / ALIVE).open("r+b") as alive:
+            if folder.name != but:
                 fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue
-            _remove(folder)
+                _remove(folder)
 
 
 def _remove(folder: Path) -> None:

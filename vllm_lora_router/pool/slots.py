@@ -39,8 +39,7 @@ class Slots:
         entered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(version, deque()).append(entered)
         self._mark(version)
-        if not self._board.alone and (self._poll is None or self._poll.done()):
-            self._poll = asyncio.ensure_future(self._keep_looking())
+        self._look_at_others()
         try:
             await entered
         except asyncio.CancelledError:
@@ -89,6 +88,7 @@ class Slots:
             # One that gets its slot may open another that was closed for it.
             while any(self._let_in(version) for version in list(self._waiting)):
                 pass
+        self._look_at_others()
 
     def _let_in(self, version: int) -> bool:
         running, waiting = self._view()
@@ -120,6 +120,11 @@ class Slots:
                 del self._waiting[version]
                 self._mark(version)
         self._wake()
+
+    def _look_at_others(self) -> None:
+        # Nobody says that another process freed a slot; whoever waits alone is woken by this process's own requests.
+        if self._waiting and not self._board.alone and (self._poll is None or self._poll.done()):
+            self._poll = asyncio.ensure_future(self._keep_looking())
 
     async def _keep_looking(self) -> None:
         while self._waiting:
@@ -166,4 +171,4 @@ def may_run(
 
 
 def _longest(running: Mapping[int, float], count: int) -> Iterable[int]:
-    return sorted(running, key=lambda version: running[version])[: max(count, 0)]
+    return sorted(running, key=lambda version: (running[version], version))[: max(count, 0)]

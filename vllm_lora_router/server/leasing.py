@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
-from vllm_lora_router.pool.pool import NotLeased
+from vllm_lora_router.pool.leases import NotLeased
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.serving import Adapters, Lease
 from vllm_lora_router.values import Candidate, Plan, Reason

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vllm_lora_router.pool.pool import NotLeased
+from vllm_lora_router.pool.leases import NotLeased
 from vllm_lora_router.record import headers as response_headers
 from vllm_lora_router.record.log import log
 from vllm_lora_router.requests import body

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
-from vllm_lora_router.pool.pool import NotLeased, UnknownAdapter
+from vllm_lora_router.pool.leases import NotLeased, UnknownAdapter
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.api import routes
 from vllm_lora_router.server.middleware import LoraRouterMiddleware
