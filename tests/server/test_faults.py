@@ -400,7 +400,7 @@ async def _adapters_that_cannot(http: aiohttp.ClientSession, source: Path, many:
     (source / "pickle" / "adapter_model.safetensors").rename(source / "pickle" / "adapter_model.bin")
     many.write(5, source / "huge")
     os.truncate(source / "huge" / "adapter_model.safetensors", 10 * 10**9)
-    await asyncio.to_thread(_of_another_base, many, source / "wide")
+    await asyncio.to_thread(_of_other_bases, many, source)
     many.write(5, source / "bias")
     settings = source / "bias" / "adapter_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "bias": "all"}))
@@ -410,6 +410,8 @@ async def _adapters_that_cannot(http: aiohttp.ClientSession, source: Path, many:
         "pickle": "never loaded",
         "huge": "damaged or not complete",
         "wide": "made for another base",
+        "narrow": "made for another base",
+        "deep": "made for another base",
         "bias": "bias is 'all'",
     }
     file = folder / "run" / "config.yaml"
@@ -424,11 +426,22 @@ async def _adapters_that_cannot(http: aiohttp.ClientSession, source: Path, many:
         assert named.status == 404, named
 
 
-def _of_another_base(many: ManyAdapters, folder: Path) -> None:
+def _of_other_bases(many: ManyAdapters, source: Path) -> None:
+    """Adapters of a base twice as wide, half as wide, and with two layers more."""
     import numpy as np
     from safetensors.numpy import load_file, save_file
 
-    many.write(5, folder)
-    file = folder / "adapter_model.safetensors"
-    wider = {name: np.repeat(tensor, 2, axis=1 if "lora_A" in name else 0) for name, tensor in load_file(file).items()}
-    save_file(wider, file)
+    for name in ("wide", "narrow", "deep"):
+        many.write(5, source / name)
+        file = source / name / "adapter_model.safetensors"
+        changed: dict[str, np.ndarray] = {}
+        for tensor_name, tensor in load_file(file).items():
+            axis = 1 if "lora_A" in tensor_name else 0
+            if name == "wide":
+                changed[tensor_name] = np.repeat(tensor, 2, axis=axis)
+            elif name == "narrow":
+                changed[tensor_name] = np.split(tensor, 2, axis=axis)[0].copy()
+            else:
+                changed[tensor_name] = tensor
+                changed[tensor_name.replace("layers.1.", "layers.3.")] = tensor
+        save_file(changed, file)
