@@ -14,6 +14,7 @@ from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.config.notices import Notice
 from vllm_lora_router.config.positions import ConfigError
+from vllm_lora_router.config.references import suggest
 from vllm_lora_router.pool.catalogue import Catalogue
 from vllm_lora_router.pool.opening import Limits
 from vllm_lora_router.values import Method
@@ -68,6 +69,7 @@ def preflight(
             problems += _beyond(adapter, limits) if is_up else []
             notices += [Notice(logging.WARNING, warning) for warning in adapter.warnings]
     problems += _source_problems(loaded, without_lora=is_up and limits is None)
+    notices += _yet_to_come(loaded, base, declared(loaded, base, command_line))
     problems += _classifier_problems(loaded)
     if model.chat_template is False:
         notices.append(
@@ -102,6 +104,30 @@ def _source_problems(loaded: Loaded, *, without_lora: bool) -> list[str]:
     if sources and without_lora:
         return ["router.adapters.sources: the server was started without LoRA; add --enable-lora"]
     return []
+
+
+def _yet_to_come(loaded: Loaded, base: ServedBase, known: Mapping[str, Path | None]) -> list[Notice]:
+    """Adapters that the configuration routes to and no source has now: a slip of the pen looks the same."""
+    try:
+        sources = Catalogue.of(loaded, {}).sources
+    except ConfigError:
+        return []
+    if not sources or any(source.by_tenant for source in sources):
+        return []
+    there = {name for source in sources for name in source.names()}
+    scores = (entry for category in loaded.config.categories for entry in category.model_scores)
+    names = [entry.lora_name for entry in scores if entry.model == base.alias and entry.lora_name is not None]
+    if loaded.config.default_model not in loaded.config.bases:
+        names.append(loaded.config.default_model)
+    return [
+        Notice(
+            logging.WARNING,
+            f"adapter {name!r} is declared nowhere and in none of router.adapters.sources yet{suggest(name, there)}: "
+            "until it comes its requests take the next candidate",
+        )
+        for name in dict.fromkeys(names)
+        if name not in known and name not in there
+    ]
 
 
 def declared(loaded: Loaded, base: ServedBase, command_line: Mapping[str, str]) -> dict[str, Path | None]:

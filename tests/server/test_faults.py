@@ -191,7 +191,7 @@ async def test_an_adapter_that_nobody_lets_in_gets_its_turn(
     models: DemoModels, many: ManyAdapters, tmp_path: Path, full: bool
 ) -> None:
     """One slot, three clients that keep one adapter busy, and now and then somebody who asks for another."""
-    seconds, every_s, wait_ms = (120, 20, 2000) if full else (16, 5, 500)
+    seconds, every_s, wait_ms = (150, 30, 2000) if full else (16, 5, 500)
     source = tmp_path / "adapters"
     for number, name in enumerate(("busy", "other")):
         many.write(number, source / name)

@@ -5,6 +5,7 @@ from pathlib import Path
 from vllm_lora_router.adapters.base_model import BaseModel
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
+from vllm_lora_router.pool.opening import Limits
 from vllm_lora_router.preflight import Preflight, declared, preflight
 
 CONFIG = """
@@ -73,3 +74,42 @@ def test_a_base_without_a_chat_template_is_a_warning(tmp_path: Path) -> None:
 
     assert said(False)
     assert not said(True) and not said(None)
+
+
+SOURCES = """
+model_config: {{base: }}
+default_model: base
+categories:
+  - name: all
+    model_scores: [{{model: base, lora_name: medcal-lora}}]
+router:
+  adapters: {{sources: [{sources}]}}
+"""
+
+
+def said_of(folder: Path, sources: str, limits: Limits | None = None, *, is_up: bool = False) -> Preflight:
+    file = folder / "config.yaml"
+    file.write_text(SOURCES.format(sources=sources))
+    loaded = load(file)
+    return preflight(loaded, served_base(loaded), BaseModel("base"), ["base"], {}, limits, is_up=is_up)
+
+
+def test_an_adapter_that_no_source_has_yet_is_a_warning_with_the_nearest_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "adapters/medical-lora").mkdir(parents=True)
+    (tmp_path / "adapters/medical-lora/adapter_config.json").write_text("{}")
+    found = said_of(tmp_path, "adapters")
+    assert found.problems == ()
+    (notice,) = found.notices
+    assert notice.text.startswith(
+        "adapter 'medcal-lora' is declared nowhere and in none of router.adapters.sources yet"
+    )
+    assert "did you mean 'medical-lora'?" in notice.text
+    assert said_of(tmp_path, 'adapters, "{tenant}/{name}"').notices == ()
+
+
+def test_sources_need_a_server_with_lora_and_must_be_sources(tmp_path: Path) -> None:
+    assert said_of(tmp_path, "adapters", None).problems == ()
+    (problem,) = said_of(tmp_path, "adapters", None, is_up=True).problems
+    assert "--enable-lora" in problem
+    (problem,) = said_of(tmp_path, '"adapters/{nam}"').problems
+    assert f"{tmp_path / 'config.yaml'}:8:" in problem and "{nam}" in problem

@@ -61,9 +61,7 @@ class Tending:
     async def watch(self) -> None:
         """Looks at every known adapter's files once, within `WATCH_S`."""
         shelf = self._shelf
-        watched = [
-            (key, held.place.folder) for key, held in shelf.held.items() if held.place and held.place.watched
-        ]
+        watched = [(key, held.place.folder) for key, held in shelf.held.items() if held.place and held.place.watched]
         slices = [watched[start : start + SLICE] for start in range(0, len(watched), SLICE)]
         for some in slices or [[]]:
             for key, source in await shelf.on_disk(lambda some=some: _sources(some)):

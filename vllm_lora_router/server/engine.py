@@ -158,8 +158,10 @@ def release() -> str:
 
 def _left_of_container(machine_bytes: int) -> int:
     """Bytes of memory that the container leaves, of which the machine's own figures know nothing."""
-    from vllm.utils.cpu_resource_utils import get_cgroup_memory_limit, get_cgroup_memory_usage
-
+    try:
+        from vllm.utils.cpu_resource_utils import get_cgroup_memory_limit, get_cgroup_memory_usage
+    except ImportError:  # before 0.27
+        return machine_bytes
     limit, usage = get_cgroup_memory_limit(), get_cgroup_memory_usage()
     return machine_bytes if limit is None else max(limit - (usage or 0), 0)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vllm_lora_router.adapters.base_model import BaseModel
-from vllm_lora_router.adapters.snapshots import Snapshots
+from vllm_lora_router.adapters.snapshots import Snapshot, Snapshots, Unreadable
 from vllm_lora_router.pool import intake as module
 from vllm_lora_router.pool.catalogue import Place
 from vllm_lora_router.pool.intake import Gone, Intake, Refused, Unsettled
@@ -134,6 +134,17 @@ def test_half_a_file_is_refused(intake: Intake, place: Place) -> None:
     with pytest.raises(Refused, match="medical"):
         intake.take(MEDICAL, place)
     assert copies(intake) == []
+
+
+def test_what_is_replaced_while_it_is_read_is_no_fault_of_its_own(place: Place, intake: Intake) -> None:
+    class Replaced(Snapshots):
+        def take(self, source: Path, within: Path | None = None) -> Snapshot:
+            put(source, "v2")
+            raise Unreadable(f"{source} was there a moment ago")
+
+    intake.snapshots = Replaced(intake.snapshots.folder)
+    with pytest.raises(Unsettled):
+        intake.take(MEDICAL, place)
 
 
 def test_files_that_lead_out_of_their_source_are_refused(intake: Intake, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_lora_router.adapters.snapshots import Snapshot, Snapshots
 from vllm_lora_router.adapters.sources import Source
 from vllm_lora_router.config.schema import Adapters as AdapterSettings
 from vllm_lora_router.pool import pool as module
@@ -97,12 +98,7 @@ async def test_an_unknown_name_is_said_to_be_unknown_and_leaves_no_trace(server:
                 await pool.lease(name, tenant)
             assert not await pool.can_serve(name, tenant)
     await asyncio.sleep(0)
-    assert [
-        len(pool.shelf.held),
-        len(pool.shelf._looking),
-        len(pool.shelf._loading),
-        len(pool.shelf.ledger.serving),
-    ] == sizes
+    assert [len(shelf.held), len(shelf._looking), len(shelf._loading), len(shelf.ledger.serving)] == sizes
     assert process.engine.registry.keys() == {"medical"} and len(pool.board.uses) == 0
     with pytest.raises(UnknownAdapter, match="there is no adapter 'nobody'"):
         await pool.lease("nobody", None)
@@ -266,6 +262,23 @@ async def test_a_process_that_does_not_look_at_files_follows_those_who_do(server
     await two.tending.follow()
     await two.settle()
     assert await two.ask("medical") == "v2"
+
+
+async def test_who_was_slow_to_take_a_version_in_does_not_go_over_its_successor(server: Server) -> None:
+    one, two = server.process(), server.process()
+
+    class Slow(Snapshots):
+        def take(self, source: Path, within: Path | None = None) -> Snapshot:
+            taken = super().take(source, within)
+            one.shelf.intake.snapshots = Snapshots(self.folder)
+            swap(server, "v2")
+            two.shelf._take(MEDICAL)
+            return taken
+
+    one.shelf.intake.snapshots = Slow(one.shelf.intake.snapshots.folder)
+    swap(server, "v1")
+    assert await one.ask("medical") == "v2"
+    assert len(one.shelf.ledger.versions) == 1
 
 
 async def test_a_version_that_was_superseded_before_its_first_lease_does_no_harm(

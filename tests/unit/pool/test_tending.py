@@ -40,6 +40,15 @@ async def tend_for(seconds: float, *processes: Process) -> None:
             await process.tend()
 
 
+async def found_idle(monkeypatch: pytest.MonkeyPatch, *processes: Process) -> None:
+    """The next sweep throws away what nobody uses; until now none has."""
+    monkeypatch.setattr(tending, "STRAYS_S", 60.0)
+    monkeypatch.setattr(tending, "IDLE_S", 60.0)
+    for process in processes * 2:
+        await process.tend()
+    monkeypatch.setattr(tending, "IDLE_S", 0.0)
+
+
 def retired(process: Process, identifier: int = FIRST_ID) -> bool:
     return identifier in process.shelf.ledger.retired
 
@@ -93,7 +102,9 @@ async def test_a_version_that_comes_back_is_loaded_before_a_request_runs_in_any_
     assert len(server.core.loads) == loads + 1  # else the engine reads it between two steps, and all streams wait
 
 
-async def test_a_version_that_serves_again_while_another_is_thrown_away_disturbs_no_chore(server: Server) -> None:
+async def test_a_version_that_serves_again_while_another_is_thrown_away_disturbs_no_chore(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = server.process()
     put(server.uploads / "other", "v1")
     await swapped(server, "v1", process)
@@ -101,9 +112,8 @@ async def test_a_version_that_serves_again_while_another_is_thrown_away_disturbs
     versions = list(process.shelf.ledger.versions.values())
     for version in versions:
         await process.shelf.rest(version.key)
-    await tend_for(0.03, process)
+    await found_idle(monkeypatch, process)
     server.core.on_unload = lambda: process.shelf.ledger.serve(versions[1].key, versions[1].content)
-    await asyncio.sleep(0.05)
     await process.tending.sweep()
     assert retired(process) and not retired(process, versions[1].id)
 
@@ -162,6 +172,43 @@ async def test_a_version_stays_until_all_processes_have_heard_that_it_is_superse
             await two.tending.follow()
             await one.tend()
     assert await two.ask("medical") == "v2"
+
+
+async def test_a_version_stays_while_its_successor_is_loaded(server: Server) -> None:
+    one, two = server.process(), server.process()
+    await swapped(server, "v1", one, two)
+    server.core.may_load.clear()
+    swap(server, "v2")
+    await tend_for(LONG_S, one, two)
+    server.core.memory.clear()
+    assert not retired(one) and await one.ask("medical") == await two.ask("medical") == "v1"
+    server.core.may_load.set()
+
+
+async def test_a_version_stays_while_a_process_has_read_that_it_rests_and_not_acted_on_it(server: Server) -> None:
+    one, two = server.process(), server.process()
+    put(server.uploads / "other", "other")
+    await swapped(server, "v1", one, two)
+    await one.shelf.rest(MEDICAL)
+    assert await two.ask("other") == "other"  # reads the ledger
+    await tend_for(LONG_S, one)
+    server.core.memory.clear()
+    assert not retired(one) and await two.ask("medical") == "v1"
+
+
+async def test_nothing_is_thrown_away_while_somebody_takes_an_adapter_in(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = server.process()
+    await swapped(server, "v1", process)
+    await swapped(server, "v2", process)
+    await found_idle(monkeypatch, process)
+    with process.shelf.run.locked(STORE, shared=True):  # it may find this copy, and serve it
+        sweeping = asyncio.ensure_future(process.tending.sweep())
+        await asyncio.sleep(0.05)
+        assert len(server.snapshots) == 2
+    await sweeping
+    assert retired(process) and len(server.snapshots) == 1
 
 
 async def test_a_name_that_rests_in_one_process_rests_in_all(server: Server) -> None:
@@ -257,12 +304,10 @@ async def test_a_process_that_ended_keeps_nothing(server: Server) -> None:
 async def test_a_version_that_served_again_and_was_superseded_again_meanwhile_stays(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tending, "STRAYS_S", 60.0)
     one, two = server.process(), server.process()
     await swapped(server, "v1", one, two)
     await swapped(server, "v2", one, two)
-    await tend_for(0.03, one, two)
-    await asyncio.sleep(0.05)
+    await found_idle(monkeypatch, one, two)
     with two.shelf.run.locked(STORE, shared=True):  # somebody takes a large adapter in
         sweeping = asyncio.ensure_future(one.tending.sweep())  # v1 is to be thrown away
         await asyncio.sleep(0.02)
