@@ -320,6 +320,24 @@ async def test_a_version_that_served_again_and_was_superseded_again_meanwhile_st
     lease.release()
 
 
+@pytest.mark.xfail(strict=True, reason="Tending._idle_since knows versions, not since when they serve no name")
+async def test_a_version_that_served_again_between_two_sweeps_is_idle_anew(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = server.process()
+    await swapped(server, "v1", process)
+    await swapped(server, "v2", process)
+    await found_idle(monkeypatch, process)
+    await swapped(server, "v1", process)
+    with process.pool.unread():  # begins now, while v1 serves
+        running = asyncio.ensure_future(process.engine.answer("medical", seconds=0.2))
+        await asyncio.sleep(0)
+        await swapped(server, "v2", process)
+        await process.tending.sweep()
+        server.core.memory.clear()
+        assert not retired(process) and await running == "v1"
+
+
 async def test_a_version_stays_while_it_is_loaded_for_one_who_left(server: Server) -> None:
     process = server.process()
     await swapped(server, "v1", process)
