@@ -40,10 +40,12 @@ class Lease:
     def release(self) -> None:
         shelf, self._shelf = self._shelf, None
         if shelf is not None:
-            if self._entered:
-                self._slots.leave(self.version.id)
-            if not self._kept:
-                shelf.let_go(self.version)
+            try:
+                if self._entered:
+                    self._slots.leave(self.version.id)
+            finally:
+                if not self._kept:
+                    shelf.let_go(self.version)
 
     def keep(self) -> None:
         """The version stays for as long as the server runs: it is used for longer than anybody can see."""

@@ -74,7 +74,7 @@ class Ledger:
         self.sequence = 0  # lines read
         self.versions: dict[int, Version] = {}
         self.serving: dict[Key, int | None] = {}
-        self.superseded: dict[int, int] = {}  # id -> the line since which no name is served by it
+        self.superseded: dict[int, int] = {}  # id -> the line since which no name is served by it, until it is retired
         self.retired: set[int] = set()
         self._lock = threading.RLock()  # of this process's threads
         self._changed: dict[Key, None] = {}
@@ -145,7 +145,7 @@ class Ledger:
         """Says that nobody uses a version any more which serves no name since `line`; False when it has since."""
         with self._lock, self._run.locked(LOCK):
             self.read()
-            if self.superseded.get(identifier) != line or identifier in self.retired:
+            if self.superseded.get(identifier) != line:
                 return False
             self._append([_Line(retired=identifier)])
             return True
@@ -193,6 +193,7 @@ class Ledger:
             self._by_content[version.key, version.content.digest] = version.id
             self._engine_names.add(version.engine_name)
         if line.retired is not None:
+            self.superseded.pop(line.retired, None)
             self.retired.add(line.retired)
             self._newly_retired.append(line.retired)
         if line.name is None:

@@ -152,14 +152,16 @@ class AdapterPool:
         """
         refused: dict[str, str] = {}
         pause, self.loader.max_per_s = self.loader.max_per_s, 0  # nobody waits meanwhile
-        for name in list(names)[: self.loader.capacity]:
-            try:
-                version = await self.shelf.look(Key(name))
-                await self.shelf.load(version)
-                self._model(version)
-            except NotLeased as reason:
-                refused[name] = str(reason)
-        self.loader.max_per_s = pause
+        try:
+            for name in list(names)[: self.loader.capacity]:
+                try:
+                    version = await self.shelf.look(Key(name))
+                    await self.shelf.load(version)
+                    self._model(version)
+                except NotLeased as reason:
+                    refused[name] = str(reason)
+        finally:
+            self.loader.max_per_s = pause
         return refused
 
     async def configure(self, catalogue: Catalogue, settings: AdapterSettings) -> None:

@@ -29,7 +29,7 @@ class Tending:
 
     def __init__(self, pool: AdapterPool) -> None:
         self._shelf, self._engine = pool.shelf, pool.engine
-        self._idle_since: dict[int, float] = {}
+        self._idle_since: dict[int, float] = {}  # by the line of the ledger that superseded a version
         self._strays_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -94,6 +94,8 @@ class Tending:
         if time.monotonic() - self._strays_s > STRAYS_S:
             self._strays_s = time.monotonic()
             await shelf.on_disk(self._throw_strays_away)
+        superseded = {*shelf.ledger.superseded.values()}
+        self._idle_since = {line: since for line, since in self._idle_since.items() if line in superseded}
         for identifier in [*shelf.ledger.superseded]:
             if (line := self._idle_line(identifier)) is not None:
                 version = shelf.ledger.versions[identifier]
@@ -105,14 +107,13 @@ class Tending:
     def _idle_line(self, identifier: int) -> int | None:
         """The line since which the version serves no name, when no process has used it for `IDLE_S` or can begin to."""
         line = self._shelf.ledger.superseded.get(identifier)
-        if line is None or identifier in self._shelf.ledger.retired:
-            self._idle_since.pop(identifier, None)
+        if line is None:
             return None
         reports = list(self._shelf.board.all())
         if any(report.sequence < line or identifier in dict(report.uses) for report in reports):
-            self._idle_since.pop(identifier, None)
+            self._idle_since.pop(line, None)
             return None
-        since = self._idle_since.setdefault(identifier, time.monotonic())
+        since = self._idle_since.setdefault(line, time.monotonic())
         if any(report.unread_since and report.unread_since <= since for report in reports):
             return None
         return line if time.monotonic() - since > IDLE_S else None
@@ -120,7 +121,6 @@ class Tending:
     def _throw_away(self, version: Version, line: int) -> bool:
         ledger, snapshots = self._shelf.ledger, self._shelf.intake.snapshots
         with self._shelf.run.locked(STORE):
-            self._idle_since.pop(version.id, None)
             if not ledger.retire(version.id, line):
                 return False
             if version.content.private and version.content.digest not in self._needed():
@@ -147,11 +147,7 @@ class Tending:
         if snapshots.max_bytes is None:
             return
         ledger = shelf.ledger
-        leaving = sum(
-            ledger.versions[identifier].content.size_bytes
-            for identifier in [*ledger.superseded]
-            if identifier not in ledger.retired
-        )
+        leaving = sum(ledger.versions[identifier].content.size_bytes for identifier in [*ledger.superseded])
         wanted, shelf.wanted_bytes = shelf.wanted_bytes, 0
         room = min(FULL * snapshots.max_bytes, snapshots.max_bytes - wanted)
         excess = await shelf.on_disk(snapshots.used_bytes) - leaving - room

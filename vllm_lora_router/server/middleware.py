@@ -4,7 +4,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse
@@ -102,7 +103,8 @@ class LoraRouterMiddleware:
         ahead = wire.Ahead(receive)
         lease: Lease | None = None
         try:
-            found = await _unless_gone(ahead, _plan_and_take(router, shape, members, self.serving.adapters, tenant))
+            work = _plan_and_take(router, shape, members, self.serving.adapters, tenant)
+            found = await _unless_gone(ahead, work, lambda found: found[1] and found[1].lease)
             if found is None:
                 return
             plan, taken = found
@@ -140,7 +142,7 @@ class LoraRouterMiddleware:
         ahead = wire.Ahead(receive)
         lease: Lease | None = None
         try:
-            found = await _unless_gone(ahead, _lease_named(adapters, path, model, tenant))
+            found = await _unless_gone(ahead, _lease_named(adapters, path, model, tenant), lambda found: found[0])
             if found is None:
                 return
             lease = found[0]
@@ -149,7 +151,9 @@ class LoraRouterMiddleware:
                 scope = wire.with_headers(scope, {b"content-length": str(len(content)).encode()})
             if lease is not None and body.runs_on(content):
                 lease.keep()
-            await self.app(scope, wire.replay(content, ahead.receive), send)
+            # A version's own name, which answers carry, stands in vLLM's registry too.
+            with adapters.unread() if lease is None else nullcontext():
+                await self.app(scope, wire.replay(content, ahead.receive), send)
         finally:
             ahead.close()
             if lease is not None:
@@ -193,13 +197,28 @@ class _Response:
         return (time.perf_counter() - self._began) * 1000
 
 
-async def _unless_gone(ahead: wire.Ahead, work: Coroutine[Any, Any, T]) -> T | None:
+async def _unless_gone(
+    ahead: wire.Ahead, work: Coroutine[Any, Any, T], lease_of: Callable[[T], Lease | None]
+) -> T | None:
     """What `work` gives; None when the client left before that, and then nothing of it goes on."""
     task = asyncio.ensure_future(work)
+
+    def give_back(done: asyncio.Task[T]) -> None:
+        if not done.cancelled() and done.exception() is None and (lease := lease_of(done.result())) is not None:
+            lease.release()
+
+    handed_on = False
     try:
-        return task.result() if await ahead.done_or_gone(task) else None
+        if not await ahead.done_or_gone(task):
+            return None
+        found = task.result()
+        handed_on = True
+        return found
     finally:
-        task.cancel()
+        if not handed_on:
+            # It may end in this very moment.
+            task.add_done_callback(give_back)
+            task.cancel()
 
 
 async def _plan_and_take(

@@ -320,7 +320,6 @@ async def test_a_version_that_served_again_and_was_superseded_again_meanwhile_st
     lease.release()
 
 
-@pytest.mark.xfail(strict=True, reason="Tending._idle_since knows versions, not since when they serve no name")
 async def test_a_version_that_served_again_between_two_sweeps_is_idle_anew(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

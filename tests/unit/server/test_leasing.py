@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import Response
 
 from .conftest import CONFIG, App
 
@@ -194,3 +195,45 @@ async def test_while_a_request_runs_that_cannot_be_read_no_version_goes(app: App
         scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"content-type", headers)]}
         await app.asgi(scope, None, None)  # type: ignore[arg-type]
     assert counts == [1, 1] and app.adapters.under_way == 0
+
+
+async def test_a_version_that_a_client_names_by_itself_stays_while_it_answers(
+    app: App, client: httpx.AsyncClient
+) -> None:
+    """Answers carry it, and vLLM's registry has it."""
+    counts = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        counts.append((app.adapters.under_way, app.adapters.leased.copy()))
+        await Response()(scope, receive, send)
+
+    app.asgi.app = inner
+    await client.post(CHAT, json=chat("blood", "medical-lora@1a2b3c4d"))
+    await client.post(CHAT, json=chat("blood", "medical-lora"))
+    assert counts == [(1, []), (0, ["medical-lora"])] and app.adapters.under_way == 0
+
+
+async def test_a_request_that_is_cancelled_in_the_moment_it_gets_its_lease_gives_it_back(app: App) -> None:
+    for model in ("MoM", "medical-lora"):
+        for turns in range(12):
+            body = httpx.Request("POST", "http://server", json=chat("blood", model)).content
+            messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+            async def receive(messages: Any = messages) -> Any:
+                for message in messages:
+                    return message
+                await asyncio.Event().wait()
+
+            async def send(message: Any) -> None:
+                return None
+
+            headers = [(b"content-type", b"application/json")]
+            scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers}
+            request = asyncio.ensure_future(app.asgi(scope, receive, send))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            request.cancel()
+            await asyncio.wait([request])
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert app.adapters.leased == [], (model, turns)
