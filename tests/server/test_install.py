@@ -7,6 +7,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from .conftest import ROOT
 
 
@@ -23,7 +25,7 @@ def resolved(folder: Path, *requirements: str) -> dict[str, str]:
         timeout=300,
     )
     packages = [package["metadata"] for package in json.loads(report.read_text())["install"]]
-    return {package["name"].lower(): package["version"] for package in packages}
+    return {canonicalize_name(package["name"]): package["version"] for package in packages}
 
 
 def test_no_version_that_vllm_brings_changes(tmp_path: Path) -> None:
@@ -33,7 +35,7 @@ def test_no_version_that_vllm_brings_changes(tmp_path: Path) -> None:
     assert {name: beside.get(name) for name in alone} == alone
     # Without an extra, vLLM has brought everything already.
     needed = [line for line in requires("vllm-lora-router") or () if "extra ==" not in line]
-    assert needed and {re.split(r"[^\w.-]", line)[0].lower() for line in needed} <= set(alone)
+    assert needed and {canonicalize_name(re.split(r"[^\w.-]", line)[0]) for line in needed} <= set(alone)
 
 
 def _installed() -> str:
