@@ -130,6 +130,9 @@ def read(file: Path, content: bytes | None = None) -> Document:
     return document
 
 
+_Pairs = list[tuple[yaml.Node, yaml.Node]]
+
+
 class _Reader:
     """Builds data from nodes. PyYAML's own constructor drops the marks and takes the last of two equal keys."""
 
@@ -140,7 +143,6 @@ class _Reader:
         self.values: dict[Path_, Position] = {}
         self.problems: list[Problem] = []
         self.open: list[yaml.Node] = []
-        self.own_keys: dict[int, set[int]] = {}  # by the id of a mapping's node; the document keeps the nodes alive
 
     def value(self, node: yaml.Node, path: Path_) -> Any:
         self.values[path] = _position(node)
@@ -158,15 +160,15 @@ class _Reader:
             self.open.pop()
 
     def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[Hashable, Any]:
-        own = self._own_keys(node, path)
+        inherited, own = self._pairs(node, path)
         data: dict[Hashable, Any] = {}
         seen: dict[Hashable, yaml.Node] = {}
-        for key_node, value_node in node.value:
+        for key_node, value_node in (*inherited, *own):
             key = self._scalar(key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
                 self._wrong(key_node, path, f"a key must be text, not {key!r}; put it in quotes")
                 continue
-            if key in seen and id(key_node) in own and id(seen[key]) in own:
+            if key in seen and any(seen[key] is before for before, _ in own):
                 line = _position(seen[key])[0]
                 self._wrong(key_node, (*path, key), f"is given twice; it already stands in line {line}")
                 continue
@@ -175,20 +177,29 @@ class _Reader:
             data[key] = self.value(value_node, (*path, key))
         return data
 
-    def _own_keys(self, node: yaml.MappingNode, path: Path_) -> set[int]:
-        """Merges what << names into a mapping; gives the ids of the keys that it had itself, which stand last and win.
+    def _pairs(self, node: yaml.MappingNode, path: Path_, within: tuple[yaml.Node, ...] = ()) -> tuple[_Pairs, _Pairs]:
+        """What << names, and what a mapping has itself; of equal keys the last wins.
 
-        A mapping with aliases comes here again, when it is merged already.
+        Of several mappings under << the first wins, as YAML's merge keys say (https://yaml.org/type/merge.html);
+        PyYAML 6.0.4 lets the last win.
         """
-        if id(node) not in self.own_keys:
-            self.own_keys[id(node)] = {id(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"}
-            try:
-                self.scalars.flatten_mapping(node)
-            except yaml.MarkedYAMLError as error:
-                mark = error.problem_mark or node.start_mark
-                message = f"cannot be merged: {error.problem}"
-                self.problems.append(Problem(self.file, mark.line + 1, mark.column + 1, path, message))
-        return self.own_keys[id(node)]
+        own: _Pairs = []
+        named: list[yaml.Node] = []
+        for key, value in node.value:
+            if key.tag != "tag:yaml.org,2002:merge":
+                own.append((key, value))
+            else:
+                named += value.value if isinstance(value, yaml.SequenceNode) else [value]
+        inherited: _Pairs = []
+        for mapping in reversed(named):
+            if not isinstance(mapping, yaml.MappingNode):
+                self._wrong(mapping, path, f"cannot be merged: expected a mapping, not a {mapping.id}")
+            elif any(mapping is outer for outer in (node, *within)):
+                self._wrong(mapping, path, "cannot be merged: an alias that contains itself")
+            else:
+                before, after = self._pairs(mapping, path, (node, *within))
+                inherited += [*before, *after]
+        return inherited, own
 
     def _scalar(self, node: yaml.Node, path: Path_) -> Any:
         try:
