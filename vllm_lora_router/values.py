@@ -7,7 +7,7 @@ from typing import Literal
 Method = Literal["keyword", "embedding", "domain", "mcp"]
 Scale = Literal["rule", "similarity", "probability"]
 Mode = Literal["insert", "replace"]
-Reason = Literal["routed", "unsure", "error", "timeout", "overload", "not_loadable", "mixed"]
+Reason = Literal["routed", "unsure", "no_text", "error", "timeout", "overload", "not_loadable", "mixed"]
 
 # A plan with one of these reasons is the fault of a classifier, not of the request: `router.on_error` speaks of them.
 FAILURES: frozenset[Reason] = frozenset({"error", "timeout", "overload"})
@@ -20,6 +20,11 @@ class Query:
     text: str  # the last thing the user said; empty when there is none that can be read
     turns: tuple[str, ...] = ()  # everything the user said, oldest first
     api: str = "chat"  # which shape of request it came in
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there are words to go by: token ids cannot be read, and an image has none."""
+        return bool(self.text) and not self.text.isspace()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,12 @@ class Written:
     """What an edit really wrote: a client's own wish about reasoning wins, and not every shape has a place for all."""
 
     system_prompt: bool = False
-    reasoning: bool = False
+    reasoning: bool | None = None  # on or off; None: nothing was written, and the model does as it does by default
+
+    @property
+    def beyond_model(self) -> bool:
+        """Whether anything was written but the model."""
+        return self.system_prompt or self.reasoning is not None
 
 
 @dataclass(frozen=True, slots=True)

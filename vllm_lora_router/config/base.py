@@ -28,7 +28,8 @@ class ServedBase:
             return Reasoning(entry.use_reasoning, template_kwargs={self.family.parameter: entry.use_reasoning})
         if not entry.use_reasoning:
             return None  # such a model always reasons; without an effort it does so as it does by default
-        return Reasoning(True, effort=entry.reasoning_effort or self.default_effort)
+        effort = entry.reasoning_effort or self.default_effort
+        return Reasoning(effort != "none", effort=effort)
 
 
 def served_base(loaded: Loaded, served_names: Sequence[str] = ()) -> ServedBase:

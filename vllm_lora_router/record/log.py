@@ -14,6 +14,15 @@ def log(decision: Decision) -> None:
         logger.info("%s", line(decision))
 
 
+def log_asked_again(decision: Decision) -> None:
+    """That vLLM refused what a decision wrote, at INFO."""
+    logger.info(
+        "%s: vLLM answered 400 with the system prompt or reasoning of category %s; asked again without them",
+        printable(decision.id),
+        printable(decision.plan.category or "-"),
+    )
+
+
 def line(decision: Decision) -> str:
     """The decision in one line, whatever the names in it hold; the user's words are not in it."""
     plan = decision.plan

@@ -4,14 +4,18 @@ A raw value is a `msgspec.Raw`, a view into the request's body, or bytes of our 
 neither parsed nor copied until the edited body is joined.
 """
 
+import codecs
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from pydantic import TypeAdapter
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
+# What vLLM takes for true is what pydantic does.
+_bool = TypeAdapter(bool)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -19,30 +23,16 @@ class NotAnObject(ValueError):
     """The bytes are not a JSON object; vLLM says so better than we could."""
 
 
-class _Model(msgspec.Struct):
-    # Only this field is looked at; msgspec skips the others without making objects of them.
-    model: msgspec.Raw | None = None
+class Pieces(list[Any]):
+    """Raw JSON in pieces that are not joined yet: of tens of megabytes there is no copy until the whole body is."""
 
 
-_model = msgspec.json.Decoder(_Model)
-
-
-def model_of(content: bytes) -> str | None:
-    """The `model` of a JSON object, without parsing the rest; None when it has none or is no such object."""
-    try:
-        raw = _model.decode(content).model
-        return _text(None if raw is None else read(raw))
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        pass
-    try:
-        return _text(json.loads(content).get("model"))
-    except (ValueError, AttributeError, RecursionError):
-        return None
-
-
-def runs_on(content: bytes) -> bool:
+def runs_on(members: dict[str, Any]) -> bool:
     """Whether the request goes on after its response ended: a Responses request in the background."""
-    return b'"background"' in content and read(fields(content).get("background", b"false")) is True
+    try:
+        return _bool.validate_python(read(members.get("background", b"false")))
+    except ValueError:
+        return False  # vLLM will refuse it
 
 
 def read(raw: Any) -> Any:
@@ -72,6 +62,29 @@ def fields(raw: Any) -> dict[str, Any]:
     return {key: _dump(member) for key, member in value.items()}
 
 
+def whole(content: bytes) -> dict[str, Any]:
+    """Like `fields`, for a whole body, which msgspec does not look at for bytes that are no UTF-8.
+
+    Raises:
+        NotAnObject: it is none, or holds such bytes.
+    """
+    found = fields(content)
+    if not content.isascii():
+        decoder = codecs.getincrementaldecoder(json.detect_encoding(content))("surrogatepass")
+        try:
+            for at in range(0, len(content), 65536):
+                decoder.decode(content[at : at + 65536])
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise NotAnObject(str(error)) from None
+    return found
+
+
+def members(raw: Any) -> dict[str, Any]:
+    """Like `fields`, for what may be absent or null: then it has none."""
+    return fields(raw) if says_something(raw) else {}
+
+
 def items(raw: Any) -> list[Any] | None:
     """The items of a raw JSON list, each still raw; None when it is no list."""
     try:
@@ -86,36 +99,65 @@ def items(raw: Any) -> list[Any] | None:
 
 
 def dump(value: Any) -> bytes:
-    """JSON of a value of ours."""
-    return _encode(value)
-
-
-def join_object(members: dict[str, Any]) -> bytes:
-    """A JSON object of raw members, in their order."""
-    parts: list[Any] = []
-    for key, raw in members.items():
-        parts += (b"," if parts else b"{", _key(key), b":", raw)
-    return b"".join([*parts, b"}"]) if parts else b"{}"
-
-
-def join_list(raws: Iterable[Any]) -> bytes:
-    """A JSON list of raw items."""
-    parts: list[Any] = []
-    for raw in raws:
-        parts += (b"," if parts else b"[", raw)
-    return b"".join([*parts, b"]"]) if parts else b"[]"
-
-
-def _key(key: str) -> bytes:
+    """JSON of a value."""
     try:
-        return _encode(key)
+        return _encode(value)
     except (UnicodeEncodeError, msgspec.MsgspecError):
-        return json.dumps(key).encode()  # a key with a lone surrogate
+        return json.dumps(value).encode()  # a lone surrogate, which a client sent
+
+
+def join(members: dict[str, Any]) -> bytes:
+    """A JSON object of raw members, in their order, as bytes."""
+    return b"".join(join_object(members))
+
+
+def join_object(members: dict[str, Any]) -> Pieces:
+    """A JSON object of raw members, in their order."""
+    parts = Pieces()
+    for key, raw in members.items():
+        parts += (b"," if parts else b"{", dump(key), b":")
+        if isinstance(raw, Pieces):
+            parts += raw
+        else:
+            parts.append(raw)
+    parts.append(b"}" if parts else b"{}")
+    return parts
+
+
+def join_list(raws: Sequence[Any]) -> Pieces:
+    """A JSON list of raw items."""
+    if not raws:
+        return Pieces([b"[]"])
+    parts = Pieces([b","] * (2 * len(raws) + 1))
+    parts[0], parts[1::2], parts[-1] = b"[", raws, b"]"
+    if Pieces in map(type, raws):
+        parts = Pieces(piece for part in parts for piece in (part if isinstance(part, Pieces) else (part,)))
+    return parts
+
+
+def with_first(raw: Any, item: bytes) -> Pieces | None:
+    """A raw list with one more item at its beginning, whose own items are not looked at; None when it is no list."""
+    view = memoryview(raw)
+    if bytes(view[:1]) != b"[":
+        return None
+    rest = bytes(view[1:64]).lstrip() or bytes(view[1:]).lstrip()
+    return Pieces([b"[", item, b"" if rest.startswith(b"]") else b",", view[1:]])
+
+
+def says_something(raw: Any) -> bool:
+    """Whether a raw member is there and not null."""
+    return raw is not None and bytes(memoryview(raw)[:5]) != b"null"
+
+
+def text(raw: Any) -> str | None:
+    """The value of a raw member that is a string; None for any other, and for one that is no UTF-8."""
+    if raw is None or bytes(memoryview(raw)[:1]) != b'"':
+        return None
+    try:
+        return read(raw)
+    except ValueError:
+        return None
 
 
 def _dump(value: Any) -> bytes:
     return json.dumps(value).encode()
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

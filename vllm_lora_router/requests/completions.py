@@ -1,12 +1,16 @@
-"""Completions: /v1/completions."""
+"""Prompts without roles: /v1/completions, /generative_scoring, and what is tokens already.
+
+They have no place for a system prompt or for reasoning: the model alone is written.
+"""
 
 from typing import Any
 
 from vllm_lora_router.requests import body
-from vllm_lora_router.values import Edit, Query, Written
+from vllm_lora_router.requests.shape import Members, Shape
+from vllm_lora_router.values import Query
 
 
-def read(members: dict[str, Any]) -> tuple[Query, ...]:
+def read(members: Members) -> tuple[Query, ...]:
     """One query a prompt; token ids and embeddings cannot be read and give one without text."""
     prompt = members.get("prompt", b"null")
     if (prompts := body.items(prompt)) is None:
@@ -17,11 +21,20 @@ def read(members: dict[str, Any]) -> tuple[Query, ...]:
     return (_query(None),)
 
 
-def write(members: dict[str, Any], edit: Edit) -> Written:
-    """A completion has no place for a system prompt or for reasoning: the model alone is written."""
-    members["model"] = body.dump(edit.model)
-    return Written()
+def read_scored(members: Members) -> tuple[Query, ...]:
+    """The query whose continuations are scored."""
+    return (_query(body.read(members.get("query", b"null")), "scoring"),)
 
 
-def _query(text: Any) -> Query:
-    return Query(text, (text,), api="completions") if isinstance(text, str) else Query("", api="completions")
+def read_tokens(members: Members) -> tuple[Query, ...]:
+    """Nothing: token ids are not read."""
+    return (_query(None, "tokens"),)
+
+
+def _query(text: Any, api: str = "completions") -> Query:
+    return Query(text, (text,), api=api) if isinstance(text, str) else Query("", api=api)
+
+
+COMPLETIONS = Shape("completions", "prompt", read, id_prefix="cmpl-")
+SCORING = Shape("scoring", "query", read_scored)
+TOKENS = Shape("tokens", "token_ids", read_tokens)

@@ -15,7 +15,7 @@ import vllm_lora_router
 from vllm_lora_router.config.masked import masked
 from vllm_lora_router.config.notices import methods_of
 from vllm_lora_router.requests import body
-from vllm_lora_router.requests.shapes import shape_of
+from vllm_lora_router.requests.table import shape_of
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import wire
 from vllm_lora_router.server.leasing import foresee
@@ -82,7 +82,7 @@ async def _config(router: Router, serving: Serving, request: Request) -> Respons
 async def _classify(router: Router, serving: Serving, request: Request) -> Response:
     """The plan for `{"text": ...}` or for a whole request body; nothing is generated, loaded or counted."""
     try:
-        members = body.fields(await request.body())
+        members = body.whole(await request.body())
     except body.NotAnObject as error:
         return _error(400, f"the body must be a JSON object: {error}")
     try:
@@ -95,11 +95,12 @@ async def _classify(router: Router, serving: Serving, request: Request) -> Respo
     except ValueError as error:
         return _error(400, f"the body cannot be read: {error}")
     if queries is None:
-        return _error(400, 'the body needs "text" (a string), or the "messages" or "prompt" of a request')
+        return _error(400, 'the body needs "text" (a string), or the "messages", "prompt" or "input" of a request')
     plan = await router.plan(queries)
     tenant = wire.text_header(request.scope, router.tenant_header)
-    candidate, reason = await foresee(router, plan, serving.adapters, tenant)
-    answer = {**msgspec.to_builtins(plan), "model": candidate.model, "reason": reason}
+    taken = await foresee(router, plan, serving.adapters, tenant)
+    taken.release()
+    answer = {**msgspec.to_builtins(plan), "model": taken.candidate.model, "reason": taken.reason}
     return Response(json.dumps(answer, ensure_ascii=False), media_type="application/json")
 
 

@@ -1,12 +1,16 @@
-"""From a plan's candidates to the first that can serve, leased."""
+"""From a plan's candidates to the first that can serve, leased; and from a name to the version it stands for."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 
 from vllm_lora_router.pool.leases import NotLeased
+from vllm_lora_router.requests.table import Route, is_guarded
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.serving import Adapters, Lease
 from vllm_lora_router.values import Candidate, Plan, Reason
+
+logger = logging.getLogger("vllm_lora_router.server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,22 +19,36 @@ class Taken:
 
     candidate: Candidate
     reason: Reason
+    model: str  # what the request's `model` must be
     lease: Lease | None = None  # None for the base
     refused: tuple[tuple[str, str], ...] = ()  # adapter, why it does not serve
 
+    def release(self) -> None:
+        if self.lease is not None:
+            self.lease.release()
 
-async def take(router: Router, plan: Plan, adapters: Adapters | None, tenant: str | None) -> Taken:
-    """The first candidate that can be leased within `router.adapters.max_wait_ms`, waiting for its slot after that."""
+
+async def take(
+    router: Router, plan: Plan, adapters: Adapters | None, tenant: str | None, *, may_load: bool = True
+) -> Taken:
+    """The first candidate that can be leased within `router.adapters.max_wait_ms`, waiting for its slot after that.
+
+    Args:
+        may_load: else only what is in the engine's memory serves.
+    """
     refused: list[tuple[str, str]] = []
     deadline: float | None = None
     for candidate in (*plan.candidates, router.base_alone):
-        reason = plan.reason if candidate is plan.candidates[0] else "not_loadable"
+        reason = _reason(plan, candidate)
         if candidate.adapter is None:
-            return Taken(candidate, reason, None, tuple(refused))
+            return Taken(candidate, reason, candidate.model, None, tuple(refused))
         if adapters is None:
             refused.append((candidate.adapter, "the server has no LoRA"))
             continue
         lease = adapters.lease_now(candidate.adapter, tenant)
+        if lease is None and not may_load:
+            refused.append((candidate.adapter, "it is not in memory, and this path is open to everybody"))
+            continue
         if lease is None:
             deadline = deadline or asyncio.get_running_loop().time() + router.max_wait_s
             try:
@@ -44,18 +62,41 @@ async def take(router: Router, plan: Plan, adapters: Adapters | None, tenant: st
                 refused.append((candidate.adapter, str(not_leased)))
                 continue
         await enter(lease)
-        return Taken(candidate, reason, lease, tuple(refused))
+        return Taken(candidate, reason, lease.model, lease, tuple(refused))
     raise AssertionError("the base stands last and needs no lease")
 
 
-async def foresee(
-    router: Router, plan: Plan, adapters: Adapters | None, tenant: str | None
-) -> tuple[Candidate, Reason]:
-    """What `take` would take, as far as that can be told without loading anything."""
+async def foresee(router: Router, plan: Plan, adapters: Adapters | None, tenant: str | None) -> Taken:
+    """What `take` would take, as far as that can be told without loading anything.
+
+    An adapter that nobody has asked for yet has no name in vLLM: its prompt is rendered under the base's.
+    """
     for candidate in plan.candidates:
-        if candidate.adapter is None or (adapters and await adapters.can_serve(candidate.adapter, tenant)):
-            return candidate, plan.reason if candidate is plan.candidates[0] else "not_loadable"
-    return router.base_alone, "not_loadable"
+        reason = _reason(plan, candidate)
+        if candidate.adapter is None:
+            return Taken(candidate, reason, candidate.model)
+        if adapters is not None and (lease := adapters.lease_now(candidate.adapter, tenant, loaded=False)) is not None:
+            return Taken(candidate, reason, lease.model, lease)
+        if adapters is not None and await adapters.can_serve(candidate.adapter, tenant):
+            return Taken(candidate, reason, router.base_alone.model)
+    return Taken(router.base_alone, "not_loadable", router.base_alone.model)
+
+
+async def lease_named(
+    adapters: Adapters, route: Route | None, path: str, name: str, tenant: str | None
+) -> Lease | None:
+    """A lease on what the client named; none where vLLM itself knows the name, or says that nobody does."""
+    if route is not None and route.dry:
+        return adapters.lease_now(name, tenant, by_client=True, loaded=False)
+    lease = adapters.lease_now(name, tenant, by_client=True)
+    if lease is None and is_guarded(path):
+        try:
+            lease = await adapters.lease(name, tenant, by_client=True)
+        except NotLeased as reason:
+            logger.debug("adapter %r, named by a client: %s", name, reason)
+    if lease is not None:
+        await enter(lease)
+    return lease
 
 
 async def enter(lease: Lease) -> None:
@@ -65,3 +106,7 @@ async def enter(lease: Lease) -> None:
     except BaseException:
         lease.release()
         raise
+
+
+def _reason(plan: Plan, candidate: Candidate) -> Reason:
+    return plan.reason if candidate is plan.candidates[0] else "not_loadable"

@@ -6,30 +6,28 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vllm_lora_router.pool.leases import NotLeased
-from vllm_lora_router.record import headers as response_headers
-from vllm_lora_router.record.log import log
+from vllm_lora_router.record.log import log, log_asked_again
 from vllm_lora_router.requests import body
-from vllm_lora_router.requests.paths import BY_HEADER, is_guarded, only_renders
-from vllm_lora_router.requests.shapes import SHAPES, Shape
+from vllm_lora_router.requests.shape import Shape
+from vllm_lora_router.requests.table import Route
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import wire
-from vllm_lora_router.server.leasing import Taken, enter, take
+from vllm_lora_router.server.incoming import Incoming
+from vllm_lora_router.server.leasing import Taken, foresee, lease_named, take
 from vllm_lora_router.server.model_list import with_names
+from vllm_lora_router.server.outgoing import Again, RoutedResponse, unrouted
 from vllm_lora_router.server.serving import Adapters, Lease, Serving
-from vllm_lora_router.values import FAILURES, Decision, Edit, Outcome, Plan, Written
+from vllm_lora_router.values import FAILURES, Decision, Edit, Plan, Written
 
 logger = logging.getLogger("vllm_lora_router.server")
 
 T = TypeVar("T")
-
-# vLLM's CORS exposes no headers: without this a page in a browser could not read ours.
-_EXPOSED = (b"access-control-expose-headers", ", ".join(response_headers.NAMES).encode())
 
 
 class LoraRouterMiddleware:
@@ -63,138 +61,97 @@ class LoraRouterMiddleware:
 
     async def _post(self, router: Router, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         adapters = self.serving.adapters
-        if not wire.is_json(scope) or path in BY_HEADER:
-            if adapters is None:
-                await self.app(scope, receive, send)
-                return
-            with adapters.unread():
+        if not wire.is_json(scope):
+            with adapters.unread() if adapters is not None else nullcontext():
                 await self.app(scope, receive, send)
             return
-        content = await wire.read_body(receive)
-        if content is None:
+        incoming = await Incoming.read(scope, path, receive)
+        if incoming is None:
             return
-        began = time.perf_counter()
-        model = body.model_of(content)
-        shape = SHAPES.get(path)
-        if shape is not None and router.takes(model, self.serving.served_names):
-            try:
-                members = body.fields(content)
-            except body.NotAnObject:
-                pass  # vLLM says what is wrong with it
-            else:
-                await self._route(router, shape, members, began, scope, receive, send)
-                return
+        route, model = incoming.route, incoming.model
+        if route is not None and incoming.members is not None and router.takes(model, self.serving.served_names):
+            await self._route(router, route, incoming, receive, send)
+            return
+        if model is not None and model in router.auto_names:
+            send = unrouted(model, path, send)
         elif adapters is not None and model and model not in self.serving.served_names:
-            await self._serve_named(router, adapters, path, model, content, scope, receive, send)
+            await self._serve_named(router, adapters, model, incoming, receive, send)
             return
-        await self.app(scope, wire.replay(content, receive), send)
+        await self.app(incoming.scope, incoming.hand_on(receive), send)
 
-    async def _route(
-        self,
-        router: Router,
-        shape: Shape,
-        members: dict[str, Any],
-        began: float,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        tenant = wire.text_header(scope, router.tenant_header)
+    async def _route(self, router: Router, route: Route, incoming: Incoming, receive: Receive, send: Send) -> None:
+        shape = route.shape_of(incoming.members or {})
+        adapters, tenant = self.serving.adapters, wire.text_header(incoming.scope, router.tenant_header)
         ahead = wire.Ahead(receive)
-        lease: Lease | None = None
+        taken: Taken | None = None
         try:
-            work = _plan_and_take(router, shape, members, self.serving.adapters, tenant)
+            work = _plan_and_take(router, route, shape, incoming, adapters, tenant)
             found = await _unless_gone(ahead, work, lambda found: found[1] and found[1].lease)
             if found is None:
                 return
             plan, taken = found
             if taken is None:
-                await _rejection(plan)(scope, receive, send)
+                await _rejection(plan)(incoming.scope, receive, send)
                 return
-            lease = taken.lease
-            request_id = (wire.header(scope, b"x-request-id") or uuid.uuid4().hex.encode()).decode("latin-1")
-            decision, edited = _decide(shape, members, plan, taken, request_id, began)
-            if router.logs_decisions:
-                log(decision)
-            changed = {
-                b"x-request-id": request_id.encode("latin-1"),
-                b"content-length": str(len(edited)).encode(),
-            }
-            await self._hand_on(decision, wire.with_headers(scope, changed), wire.replay(edited, ahead.receive), send)
+            edited = await incoming.work(lambda: _edit(shape, incoming, plan, taken))
+            if taken.lease is not None and edited.runs_on:
+                taken.lease.keep()
+            if router.logs_decisions and not route.dry:
+                log(edited.decision)
+            if edited.request_id is not None:
+                incoming.scope = wire.with_headers(incoming.scope, {b"x-request-id": edited.request_id.encode()})
+            if route.header is not None:
+                incoming.name(taken.model)
+            incoming.write(edited.content)
+            browser = wire.header(incoming.scope, b"origin") is not None
+            response = RoutedResponse(edited.decision, send, edited.again, browser=browser)
+            del edited  # it holds the client's body
+            await self._hand_on(response, incoming, ahead.receive, counted=not route.dry)
         finally:
             ahead.close()
-            if lease is not None:
-                lease.release()
+            if taken is not None:
+                taken.release()
+
+    async def _hand_on(self, response: RoutedResponse, incoming: Incoming, receive: Receive, *, counted: bool) -> None:
+        if counted:
+            self.serving.tally.decided(response.decision)
+        try:
+            await self.app(incoming.scope, incoming.hand_on(receive), response.send)
+            if (content := response.ask_again()) is not None:
+                # A good request is never lost to what we wrote: a prompt too long for the model, or a template that
+                # knows no system role.
+                log_asked_again(response.decision)
+                incoming.write(content)
+                del content
+                await self.app(incoming.scope, incoming.hand_on(receive), response.send)
+        finally:
+            if counted:
+                self.serving.tally.ended(response.outcome())
 
     async def _serve_named(
-        self,
-        router: Router,
-        adapters: Adapters,
-        path: str,
-        model: str,
-        content: bytes,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
+        self, router: Router, adapters: Adapters, model: str, incoming: Incoming, receive: Receive, send: Send
     ) -> None:
         """A request that names its adapter itself: it waits for that one, and gets no other."""
-        tenant = wire.text_header(scope, router.tenant_header)
+        tenant = wire.text_header(incoming.scope, router.tenant_header)
         ahead = wire.Ahead(receive)
         lease: Lease | None = None
         try:
-            found = await _unless_gone(ahead, _lease_named(adapters, path, model, tenant), lambda found: found[0])
+            work = _in_a_tuple(lease_named(adapters, incoming.route, incoming.path, model, tenant))
+            found = await _unless_gone(ahead, work, lambda found: found[0])
             if found is None:
                 return
             lease = found[0]
             if lease is not None and lease.model != model:
-                content = body.join_object({**body.fields(content), "model": body.dump(lease.model)})
-                scope = wire.with_headers(scope, {b"content-length": str(len(content)).encode()})
-            if lease is not None and body.runs_on(content):
+                await incoming.work(lambda: incoming.name(lease.model))
+            if lease is not None and incoming.members is not None and body.runs_on(incoming.members):
                 lease.keep()
             # A version's own name, which answers carry, stands in vLLM's registry too.
             with adapters.unread() if lease is None else nullcontext():
-                await self.app(scope, wire.replay(content, ahead.receive), send)
+                await self.app(incoming.scope, incoming.hand_on(ahead.receive), send)
         finally:
             ahead.close()
             if lease is not None:
                 lease.release()
-
-    async def _hand_on(self, decision: Decision, scope: Scope, receive: Receive, send: Send) -> None:
-        self.serving.tally.decided(decision)
-        response = _Response(decision, send, browser=wire.header(scope, b"origin") is not None)
-        try:
-            await self.app(scope, receive, response.send)
-        finally:
-            self.serving.tally.ended(response.outcome())
-
-
-class _Response:
-    """The way back: adds the headers to the response's start and notes how the response went."""
-
-    def __init__(self, decision: Decision, send: Send, *, browser: bool) -> None:
-        self._decision = decision
-        self._send = send
-        self._headers = [*response_headers.headers(decision), *([_EXPOSED] if browser else ())]
-        self._began = time.perf_counter()
-        self._status: int | None = None
-        self._first_byte_ms: float | None = None
-        self._complete = False
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            message = wire.add_headers(message, self._headers)
-        elif message["type"] == "http.response.body":
-            if self._first_byte_ms is None and message.get("body"):
-                self._first_byte_ms = self._ms()
-            self._complete = not message.get("more_body", False)
-        await self._send(message)
-
-    def outcome(self) -> Outcome:
-        return Outcome(self._decision, self._status, self._first_byte_ms, self._ms(), aborted=not self._complete)
-
-    def _ms(self) -> float:
-        return (time.perf_counter() - self._began) * 1000
 
 
 async def _unless_gone(
@@ -221,60 +178,68 @@ async def _unless_gone(
             task.cancel()
 
 
+async def _in_a_tuple(work: Coroutine[Any, Any, T]) -> tuple[T]:
+    return (await work,)
+
+
 async def _plan_and_take(
-    router: Router, shape: Shape, members: dict[str, Any], adapters: Adapters | None, tenant: str | None
+    router: Router, route: Route, shape: Shape, incoming: Incoming, adapters: Adapters | None, tenant: str | None
 ) -> tuple[Plan, Taken | None]:
     """The plan, and what was leased for it: nothing where the request must not be served unrouted."""
     try:
-        plan = await router.plan(shape.read(members))
+        members = incoming.members or {}
+        plan = await router.plan(await incoming.work(lambda: shape.read(members)))
     except Exception:
         # Routing never turns a good request into an error.
         logger.exception("a request could not be planned; it takes default_model")
         plan = router.fallback("error")
     if router.rejects_failures and plan.reason in FAILURES:
         return plan, None
-    return plan, await take(router, plan, adapters, tenant)
+    if route.dry:
+        return plan, await foresee(router, plan, adapters, tenant)
+    return plan, await take(router, plan, adapters, tenant, may_load=route.guarded)
 
 
-async def _lease_named(adapters: Adapters, path: str, name: str, tenant: str | None) -> tuple[Lease | None]:
-    """A lease on what the client named; none where vLLM itself knows the name, or says that nobody does."""
-    if only_renders(path):
-        return (adapters.lease_now(name, tenant, by_client=True, loaded=False),)
-    lease = adapters.lease_now(name, tenant, by_client=True)
-    if lease is None and is_guarded(path):
-        try:
-            lease = await adapters.lease(name, tenant, by_client=True)
-        except NotLeased as reason:
-            logger.debug("adapter %r, named by a client: %s", name, reason)
-    if lease is not None:
-        await enter(lease)
-    return (lease,)
+@dataclass(frozen=True)
+class _Edited:
+    """A request as it is handed on."""
+
+    decision: Decision
+    content: bytes
+    request_id: str | None  # to be added as X-Request-Id
+    runs_on: bool
+    again: Again | None  # how to ask with the model alone; None: nothing else was written
 
 
-def _decide(
-    shape: Shape, members: dict[str, Any], plan: Plan, taken: Taken, request_id: str, began: float
-) -> tuple[Decision, bytes]:
+def _edit(shape: Shape, incoming: Incoming, plan: Plan, taken: Taken) -> _Edited:
     candidate = taken.candidate
-    model = candidate.model if taken.lease is None else taken.lease.model
-    edit = Edit(model, candidate.system_prompt, candidate.system_prompt_mode, candidate.reasoning)
-    edited = dict(members)
+    bare = dict(incoming.members or {})
+    given = (wire.header(incoming.scope, b"x-request-id") or b"").decode("latin-1") or None
+    request_id, answer_id = shape.identify(bare, given, uuid.uuid4().hex)
+    bare["model"] = body.dump(taken.model)
+    edited = dict(bare)
     try:
+        edit = Edit(taken.model, candidate.system_prompt, candidate.system_prompt_mode, candidate.reasoning)
         written = shape.write(edited, edit)
     except Exception:
         logger.exception("an edit could not be written; the request gets the model alone")
-        edited, written = {**members, "model": body.dump(model)}, Written()
-    content = body.join_object(edited)
+        edited, written = bare, Written()
+    content = body.join(edited)
     decision = Decision(
-        id=shape.id_prefix + request_id,
+        id=answer_id,
         plan=plan,
         candidate=candidate,
         reason=taken.reason,
         written=written,
-        overhead_ms=(time.perf_counter() - began) * 1000,
+        overhead_ms=(time.perf_counter() - incoming.began) * 1000,
         version=None if taken.lease is None else taken.lease.version.engine_name,
         refused=taken.refused,
     )
-    return decision, content
+
+    def again() -> tuple[Decision, bytes]:
+        return replace(decision, written=Written()), body.join(bare)
+
+    return _Edited(decision, content, request_id, body.runs_on(bare), again if written.beyond_model else None)
 
 
 def _rejection(plan: Plan) -> JSONResponse:

@@ -82,21 +82,22 @@ class Ahead:
 
 def replay(content: bytes, after: Receive) -> Receive:
     """A `receive` that gives the body once and then what `after` says."""
-    given = False
+    left: bytes | None = content
 
     async def receive() -> Message:
-        nonlocal given
-        if given:
+        nonlocal left
+        if left is None:
             return await after()
-        given = True
-        return {"type": "http.request", "body": content, "more_body": False}
+        given, left = left, None  # from here on it is the application's alone
+        return {"type": "http.request", "body": given, "more_body": False}
 
     return receive
 
 
 def with_headers(scope: Scope, changed: dict[bytes, bytes]) -> Scope:
-    """A scope whose request headers of these names have these values."""
-    kept = [(name, value) for name, value in scope["headers"] if name not in changed]
+    """A scope whose request headers of these names have these values; a body with a length does not come in chunks."""
+    dropped = {*changed, *({b"transfer-encoding"} if b"content-length" in changed else ())}
+    kept = [(name, value) for name, value in scope["headers"] if name not in dropped]
     return {**scope, "headers": [*kept, *changed.items()]}
 
 

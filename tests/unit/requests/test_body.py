@@ -6,53 +6,21 @@ import string
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_lora_router.requests import body
-from vllm_lora_router.requests.shapes import CHAT, COMPLETIONS, SHAPES, Shape, shape_of
+from vllm_lora_router.requests.chat import CHAT
+from vllm_lora_router.requests.completions import COMPLETIONS
+from vllm_lora_router.requests.decisions import DECISIONS
+from vllm_lora_router.requests.messages import MESSAGES
+from vllm_lora_router.requests.responses import RESPONSES
+from vllm_lora_router.requests.shape import Shape
+from vllm_lora_router.requests.table import ROUTES, shape_of
 from vllm_lora_router.values import Edit, Reasoning
 
-# JSON as clients write it: text that Python's own encoder would never make. Blanks stand wherever they may.
-blanks = st.sampled_from(["", "", "", " ", "\n", "\t ", "\r\n  "])
-numbers = st.sampled_from(
-    [
-        "0",
-        "-0",
-        "0.10",
-        "1E5",
-        "1e-7",
-        "-1.50e+3",
-        "1e400",
-        "-1e400",
-        "12345678901234567890123",
-        "0.1000000000000000055",
-    ]
-)
-letters = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-strings = st.one_of(
-    letters.map(json.dumps),
-    letters.map(lambda text: json.dumps(text, ensure_ascii=False)),
-    st.sampled_from(['"\\/"', '"\\u00e9"', '"\\ud83d\\ude00"', '"\\u0000"', '"MoM"', '"null"', '"user"']),
-)
-scalars = st.one_of(numbers, strings, st.sampled_from(["true", "false", "null"]))
+from ..conftest import examples, json_list, json_object, json_values, letters, same, strings
 
-
-def json_list(items: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    item = st.builds("{}{}{}".format, blanks, items, blanks)
-    return st.builds("[{}]".format, st.lists(item, max_size=4).map(",".join)) | blanks.map("[{}]".format)
-
-
-def json_object(members: st.SearchStrategy[tuple[str, str]], *, most: int = 4) -> st.SearchStrategy[str]:
-    def text(some: list[tuple[str, str]], blank: str) -> str:
-        return "{" + ",".join(f"{blank}{key}{blank}:{blank}{value}{blank}" for key, value in some) + "}"
-
-    return st.builds(text, st.lists(members, max_size=most), blanks)
-
-
-json_values = st.recursive(
-    scalars, lambda inner: json_list(inner) | json_object(st.tuples(strings, inner)), max_leaves=12
-)
 messages = json_object(
     st.one_of(
         st.tuples(st.just('"role"'), st.sampled_from(['"user"', '"system"', '"developer"', '"assistant"', '"tool"'])),
@@ -68,7 +36,6 @@ known = st.one_of(
     st.tuples(st.just('"chat_template_kwargs"'), json_object(st.tuples(strings, json_values)) | st.just("null")),
     st.tuples(st.just('"reasoning_effort"'), st.just("null")),
 )
-examples = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 bodies = json_object(st.one_of(known, known, st.tuples(strings, json_values)), most=8)
 edits = st.builds(
     Edit,
@@ -86,23 +53,17 @@ edits = st.builds(
 )
 
 
+def model_of(content: bytes) -> str | None:
+    try:
+        return body.text(body.whole(content).get("model"))
+    except body.NotAnObject:
+        return None
+
+
 def routed(shape: Shape, content: bytes, edit: Edit) -> bytes:
     members = body.fields(content)
     shape.write(members, edit)
-    return body.join_object(members)
-
-
-def same(left: Any, right: Any) -> bool:
-    # 1, 1.0 and True are equal to Python and not to a client; so are 0.0 and -0.0, and the order of keys.
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, dict):
-        return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list):
-        return len(left) == len(right) and all(map(same, left, right))
-    if isinstance(left, float):
-        return repr(left) == repr(right)
-    return left == right
+    return body.join(members)
 
 
 @examples
@@ -192,7 +153,7 @@ def test_tools_and_untouched_messages_keep_their_bytes() -> None:
     edit = Edit("medical-lora", "Be kind.", reasoning=Reasoning(True, template_kwargs={"enable_thinking": True}))
     assert routed(CHAT, text.encode(), edit).decode() == (
         f'{{"tools":{TOOLS},"model":"medical-lora",'
-        f'"messages":[{{"role":"system","content":"Be kind."}},{FIRST},{SECOND}],'
+        f'"messages":[{{"role":"system","content":"Be kind."}},{FIRST} , {SECOND}],'
         '"temperature":0.70,"chat_template_kwargs":{"enable_thinking":true}}'
     )
 
@@ -206,19 +167,19 @@ def test_a_system_message_that_is_edited_keeps_its_other_members() -> None:
 
 def test_of_two_equal_keys_the_last_counts_as_it_does_for_vllm() -> None:
     content = b'{"model":"base","x":1,"model":"MoM"}'
-    assert body.model_of(content) == "MoM"
+    assert model_of(content) == "MoM"
     assert routed(COMPLETIONS, content, Edit("a")) == b'{"model":"a","x":1}'
 
 
 def test_a_model_named_with_escapes_is_read() -> None:
-    assert body.model_of(b'{"\\u006dodel":"M\\u006fM"}') == "MoM"
+    assert model_of(b'{"\\u006dodel":"M\\u006fM"}') == "MoM"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_a_body_in_another_encoding_of_unicode_is_routed(encoding: str) -> None:
     before = {"x": ["Größe", 0.1, 12345678901234567890123], "model": "MoM", "prompt": "🩺"}
     content = json.dumps(before, ensure_ascii=False).encode(encoding)
-    assert body.model_of(content) == "MoM"
+    assert model_of(content) == "MoM"
     after = json.loads(routed(COMPLETIONS, content, Edit("a")))
     assert same(after, {**before, "model": "a"})
 
@@ -226,7 +187,7 @@ def test_a_body_in_another_encoding_of_unicode_is_routed(encoding: str) -> None:
 @pytest.mark.parametrize("value", ["NaN", "-Infinity", '"\\ud83d"', '{"\\udc00":[NaN]}'])
 def test_a_body_with_nan_or_half_an_emoji_is_routed(value: str) -> None:
     content = f'{{"model":"MoM","messages":[{{"role":"user","content":"fever"}}],"x":{value}}}'.encode()
-    assert body.model_of(content) == "MoM"
+    assert model_of(content) == "MoM"
     after = json.loads(routed(CHAT, content, Edit("a", "Be kind.")))
     assert repr(after["x"]) == repr(json.loads(value))
     assert (after["model"], len(after["messages"])) == ("a", 2)
@@ -237,6 +198,26 @@ def test_a_text_with_half_an_emoji_is_read_and_handed_on() -> None:
     (query,) = CHAT.read(body.fields(content))
     assert query.text == "my \ud83d hurts"
     assert json.loads(routed(CHAT, content, Edit("a")))["messages"][0]["content"] == "my \ud83d hurts"
+
+
+OWN = b'"Own \\ud83d."'
+
+
+@pytest.mark.parametrize(
+    ("shape", "content", "place"),
+    [
+        (CHAT, b'{"messages":[{"role":"system","content":' + OWN + b"}]}", ("messages", 0, "content")),
+        (RESPONSES, b'{"input":[{"role":"developer","content":' + OWN + b"}]}", ("input", 0, "content")),
+        (RESPONSES, b'{"instructions":' + OWN + b"}", ("instructions",)),
+        (MESSAGES, b'{"system":' + OWN + b"}", ("system",)),
+        (DECISIONS, b'{"instructions":' + OWN + b"}", ("instructions",)),
+    ],
+)
+def test_a_prompt_goes_before_a_clients_own_with_half_an_emoji(shape: Shape, content: bytes, place: Any) -> None:
+    after = json.loads(routed(shape, content, Edit("a", "Ours.")))
+    for key in place:
+        after = after[key]
+    assert after == "Ours.\n\nOwn \ud83d."
 
 
 DEEP = b'{"model":"MoM","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -261,25 +242,25 @@ NO_OBJECT = [
 
 @pytest.mark.parametrize("content", NO_OBJECT, ids=lambda content: repr(content[:24]))
 def test_what_is_no_json_object_has_no_model_and_is_said_to_be_none(content: bytes) -> None:
-    assert body.model_of(content) is None
+    assert model_of(content) is None
     with pytest.raises(body.NotAnObject):
         body.fields(content)
 
 
 def test_bytes_that_are_no_text_have_no_model() -> None:
-    assert body.model_of(b'{"model":"MoM","x":"\xff"}') is None
+    assert model_of(b'{"model":"MoM","x":"\xff"}') is None
 
 
 @pytest.mark.parametrize(
     "content", [b"{}", b'{"model":null}', b'{"model":5}', b'{"model":["MoM"]}', b'{"Model":"MoM"}']
 )
 def test_an_object_without_a_models_name_has_none(content: bytes) -> None:
-    assert body.model_of(content) is None
+    assert model_of(content) is None
 
 
 def test_a_large_body_is_not_copied_to_find_its_model() -> None:
     content = b'{"x":"' + b"a" * 20_000_000 + b'","model":"MoM"}'
-    assert body.model_of(content) == "MoM"
+    assert model_of(content) == "MoM"
     members = body.fields(content)
     assert memoryview(members["x"]).nbytes == 20_000_002
 
@@ -296,7 +277,8 @@ def test_what_is_no_list_has_no_items(content: bytes) -> None:
 
 
 def test_paths_lead_to_their_shapes_and_bodies_tell_theirs() -> None:
-    assert dict(SHAPES) == {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
+    assert ROUTES["/v1/chat/completions"].shape_of({}) is CHAT and ROUTES["/v1/completions"].shape_of({}) is COMPLETIONS
     assert shape_of({"messages": b"[]", "prompt": b'""'}) is CHAT
     assert shape_of({"prompt": b'""'}) is COMPLETIONS
-    assert shape_of({"input": b'""'}) is None
+    assert shape_of({"input": b'""'}) is RESPONSES
+    assert shape_of({"query": b'""'}) is None

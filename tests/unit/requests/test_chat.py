@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from vllm_lora_router.requests import body
-from vllm_lora_router.requests.chat import read, write
+from vllm_lora_router.requests.chat import CHAT, read
 from vllm_lora_router.values import Edit, Mode, Reasoning, Written
 
 User = dict[str, Any]
@@ -24,8 +24,8 @@ def said(messages: Any) -> tuple[str, tuple[str, ...]]:
 
 def edited(request: dict[str, Any], edit: Edit) -> tuple[dict[str, Any], Written]:
     members = body.fields(json.dumps(request).encode())
-    written = write(members, edit)
-    return json.loads(body.join_object(members)), written
+    written = CHAT.write(members, edit)
+    return json.loads(body.join(members)), written
 
 
 def test_the_last_user_message_is_the_text_and_all_of_them_are_the_turns() -> None:
@@ -164,7 +164,7 @@ EFFORT = Reasoning(True, effort="high")
         (THINK, {"chat_template_kwargs": {"enable_thinking": True}}, True),
         (DO_NOT, {"chat_template_kwargs": {"enable_thinking": False}}, False),
         (EFFORT, {"reasoning_effort": "high"}, True),
-        (None, {}, False),
+        (None, {}, None),
     ],
 )
 def test_reasoning_is_written_where_the_family_looks_for_it(

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from vllm_lora_router.requests import body
-from vllm_lora_router.requests.completions import read, write
+from vllm_lora_router.requests.completions import COMPLETIONS, SCORING, TOKENS, read
+from vllm_lora_router.requests.shape import Shape
 from vllm_lora_router.values import Edit, Query, Reasoning, Written
 
 
@@ -34,5 +35,23 @@ def test_no_prompt_at_all_is_one_query_without_words() -> None:
 def test_the_model_alone_is_written() -> None:
     members = body.fields(b'{"prompt":"x","model":"MoM"}')
     edit = Edit("medical-lora", "You are a medical expert.", reasoning=Reasoning(True, effort="high"))
-    assert write(members, edit) == Written(system_prompt=False, reasoning=False)
-    assert body.join_object(members) == b'{"prompt":"x","model":"medical-lora"}'
+    assert COMPLETIONS.write(members, edit) == Written(system_prompt=False, reasoning=None)
+    assert body.join(members) == b'{"prompt":"x","model":"medical-lora"}'
+
+
+def test_of_scoring_the_query_is_read_and_not_what_is_scored() -> None:
+    assert SCORING.read({"query": b'"One?"', "items": b'["Two."]'}) == (Query("One?", ("One?",), api="scoring"),)
+    for query in (b"[1,2]", b"null", b"5"):
+        assert SCORING.read({"query": query}) == (Query("", api="scoring"),)
+
+
+def test_tokens_are_not_read() -> None:
+    assert TOKENS.read({"token_ids": b"[1]", "prompt": b'"One?"'}) == (Query("", api="tokens"),)
+
+
+@pytest.mark.parametrize("shape", [SCORING, TOKENS], ids=lambda shape: shape.api)
+def test_to_scoring_and_tokens_the_model_alone_is_written(shape: Shape) -> None:
+    members = body.fields(b'{"query":"x","token_ids":[1],"model":"MoM"}')
+    edit = Edit("medical-lora", "Ours.", "replace", Reasoning(True, {"enable_thinking": True}, "high"))
+    assert shape.write(members, edit) == Written()
+    assert body.join(members) == b'{"query":"x","token_ids":[1],"model":"medical-lora"}'

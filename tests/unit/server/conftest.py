@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message
 
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
 from vllm_lora_router.pool.leases import NotLeased, UnknownAdapter
+from vllm_lora_router.requests.table import ROUTES
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.api import routes
 from vllm_lora_router.server.middleware import LoraRouterMiddleware
@@ -84,9 +86,11 @@ class FakeAdapters:
     loaded: set[str] = field(default_factory=lambda: {"medical-lora", "second-lora", "legal-lora", "odd-lora"})
     coming: dict[str, asyncio.Event] = field(default_factory=dict)  # loaded when the event is set
     broken: dict[str, str] = field(default_factory=dict)  # and why
+    unasked: set[str] = field(default_factory=set)  # they could be loaded, and vLLM does not know them yet
     versions: dict[str, str] = field(default_factory=dict)  # the engine's name of one that is not called like itself
     forbidden: set[str] = field(default_factory=set)  # for clients
     leased: list[str] = field(default_factory=list)
+    waited_for: list[str] = field(default_factory=list)  # what may have to be loaded first
     kept: list[str] = field(default_factory=list)
     under_way: int = 0  # requests that were not looked into
     slot: asyncio.Event = field(default_factory=asyncio.Event)
@@ -101,6 +105,7 @@ class FakeAdapters:
         return self._lease(name) if known and not (by_client and name in self.forbidden) else None
 
     async def lease(self, name: str, tenant: str | None, *, by_client: bool = False) -> FakeLease:
+        self.waited_for.append(name)
         if name in self.broken:
             raise NotLeased(self.broken[name])
         if name not in self.coming or (by_client and name in self.forbidden):
@@ -109,7 +114,7 @@ class FakeAdapters:
         return self._lease(name)
 
     async def can_serve(self, name: str, tenant: str | None) -> bool:
-        return name in self.loaded
+        return name in self.loaded or name in self.unasked
 
     async def names(self, tenant: str | None) -> list[str]:
         return [*sorted(self.loaded - self.forbidden), *([f"{tenant}s-own"] if tenant else [])]
@@ -166,8 +171,74 @@ class App:
         return router
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a client got."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+async def ask(
+    asgi: ASGIApp, path: str, request: bytes | dict[str, Any], headers: Iterable[tuple[bytes, bytes]] = ()
+) -> Answer:
+    """A JSON POST without a client of httpx's in between, of a client that stays."""
+    content = request if isinstance(request, bytes) else json.dumps(request).encode()
+    given = iter([{"type": "http.request", "body": content, "more_body": False}])
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        for message in given:
+            return message
+        await asyncio.Event().wait()
+        raise AssertionError("nobody leaves")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), *headers],
+    }
+    await asgi(scope, receive, send)
+    start, *rest = sent
+    return Answer(
+        start["status"],
+        {name.decode(): value.decode() for name, value in start["headers"]},
+        b"".join(message["body"] for message in rest),
+    )
+
+
+def request_to(path: str, words: str, **more: Any) -> dict[str, Any]:
+    """What a client sends to one of `ROUTES`, but for the model. On routes that take tokens there are no words."""
+    messages = [{"role": "user", "content": words}]
+    if path.endswith(("derender", "generate", "detokenize")):
+        return {"tokens": [1, 2], "token_ids": [1, 2], **more}
+    if path.endswith("batch"):
+        return {"messages": [messages], **more}
+    if path.startswith("/v1/completions"):
+        return {"prompt": words, **more}
+    if path.startswith("/v1/responses"):
+        return {"input": words, **more}
+    if path in ("/v1/systemone", "/v1/decisions"):
+        return {"state": words, "questions": {"q": {"type": "boolean"}}, **more}
+    if path == "/generative_scoring":
+        return {"query": words, "items": ["a", "b"], "label_token_ids": [1, 2], **more}
+    return {"messages": messages, **more}
+
+
 @pytest.fixture
 def app(tmp_path: Path) -> App:
+    return echo(tmp_path)
+
+
+def echo(folder: Path, config: str = CONFIG) -> App:
+    """Our middleware before an application that answers on all of vLLM's routes."""
     reached, serving = Reached(), Serving()
 
     async def echo(request: Request) -> Response:
@@ -183,7 +254,7 @@ def app(tmp_path: Path) -> App:
         ]
         return JSONResponse({"object": "list", "data": cards})
 
-    paths = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/tokenize", "/invocations")
+    paths = (*ROUTES, "/v1/embeddings")
     inner = Starlette(
         routes=[
             *(Route(path, echo, methods=["POST"]) for path in paths),
@@ -192,7 +263,7 @@ def app(tmp_path: Path) -> App:
         ]
     )
     app = App(serving, FakeAdapters(), reached, LoraRouterMiddleware(inner, serving))
-    app.configure(CONFIG, tmp_path)
+    app.configure(config, folder)
     return app
 
 

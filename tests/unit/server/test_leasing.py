@@ -191,10 +191,10 @@ async def test_while_a_request_runs_that_cannot_be_read_no_version_goes(app: App
         counts.append(app.adapters.under_way)
 
     app.asgi.app = inner
-    for path, headers in (("/v1/audio/transcriptions", b"multipart/form-data"), ("/invocations", b"application/json")):
-        scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"content-type", headers)]}
-        await app.asgi(scope, None, None)  # type: ignore[arg-type]
-    assert counts == [1, 1] and app.adapters.under_way == 0
+    headers = [(b"content-type", b"multipart/form-data")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/audio/transcriptions", "headers": headers}
+    await app.asgi(scope, None, None)  # type: ignore[arg-type]
+    assert counts == [1] and app.adapters.under_way == 0
 
 
 async def test_a_version_that_a_client_names_by_itself_stays_while_it_answers(

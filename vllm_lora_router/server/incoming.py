@@ -1,0 +1,78 @@
+"""A request that has arrived: its body is read once, and let go of when it is handed on."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from starlette.types import Receive, Scope
+
+from vllm_lora_router.requests import body
+from vllm_lora_router.requests.shape import Members
+from vllm_lora_router.requests.table import ROUTES, Route
+from vllm_lora_router.server import wire
+
+T = TypeVar("T")
+
+# Larger bodies are read and written in a thread, so that the event loop gets its turn in between.
+LARGE_BYTES = 256 * 1024
+
+
+class Incoming:
+    """A JSON body with what has to be known of it. Bodies may be tens of megabytes, and responses take minutes."""
+
+    def __init__(self, scope: Scope, path: str, content: bytes) -> None:
+        self.scope = scope
+        self.route: Route | None = ROUTES.get(path)
+        self.path = path
+        self.began = time.perf_counter()  # when the body was complete
+        self.members: Members | None = None  # raw, when it is a JSON object
+        self.model: str | None = None  # what the client names, in the body or where the route has it
+        self._content: bytes | None = content
+
+    @classmethod
+    async def read(cls, scope: Scope, path: str, receive: Receive) -> "Incoming | None":
+        """The whole request; None when the client left before it was complete."""
+        content = await wire.read_body(receive)
+        if content is None:
+            return None
+        incoming = cls(scope, path, content)
+        await incoming.work(incoming._look)
+        return incoming
+
+    async def work(self, work: Callable[[], T]) -> T:
+        """Does something that takes time in proportion to the body."""
+        return await asyncio.to_thread(work) if self.is_large else work()
+
+    @property
+    def is_large(self) -> bool:
+        return self._content is not None and len(self._content) > LARGE_BYTES
+
+    def write(self, content: bytes) -> None:
+        """Takes another body in place of the client's."""
+        self._content = content
+        self.scope = wire.with_headers(self.scope, {b"content-length": str(len(content)).encode()})
+
+    def name(self, model: str) -> None:
+        """Lets the request name another model; every other byte stays."""
+        if self.route is not None and self.route.header is not None:
+            self.scope = wire.with_headers(self.scope, {self.route.header: model.encode("latin-1", "replace")})
+        elif self.members is not None:
+            self.write(body.join({**self.members, "model": body.dump(model)}))
+
+    def hand_on(self, after: Receive) -> Receive:
+        """A `receive` that gives the body once, and then what `after` says. Nothing of the body is kept here."""
+        content, self._content, self.members = self._content, None, None
+        return wire.replay(content or b"", after)
+
+    def _look(self) -> None:
+        content = self._content
+        assert content is not None
+        try:
+            self.members = body.whole(content)
+        except body.NotAnObject:
+            return  # vLLM says what is wrong with it
+        if self.route is not None and self.route.header is not None:
+            self.model = wire.text_header(self.scope, self.route.header)
+        else:
+            self.model = body.text(self.members.get("model"))

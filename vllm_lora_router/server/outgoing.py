@@ -1,0 +1,94 @@
+"""The way back: a routed response gets its headers, and what the engine would not take is asked for again without."""
+
+import json
+import time
+from collections.abc import Callable
+
+from starlette.types import Message, Send
+
+from vllm_lora_router.record import headers as response_headers
+from vllm_lora_router.requests.table import ROUTES
+from vllm_lora_router.server import wire
+from vllm_lora_router.values import Decision, Outcome
+
+# vLLM's CORS exposes no headers: without this a page in a browser could not read ours.
+_EXPOSED = (b"access-control-expose-headers", ", ".join(response_headers.NAMES).encode())
+
+
+# The same request with the model alone written into it, and the decision that says so.
+Again = Callable[[], tuple[Decision, bytes]]
+
+
+class RoutedResponse:
+    """Adds the decision's headers to the response's start, and notes how the response went."""
+
+    def __init__(self, decision: Decision, send: Send, again: Again | None, *, browser: bool) -> None:
+        """
+        Args:
+            again: how to ask again when vLLM answers 400, which the client then never sees. It is let go of, and the
+                client's body with it, as soon as it is not needed any more.
+            browser: a page asks, which reads only the headers that are exposed to it.
+        """
+        self.decision = decision
+        self._send = send
+        self._again = again
+        self._refused = False
+        self._browser = browser
+        self._since = time.perf_counter()
+        self._status: int | None = None
+        self._first_byte_ms: float | None = None
+        self._complete = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if message["status"] == 400 and self._again is not None:
+                self._refused = True
+                return
+            self._again = None
+            self._status = message["status"]
+            added = response_headers.headers(self.decision)
+            message = wire.add_headers(message, [*added, *([_EXPOSED] if self._browser else ())])
+        elif self._refused:
+            return
+        elif message["type"] == "http.response.body":
+            if self._first_byte_ms is None and message.get("body"):
+                self._first_byte_ms = self._ms()
+            self._complete = not message.get("more_body", False)
+        await self._send(message)
+
+    def ask_again(self) -> bytes | None:
+        """The body to ask with when vLLM refused the first one; what comes after that goes to the client."""
+        if not self._refused or self._again is None:
+            return None
+        self.decision, content = self._again()
+        self._again, self._refused = None, False
+        return content
+
+    def outcome(self) -> Outcome:
+        return Outcome(self.decision, self._status, self._first_byte_ms, self._ms(), aborted=not self._complete)
+
+    def _ms(self) -> float:
+        return (time.perf_counter() - self._since) * 1000
+
+
+def unrouted(model: str, path: str, send: Send) -> Send:
+    """A `send` with our 400 in place of vLLM's 404, for an auto name on a route that is not routed."""
+    said = (
+        f"model {model!r} asks for an adapter to be chosen, and requests to {path} are not routed; name a model there, "
+        f"or ask one of {', '.join(path for path, route in ROUTES.items() if route.header is None)}"
+    )
+    error = {"message": said, "type": "BadRequestError", "param": "model", "code": 400}
+    content = json.dumps({"error": error}).encode()
+    replaced = False
+
+    async def sending(message: Message) -> None:
+        nonlocal replaced
+        if message["type"] == "http.response.start" and message["status"] == 404:
+            replaced = True
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+            await send({"type": "http.response.start", "status": 400, "headers": headers})
+            await send({"type": "http.response.body", "body": content, "more_body": False})
+        elif not replaced:
+            await send(message)
+
+    return sending
