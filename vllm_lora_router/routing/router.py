@@ -11,6 +11,8 @@ from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.routing.candidates import Candidates
 from vllm_lora_router.values import Candidate, Plan, Query, Reason, Step
 
+TOGETHER = 32  # prompts of one request that are classified at once
+
 
 class Router:
     """Says for a request which adapter or base should serve it, and why."""
@@ -49,13 +51,22 @@ class Router:
         return model in self.auto_names or (self._routes_base and (model is None or model in served_names))
 
     async def plan(self, queries: Sequence[Query]) -> Plan:
-        """The plan for a request; with several prompts, one that suits them all."""
-        plans = await asyncio.gather(*map(self._plan, queries)) if len(queries) != 1 else [await self._plan(queries[0])]
-        first = plans[0]
-        if all(plan.category == first.category for plan in plans):
-            return first
-        steps = tuple(step for plan in plans for step in plan.steps)
-        return Plan(steps, "mixed", None, None, None, self._candidates.default, self.version)
+        """The plan for a request; with several prompts, one that suits them all within the time of one."""
+        if len(queries) == 1:
+            return await self._plan(queries[0])
+        plans: list[Plan] = []
+        distinct = list(dict.fromkeys(queries))
+        try:
+            async with asyncio.timeout(self._cascade.deadline_ms / 1000):
+                for start in range(0, len(distinct), TOGETHER):
+                    plans += await asyncio.gather(*map(self._plan, distinct[start : start + TOGETHER]))
+                    if any(plan.category != plans[0].category for plan in plans[start:]):
+                        steps = tuple(step for plan in plans for step in plan.steps)
+                        return Plan(steps, "mixed", None, None, None, self._candidates.default, self.version)
+                    await asyncio.sleep(0)  # others have their turn, however many prompts there are
+        except TimeoutError:
+            return self.fallback("timeout")
+        return plans[0]
 
     def fallback(self, reason: Reason) -> Plan:
         """The plan for a request that could not be classified at all."""
@@ -75,7 +86,7 @@ class Router:
             candidates = self._candidates.of(found.category)
             return Plan(steps, "routed", found.category, found.score, last.method, candidates, self.version)
         category = self._fallback_category
-        return Plan(steps, _why_not(steps), category, None, None, self._candidates.of(category), self.version)
+        return Plan(steps, _why_not(query, steps), category, None, None, self._candidates.of(category), self.version)
 
 
 def _header(place: str | None) -> bytes | None:
@@ -83,8 +94,8 @@ def _header(place: str | None) -> bytes | None:
     return None if place is None else place.removeprefix("header:").lower().encode()
 
 
-def _why_not(steps: Sequence[Step]) -> Reason:
+def _why_not(query: Query, steps: Sequence[Step]) -> Reason:
     for step in steps:
         if step.failure is not None:
             return step.failure
-    return "unsure"
+    return "unsure" if query.has_text else "no_text"

@@ -29,10 +29,10 @@ async def test_a_sure_method_gives_its_category_and_the_categorys_candidates(rou
     assert routed.config_version == router().version
 
 
-@pytest.mark.parametrize("text", ["Hello.", "", "  \n"])
-async def test_what_no_method_is_sure_of_takes_the_default(router: Route, text: str) -> None:
+@pytest.mark.parametrize(("text", "reason"), [("Hello.", "unsure"), ("", "no_text"), ("  \n", "no_text")])
+async def test_what_no_method_is_sure_of_takes_the_default(router: Route, text: str, reason: str) -> None:
     routed = await plan(router(), text)
-    assert (routed.category, routed.method, routed.confidence, routed.reason) == (None, None, None, "unsure")
+    assert (routed.category, routed.method, routed.confidence, routed.reason) == (None, None, None, reason)
     assert [one.model for one in routed.candidates] == ["acme/base"]
 
 
@@ -130,3 +130,52 @@ def test_route_base_model_also_takes_requests_for_the_base_or_for_nothing(router
     base = router(more="router: {route_base_model: true}\n")
     assert [base.takes(name, SERVED) for name in ("MoM", "acme/base", "chat", None)] == [True] * 4
     assert [base.takes(name, SERVED) for name in ("base", "medical-lora", "nobody")] == [False] * 3
+
+
+class Counting:
+    """A method that answers as slowly as it is told, and counts what it is asked."""
+
+    method: Method = "domain"
+    reads = frozenset({"text"})
+    fingerprint = "x"
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds, self.asked = seconds, 0
+
+    async def classify(self, queries: Sequence[Query]) -> list[Classification]:
+        self.asked += len(queries)
+        await asyncio.sleep(self.seconds)
+        return [Classification("medical", 1.0, {}, "probability", 0.5, True) for _ in queries]
+
+
+def asking(router: Router, method: Counting, deadline_ms: float) -> Router:
+    router._cascade = Cascade([method], deadline_ms)  # pyright: ignore[reportArgumentType]
+    return router
+
+
+async def test_of_many_prompts_equal_ones_are_classified_once(router: Route) -> None:
+    method = Counting()
+    routed = await plan(asking(router(), method, 1000), *["fever"] * 5000, "a cough")
+    assert (routed.category, routed.reason, method.asked) == ("medical", "routed", 2)
+
+
+async def test_many_prompts_have_the_time_of_one_together(router: Route) -> None:
+    method = Counting(seconds=0.03)
+    routed = await plan(asking(router(), method, 50), *(f"fever {number}" for number in range(5000)))
+    assert (routed.category, routed.reason) == (None, "timeout")
+    assert method.asked < 200
+
+
+async def test_nothing_is_classified_any_more_once_two_categories_are_seen(router: Route) -> None:
+    texts = ["fever", "a law", *(f"fever {number}" for number in range(5000))]
+    routed = await plan(router(), *texts)
+    assert routed.reason == "mixed" and len(routed.steps) < 200
+
+
+async def test_thousands_of_prompts_hold_nobody_up(router: Route) -> None:
+    planning = asyncio.ensure_future(plan(router(), *(f"fever {number}" for number in range(3000))))
+    turns = 0
+    while not planning.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > 50
