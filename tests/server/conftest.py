@@ -23,6 +23,29 @@ ROOT = Path(__file__).parents[2]
 API_KEY = "sk-of-the-tests"
 BASE = "meta-llama/Llama-2-7b-hf"  # as the guide serves it; its configuration calls it llama2-7b
 START_SECONDS = 420
+ADMIN_KEY_ENV = "ROUTER_ADMIN_KEY"
+
+TEMPLATE = """\
+{{- bos_token }}
+{%- for message in messages %}
+{%- if message.role == 'system' and not loop.first %}
+{{- raise_exception('System message must be at the beginning.') }}
+{%- endif %}
+{{- '[' + message.role + ']' + (message.content or '') + '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '[assistant]' }}
+{%- if enable_thinking is defined and enable_thinking is false %}
+{{- '<think>\n\n</think>\n\n' }}
+{%- endif %}
+{%- if thinking is defined %}
+{{- '<think>' if thinking else '</think>' }}
+{%- endif %}
+{%- if reasoning_effort is defined and reasoning_effort %}
+{{- '(effort ' + reasoning_effort + ')' }}
+{%- endif %}
+{%- endif %}
+"""
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -71,19 +94,35 @@ def server(models: DemoModels, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
-def plugin_server(models: DemoModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """vLLM's own server with our plugin named, and the configuration that combines all methods."""
+def plugin_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of `plugin_server`, which a test may change as long as it puts it back."""
+    file = tmp_path_factory.mktemp("plugin") / "config.yaml"
+    text = (ROOT / "config/combined.yaml").read_text()
+    file.write_text(text.replace("\nrouter:\n", f"\nrouter:\n  admin_key_env: {ADMIN_KEY_ENV}\n"))
+    return file
+
+
+@pytest.fixture(scope="session")
+def plugin_server(models: DemoModels, plugin_config: Path) -> Iterator[Server]:
+    """vLLM's own server with our plugin named, the configuration that combines all methods, and vLLM's render routes.
+
+    Its chat template is as strict as Qwen's, and listens to what Qwen's, DeepSeek's and gpt-oss's listen to.
+    """
+    template = plugin_config.with_name("template.jinja")
+    template.write_text(TEMPLATE)
     server = Server(
         [
             *("--model", str(models.base), "--served-model-name", "tiny", "--enable-lora", "--max-loras", "3"),
-            *(*lora_modules(models), *FLAGS),
+            *(*lora_modules(models), "--chat-template", str(template), "--enable-scale-out"),
+            *("--enable-auto-tool-choice", "--tool-call-parser", "pythonic", *FLAGS),
         ],
-        log=tmp_path_factory.mktemp("plugin") / "server.log",
+        log=plugin_config.with_name("server.log"),
         module="vllm.entrypoints.openai.api_server",
         directory=models.directory,
         environment={
             "VLLM_PLUGINS": "lora_router",
-            "VLLM_LORA_ROUTER_CONFIG": str(ROOT / "config/combined.yaml"),
+            "VLLM_LORA_ROUTER_CONFIG": str(plugin_config),
+            ADMIN_KEY_ENV: "boss",
         },
     )
     with server:

@@ -1,13 +1,16 @@
 """What we touch of vLLM: each of these fails when a release moves it."""
 
 import inspect
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 
+import pytest
 import vllm
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
 from vllm_lora_router.releases import TESTED
+from vllm_lora_router.requests.table import GUARDED, ROUTES
 from vllm_lora_router.server.engine import VllmCommand
 from vllm_lora_router.server.plugin import LoraRouterPlugin
 
@@ -65,3 +68,42 @@ def test_the_command_line_tells_what_the_user_set() -> None:
     command.add(args, ["--enable-lora", "--max-cpu-loras", "3", "--lora-modules", '{"name": "a", "path": "/a=b,c"}'])
     assert args.enable_lora is True and args.max_cpu_loras == 3 and args.max_loras == 1
     assert [(module.name, module.path) for module in args.lora_modules] == [("a", "/a=b,c")]
+
+
+# vLLM reads these bodies itself, by a header or as forms, and its schema says nothing of them.
+WITHOUT_SCHEMA = {"/invocations"}
+
+
+def posts_with_a_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The paths of vLLM's whole app to which JSON with a `model` is posted."""
+    from vllm.entrypoints.launchers.app import build_app
+
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    args, _ = VllmCommand().parse(["model", "--enable-scale-out"])
+    schema = build_app(args, ("generate",)).openapi()
+
+    def has_model(part: dict, *seen: str) -> bool:
+        if (name := part.get("$ref", "").rpartition("/")[2]) and name not in seen:
+            return has_model(schema["components"]["schemas"][name], *seen, name)
+        inner = [one for key in ("anyOf", "oneOf", "allOf") for one in part.get(key, ())]
+        return "model" in part.get("properties", {}) or any(has_model(one, *seen) for one in inner)
+
+    for path, methods in schema["paths"].items():
+        content = methods.get("post", {}).get("requestBody", {}).get("content", {})
+        if has_model(content.get("application/json", {}).get("schema", {})):
+            yield path
+
+
+def test_every_route_with_a_model_stands_in_our_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = set(posts_with_a_model(monkeypatch))
+    assert "/v1/chat/completions" in found and "/v1/messages/render" in found
+    assert found <= ROUTES.keys(), "requests/table.py does not know these"
+    # Of what the table has beyond them, some came or went with a release, and one needs a library of its own.
+    later = {"/v1/decisions", "/cohere/v2/chat", "/cohere/v2/chat/render"}
+    assert ROUTES.keys() - found == WITHOUT_SCHEMA | later
+
+
+def test_what_the_api_key_guards_is_what_we_think() -> None:
+    from vllm.entrypoints.serve.middleware.authenticate import GUARDED_PREFIX
+
+    assert {prefix.rstrip("/") for prefix in GUARDED} == set(GUARDED_PREFIX)

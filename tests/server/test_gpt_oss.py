@@ -1,0 +1,145 @@
+"""A model of type gpt_oss: vLLM renders its prompt without a template, for one system message and three efforts."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from vllm_lora_router.demo.server import FLAGS, Server
+from vllm_lora_router.demo.tokenizer import demo_tokenizer
+
+from .conftest import START_SECONDS
+
+CONFIG = """
+model_config:
+  base:
+    reasoning_family: gpt-oss
+    loras: [{{name: medical-lora, path: {adapter}}}]
+default_model: base
+keyword_rules:
+  - {{category: medical, keywords: [fever]}}
+  - {{category: legal, keywords: [lawsuit]}}
+  - {{category: keen, keywords: [riddle]}}
+  - {{category: calm, keywords: [tea]}}
+categories:
+  - name: medical
+    system_prompt: You are a medical expert.
+    model_scores: [{{model: base, lora_name: medical-lora, use_reasoning: true, reasoning_effort: high}}]
+  - name: legal
+    system_prompt: Speak of the law.
+    system_prompt_mode: replace
+    model_scores: [{{model: base, lora_name: medical-lora, use_reasoning: false}}]
+  - name: keen
+    system_prompt: Think twice.
+    model_scores: [{{model: base, use_reasoning: true, reasoning_effort: low}}]
+  - name: calm
+    model_scores: [{{model: base, use_reasoning: false}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def encoding() -> Any:
+    from openai_harmony import HarmonyEncodingName, load_harmony_encoding
+
+    try:
+        return load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+    except Exception as error:
+        pytest.skip(f"this openai_harmony brings no vocabulary along, and no hub can be reached: {error}")
+
+
+@pytest.fixture(scope="module")
+def gpt_oss(encoding: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A server of a tiny one with random weights: it renders; to run its experts on a CPU vLLM would need Triton."""
+    folder = tmp_path_factory.mktemp("gpt-oss")
+    write_model(folder / "base", folder / "adapter")
+    (folder / "config.yaml").write_text(CONFIG.format(adapter=folder / "adapter"))
+    arguments = [str(folder / "base"), "--served-model-name", "tiny", "--router-config", str(folder / "config.yaml")]
+    server = Server([*arguments, "--enable-scale-out", *FLAGS], log=folder / "server.log")
+    with server:
+        server.wait(START_SECONDS)
+        with httpx.Client(base_url=server.url, timeout=120) as client:
+            yield client
+
+
+def write_model(base: Path, adapter: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    config = GptOssConfig(
+        vocab_size=201088,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=64,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        layer_types=["sliding_attention", "full_attention"],
+        max_position_embeddings=2048,
+    )
+    model = GptOssForCausalLM(config).to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+    model.save_pretrained(base)
+    demo_tokenizer().save_pretrained(base)
+    get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"])).save_pretrained(str(adapter))
+
+
+def chat(text: str, system: str | None) -> dict[str, Any]:
+    own = [{"role": "system", "content": system}] if system else []
+    return {"messages": [*own, {"role": "user", "content": text}]}
+
+
+def responses(text: str, system: str | None) -> dict[str, Any]:
+    return {"input": text, **({"instructions": system} if system else {})}
+
+
+def messages(text: str, system: str | None) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": 9, **({"system": system} if system else {})}
+
+
+SHAPES = {
+    "/v1/chat/completions/render": (chat, {"reasoning_effort": "low"}),
+    "/v1/responses/render": (responses, {"reasoning": {"effort": "low"}}),
+    "/v1/messages/render": (messages, {"output_config": {"effort": "low"}}),
+}
+
+
+def rendered(
+    client: httpx.Client, encoding: Any, path: str, request: dict[str, Any]
+) -> tuple[str, str, httpx.Response]:
+    """The effort and the developer's instructions that stand in the prompt."""
+    response = client.post(path, json={"model": "MoM", **request})
+    assert response.status_code == 200, response.text
+    prompt = encoding.decode(response.json()["token_ids"])
+    effort = re.search(r"Reasoning: (\w+)", prompt)
+    said = re.findall(r"<\|start\|>developer<\|message\|># Instructions\n\n(.*?)<\|end\|>", prompt, re.DOTALL)
+    assert effort is not None and len(said) <= 1, prompt
+    return effort[1], said[0] if said else "", response
+
+
+@pytest.mark.parametrize("path", SHAPES)
+def test_system_prompt_and_effort_stand_in_the_prompt(gpt_oss: httpx.Client, encoding: Any, path: str) -> None:
+    make, _ = SHAPES[path]
+    for word, model, prompt, effort in (
+        ("fever", "medical-lora", "You are a medical expert.", "high"),
+        ("lawsuit", "medical-lora", "Speak of the law.", None),
+        ("riddle", "tiny", "Think twice.", "low"),
+        ("tea", "tiny", "", None),
+    ):
+        for own in (None, "Answer in French."):
+            shown, said, response = rendered(gpt_oss, encoding, path, make(f"A {word}?", own))
+            assert shown == (effort or "medium"), word  # what such a model does by default
+            assert said == "\n\n".join(filter(None, [prompt, None if word == "lawsuit" else own]))
+            assert response.headers["x-vsr-selected-model"] == model
+            assert response.headers["x-vsr-selected-reasoning"] == ("on" if effort else "off")
+
+
+@pytest.mark.parametrize("path", SHAPES)
+def test_a_client_gets_the_effort_that_it_asks_for(gpt_oss: httpx.Client, encoding: Any, path: str) -> None:
+    make, wish = SHAPES[path]
+    shown, _, response = rendered(gpt_oss, encoding, path, {**make("A fever?", None), **wish})
+    assert shown == "low" and response.headers["x-vsr-selected-reasoning"] == "off"
