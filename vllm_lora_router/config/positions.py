@@ -193,7 +193,7 @@ class _Reader:
         inherited: _Pairs = []
         for mapping in reversed(named):
             if not isinstance(mapping, yaml.MappingNode):
-                self._wrong(mapping, path, f"cannot be merged: expected a mapping, not a {mapping.id}")
+                self._wrong(mapping, path, "cannot be merged: expected a mapping")
             elif any(mapping is outer for outer in (node, *within)):
                 self._wrong(mapping, path, "cannot be merged: an alias that contains itself")
             else:
