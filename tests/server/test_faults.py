@@ -202,51 +202,58 @@ async def test_an_adapter_that_nobody_lets_in_gets_its_turn(
     models: DemoModels, many: ManyAdapters, tmp_path: Path, full: bool
 ) -> None:
     """One slot, three clients that keep one adapter busy, and now and then somebody who asks for another."""
-    seconds, every_s, wait_ms = (150, 30, 2000) if full else (16, 5, 500)
+    turns, every_s, wait_ms = (12, 15, 2000) if full else (3, 6, 500)
     source = tmp_path / "adapters"
     for number, name in enumerate(("busy", "other")):
         many.write(number, source / name)
     config = configuration(source, {"busy": "busy", "other": "other"}, wait_ms=wait_ms)
     long = {"max_tokens": 120, "ignore_eos": True}
-
-    async def phase(url: str, *, ask_other: bool) -> tuple[float, list[Streamed], list[Asked]]:
-        waits: list[Streamed] = []
+    waits: list[Streamed] = []
+    with serving(models, tmp_path / "run", config, "--max-loras", "1", "--max-cpu-loras", "2") as server:
         async with (
-            session(url) as http,
-            Traffic(url, 3, lambda draw: ("busy", body("busy", PROMPT, **long))) as traffic,
+            session(server.url) as http,
+            Traffic(server.url, 3, lambda draw: ("busy", body("busy", PROMPT, **long))) as traffic,
         ):
             await traffic.until(3)
-            began, tasks = time.monotonic(), []
-            while time.monotonic() - began < seconds:
+            for _ in range(turns):
                 await asyncio.sleep(every_s)
-                if ask_other:
-                    waits.append(Streamed())
-                    tasks.append(asyncio.ensure_future(stream(http, body("other", PROMPT, **long), waits[-1])))
-            await asyncio.gather(*tasks)
-            asked = [one for one in traffic.asked if one.began >= began]
-            rate = (len(asked) + len(waits)) / (time.monotonic() - began)
-        return rate, waits, asked
-
-    with serving(models, tmp_path / "run", config, "--max-loras", "1", "--max-cpu-loras", "2") as server:
-        alone, _, _ = await phase(server.url, ask_other=False)
-        shared, waits, asked = await phase(server.url, ask_other=True)
-    generation_s = max(one.ended - one.began for one in asked)
+                waits.append(await stream(http, body("other", PROMPT, **long)))
+            await asyncio.sleep(every_s)
+    assert not [one for one in waits if one.error] and not traffic.failed
+    assert all(one.text.startswith(many.answer(1)) for one in waits)
+    typical_s = sorted(one.ended - one.began for one in traffic.asked)[len(traffic.asked) // 2]
     starts_s = [one.moments[0] - one.began for one in waits]
+    costs_s = [_cost_s(traffic.asked, one.began, one.moments[-1], around_s=every_s / 2 - 1) for one in waits]
+    cost_s = sum(costs_s) / turns
     say(
         "one slot",
-        generations_per_s_alone=round(alone, 2),
-        with_the_other=round(shared, 2),
-        ratio=round(shared / alone, 3),
+        generations=len(traffic.asked) + turns,
         the_other_started_after_s=[round(start, 2) for start in starts_s],
-        longest_generation_s=round(generation_s, 2),
+        a_generation_takes_s=round(typical_s, 2),
         max_wait_s=wait_ms / 1000,
+        a_turn_costs_s=round(cost_s, 2),
+        each=[round(cost, 1) for cost in costs_s],
     )
-    assert not [one for one in waits if one.error] and not [one for one in asked if one.status != 200]
-    assert all(one.text.startswith(many.answer(1)) for one in waits)
-    typical_s = sorted(one.ended - one.began for one in asked)[len(asked) // 2]
     assert max(starts_s) <= wait_ms / 1000 + 2 * typical_s + 0.5
     if full:
-        assert shared >= 0.95 * alone
+        # Asked for every half minute, the other takes less than 5 % of what is generated.
+        assert cost_s <= 0.05 * 30
+
+
+def _cost_s(asked: list[Asked], began: float, ended: float, *, around_s: float) -> float:
+    """For how long nothing was generated because of one turn, as against the time around it.
+
+    Not against a run without turns: what a small machine generates in a minute differs by a quarter from the next.
+    """
+
+    def generated(start: float, end: float) -> float:
+        spans = ((one.began, one.ended) for one in asked)
+        return sum(max(min(end, after) - max(start, before), 0.0) / (after - before) for before, after in spans)
+
+    start, end = began - 0.5, ended + 2
+    before, after = (began - around_s, start), (end, ended + around_s)
+    rate = (generated(*before) + generated(*after)) / (before[1] - before[0] + after[1] - after[0])
+    return end - start - (generated(start, end) + 1) / rate
 
 
 async def test_a_thousand_adapters_and_few_slots(
