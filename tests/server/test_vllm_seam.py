@@ -1,6 +1,7 @@
 """What we touch of vLLM: each of these fails when a release moves it."""
 
 import inspect
+import logging
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
@@ -80,7 +81,12 @@ def posts_with_a_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     args, _ = VllmCommand().parse(["model", "--enable-scale-out"])
+    root = logging.getLogger()
+    level, handlers = root.level, [*root.handlers]
     schema = build_app(args, ("generate",)).openapi()
+    # SageMaker's library sets up the root logger for the whole process, other tests among it.
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
     def has_model(part: dict, *seen: str) -> bool:
         if (name := part.get("$ref", "").rpartition("/")[2]) and name not in seen:
