@@ -89,9 +89,9 @@ def _turns(said: Iterable[Message]) -> Iterator[str]:
     for message in said:
         if message.role != "user" or message.content is None:
             continue
-        if isinstance(message.content, str):
-            words = own_words(message.content)
-            if words is message.content or words.strip():
+        if (text := _sole_text(message.content)) is not None:
+            words = own_words(text)
+            if words is text or words.strip():
                 yield words
             continue
         texts = [text for part in message.content if (text := _text(part)) is not None]
@@ -101,6 +101,13 @@ def _turns(said: Iterable[Message]) -> Iterator[str]:
         notes_alone = not words.strip() and any(text.strip() for text in texts)
         if words.strip() or others > tools or not (tools or notes_alone):
             yield words
+
+
+def _sole_text(content: str | list[Part | str]) -> str | None:
+    """The text of a content that is nothing else, as nearly all are."""
+    if isinstance(content, str):
+        return content
+    return _text(content[0]) if len(content) == 1 else None
 
 
 def _text(part: Part | str) -> str | None:
