@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 
 import vllm_lora_router
-from vllm_lora_router.commands import classify, doctor, validate
+from vllm_lora_router.commands import bench, classify, doctor, validate
 
-COMMANDS = (validate, classify, doctor)
+COMMANDS = (validate, classify, doctor, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -70,7 +70,8 @@ def measure(url: str, question: str, adapter: str, pairs: int, *, seed: int = 0)
         both = [(named, adapter), (routed, "MoM")]
         order.shuffle(both)
         for times, model in both:
-            took_ms, headers = _post(connection, model, question)
+            # A question of its own a pair: what was classified before is not classified again.
+            took_ms, headers = _post(connection, model, f"{question} ({index})")
             if model == "MoM" and headers.get("x-vsr-selected-model") != adapter:
                 raise BenchError(f"{question!r} went to {headers.get('x-vsr-selected-model')!r}, not to {adapter!r}")
             if index >= 20:  # the first are for warming up

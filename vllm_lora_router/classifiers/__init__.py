@@ -18,12 +18,17 @@ class Classifier(Protocol):
 
         Raises:
             Overload: too many queries wait already.
+            Stuck: its model does not return.
         """
         ...
 
 
 class Overload(Exception):
     """A classifier that has more to do than it can; the request takes the next candidate at once."""
+
+
+class Stuck(Exception):
+    """A classifier whose model does not return; it is not asked any more until it does."""
 
 
 class ClassifierError(ValueError):

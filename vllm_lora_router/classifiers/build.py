@@ -1,13 +1,13 @@
 """From a configuration to its classifiers, with their models loaded."""
 
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from vllm_lora_router.classifiers import Classifier, ClassifierError
+from vllm_lora_router.classifiers.cached import Cache, CachedClassifier
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.classifiers.keyword import KeywordClassifier
 from vllm_lora_router.classifiers.labels import Mapped, map_labels
@@ -35,6 +35,8 @@ class Classifiers:
     cascade: Cascade
     labels: Sequence[Mapped]  # what each label of the domain model stands for; empty without one
     models: Models = field(default_factory=Models)
+    scored: Mapping[Method, "ScoredClassifier"] = field(default_factory=dict)  # those with a model
+    cache: Cache = field(default_factory=Cache)
 
 
 def build(loaded: Loaded, before: Classifiers | None = None) -> Classifiers:
@@ -48,6 +50,8 @@ def build(loaded: Loaded, before: Classifiers | None = None) -> Classifiers:
     """
     config = loaded.config
     models = Models(before.models if before is not None else None)
+    cached = before.cache if before is not None else Cache()
+    scored: dict[Method, ScoredClassifier] = {}
     encoder = cache(lambda: _encoder(loaded, models))
     mapped: Sequence[Mapped] = ()
     classifiers: list[Classifier] = []
@@ -59,7 +63,8 @@ def build(loaded: Loaded, before: Classifiers | None = None) -> Classifiers:
             if rules := _allowed(loaded, method, config.embedding_rules):
                 from vllm_lora_router.classifiers.embedding import EmbeddingScorer
 
-                classifiers.append(_scored(loaded, EmbeddingScorer(rules, encoder(), config.router.text.windows)))
+                scored[method] = _scored(loaded, EmbeddingScorer(rules, encoder(), config.router.text.windows))
+                classifiers.append(CachedClassifier(scored[method], cached))
         elif method == "domain" and configured:
             from vllm_lora_router.classifiers.domain import DomainScorer, read_labels
 
@@ -70,8 +75,9 @@ def build(loaded: Loaded, before: Classifiers | None = None) -> Classifiers:
                     f"{loaded.file}: classifier.category_model: none of its labels ({', '.join(labels[:20])}) stands "
                     "for a category; say which do with categories[].mmlu_categories"
                 )
-            classifiers.append(_scored(loaded, DomainScorer(loaded, labels, mapped, models)))
-    return Classifiers(Cascade(classifiers, config.router.deadline_ms), tuple(mapped), models)
+            scored[method] = _scored(loaded, DomainScorer(loaded, labels, mapped, models))
+            classifiers.append(CachedClassifier(scored[method], cached))
+    return Classifiers(Cascade(classifiers, config.router.deadline_ms), tuple(mapped), models, scored, cached)
 
 
 def _encoder(loaded: Loaded, models: Models) -> "Encoder":
@@ -80,12 +86,13 @@ def _encoder(loaded: Loaded, models: Models) -> "Encoder":
     return load_encoder(loaded, models)
 
 
-def _scored(loaded: Loaded, scorer: "Scorer") -> Classifier:
+def _scored(loaded: Loaded, scorer: "Scorer") -> "ScoredClassifier":
     from vllm_lora_router.classifiers.scored import ScoredClassifier
 
-    classifier = ScoredClassifier(scorer)
     deadline_ms = loaded.config.router.deadline_ms
-    took_ms = min(_timed(classifier) for _ in range(3))
+    # Who comes while one batch runs waits for it, and then for its own.
+    classifier = ScoredClassifier(scorer, budget_s=deadline_ms / 1000 / 2)
+    took_ms = classifier.warm_up(WARM_UP) * 1000
     logger.info("%s classifier ready: one short question takes %.1f ms", scorer.method, took_ms)
     if took_ms > deadline_ms:
         logger.warning(
@@ -96,12 +103,6 @@ def _scored(loaded: Loaded, scorer: "Scorer") -> Classifier:
             deadline_ms,
         )
     return classifier
-
-
-def _timed(classifier: "ScoredClassifier") -> float:
-    began = time.perf_counter()
-    classifier.worker.run_blocking(lambda: classifier.decide(WARM_UP))
-    return (time.perf_counter() - began) * 1000
 
 
 def _allowed(loaded: Loaded, method: Method, rules: Sequence[Rule]) -> list[tuple[int, Rule]]:

@@ -3,12 +3,17 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 
-from vllm_lora_router.classifiers import Classifier, Overload
-from vllm_lora_router.values import Query, Reason, Step
+from cachetools import TTLCache
+
+from vllm_lora_router.classifiers import Classifier, Overload, Stuck
+from vllm_lora_router.values import Method, Query, Reason, Step
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
+
+SAY_AGAIN_S = 60.0
 
 
 class Cascade:
@@ -17,6 +22,8 @@ class Cascade:
     def __init__(self, classifiers: Sequence[Classifier], deadline_ms: float) -> None:
         self.classifiers = tuple(classifiers)
         self.deadline_ms = deadline_ms
+        self.failures: Counter[tuple[Method, Reason]] = Counter()
+        self._said: TTLCache[Method, bool] = TTLCache(maxsize=16, ttl=SAY_AGAIN_S)
 
     async def ask(self, query: Query) -> tuple[Step, ...]:
         """The steps taken; only the last one's classification can be sure."""
@@ -40,11 +47,22 @@ class Cascade:
             failure, error = "timeout", f"no answer within router.deadline_ms ({self.deadline_ms:g} ms)"
         except Overload as overload:
             failure, error = "overload", str(overload)
+        except Stuck as stuck:
+            failure, error = "error", str(stuck)
+            self._say(classifier.method, error)
         except Exception as exception:
-            # The class and text of an error may hold the user's words; they go into the log, not into a response.
-            logger.exception("the %s classifier failed; the request takes the next candidate", classifier.method)
             failure, error = "error", f"{type(exception).__name__}: {exception}"
+            self._say(classifier.method, error, exception)
+        self.failures[classifier.method, failure] += 1
         return Step(classifier.method, _ms_since(began), failure=failure, error=error)
+
+    def _say(self, method: Method, error: str, exception: Exception | None = None) -> None:
+        """Once a minute: a model that fails does so for every request."""
+        if method not in self._said:
+            self._said[method] = True
+            failed = self.failures[method, "error"] + 1
+            text = "the %s classifier failed (%d times so far): %s; such requests take the next candidate"
+            logger.error(text, method, failed, error, exc_info=exception)
 
 
 def _ms_since(began: float) -> float:

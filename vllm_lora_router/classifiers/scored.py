@@ -1,4 +1,4 @@
-"""What all methods with a model have in common: windows, thresholds and the worker around a scorer."""
+"""What all methods with a model have in common: windows, thresholds and batches around a scorer."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from vllm_lora_router.classifiers.batching import Batcher, Cost
 from vllm_lora_router.classifiers.worker import Worker
 from vllm_lora_router.values import Classification, Method, Query, Scale
 
@@ -52,27 +53,41 @@ class ScoredClassifier:
 
     reads = frozenset({"text"})
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, *, budget_s: float = 0.025) -> None:
+        """`budget_s` is what one batch may take, unless it is of one text."""
         self.scorer = scorer
-        self.worker = scorer.worker
+        self.batcher: Batcher[Classification] = Batcher(scorer.worker, self.decide, budget_s=budget_s)
         self.method: Method = scorer.method
         self.fingerprint = scorer.fingerprint
         self._thresholds = np.array([choice.threshold for choice in scorer.choices], dtype=np.float32)
+        self._nothing = Classification(None, 0.0, {}, scorer.scale, 0.0, False)
+
+    def warm_up(self, text: str) -> float:
+        """Runs the model until it is as fast as it gets, and measures it; the seconds of one text. Blocks."""
+        self.batcher.cost = self.scorer.worker.run_blocking(lambda: Cost.measure(self.decide, text))
+        return self.batcher.cost.seconds(1, len(text))
 
     async def classify(self, queries: Sequence[Query]) -> list[Classification]:
-        # One call a query for now; a batching worker takes the place of this one and joins what waits.
-        return list(
-            await asyncio.gather(*(self.worker.run(lambda text=query.text: self.decide(text)) for query in queries))
-        )
+        return list(await asyncio.gather(*map(self._one, queries)))
 
-    def decide(self, text: str) -> Classification:
-        """The classification of one text; without words in it there is nothing to be sure of."""
-        if not text or text.isspace():
-            return Classification(None, 0.0, {}, self.scorer.scale, 0.0, False)
+    async def _one(self, query: Query) -> Classification:
+        # Without words in it there is nothing to be sure of.
+        return await self.batcher.ask(query.text) if query.has_text else self._nothing
+
+    def decide(self, texts: Sequence[str]) -> list[Classification]:
+        """The classification of each text, all their windows scored together. For the worker's thread."""
         # A lone surrogate, half of an emoji that a client cut in two, is an error to every tokenizer.
-        text = text.encode("utf-8", "replace").decode()
-        scores = self.scorer.score(self.scorer.windows(text))
-        values = scores.values.mean(axis=0)
+        windows = [self.scorer.windows(text.encode("utf-8", "replace").decode()) for text in texts]
+        scores = self.scorer.score([window for of_text in windows for window in of_text])
+        ends = np.cumsum([len(of_text) for of_text in windows])
+        return [
+            self._classification(scores, slice(int(end) - len(of_text), int(end)))
+            for end, of_text in zip(ends, windows, strict=True)
+        ]
+
+    def _classification(self, scores: Scores, windows: slice) -> Classification:
+        rows = scores.values[windows]  # [windows, choices]
+        values = rows.mean(axis=0)
         choices = self.scorer.choices
         reached = values >= self._thresholds
         best = int(np.where(reached, values, -np.inf).argmax() if reached.any() else values.argmax())
@@ -86,5 +101,5 @@ class ScoredClassifier:
             self.scorer.scale,
             choices[best].threshold,
             bool(reached[best]),
-            scores.evidence[int(scores.values[:, best].argmax())],
+            scores.evidence[windows.start + int(rows[:, best].argmax())],
         )

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -12,6 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import vllm_lora_router
+from vllm_lora_router.classifiers.build import Classifiers
+from vllm_lora_router.classifiers.cached import Cache
 from vllm_lora_router.config.masked import masked
 from vllm_lora_router.config.notices import methods_of
 from vllm_lora_router.requests import body
@@ -58,13 +61,33 @@ async def _health(router: Router, serving: Serving, request: Request) -> Respons
             "version": vllm_lora_router.__version__,
             "process": os.getpid(),
             "config": {"version": router.version, **(serving.reloading.status() if serving.reloading else {})},
-            "methods": [classifier.method for classifier in router.classifiers.cascade.classifiers],
+            "methods": _methods(router.classifiers),
+            "cache": _cache(router.classifiers.cache),
             "decisions": dict(tally.reasons),
             "under_way": tally.under_way,
             "aborted": tally.aborted,
             "failed": tally.failed,
         }
     )
+
+
+def _methods(classifiers: Classifiers) -> dict[str, Any]:
+    """What each method in force has done in this process; a model that does not return is not asked any more."""
+    found: dict[str, Any] = {}
+    for classifier in classifiers.cascade.classifiers:
+        failures = classifiers.cascade.failures
+        said: dict[str, Any] = {
+            "failures": {why: n for (method, why), n in failures.items() if method == classifier.method}
+        }
+        if (scored := classifiers.scored.get(classifier.method)) is not None:
+            stuck_s = scored.batcher.worker.stuck_s
+            said |= {"stuck_s": stuck_s and round(stuck_s), **dataclasses.asdict(scored.batcher.done)}
+        found[classifier.method] = said
+    return found
+
+
+def _cache(cache: Cache) -> dict[str, int]:
+    return {"entries": len(cache), "bytes": cache.used_bytes, "hits": cache.hits, "misses": cache.misses}
 
 
 async def _config(router: Router, serving: Serving, request: Request) -> Response:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from vllm_lora_router.classifiers import Overload
+from vllm_lora_router.classifiers import Overload, Stuck
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.values import Classification, Method, Query
 
@@ -140,3 +140,27 @@ async def test_a_request_that_is_given_up_stops_the_method_under_way() -> None:
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert (stopped, behind.asked) == (["domain"], [])
+
+
+async def test_a_method_that_fails_for_every_request_says_so_once_a_minute_and_is_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_lora_router.classifiers.cascade.SAY_AGAIN_S", 0.2)
+    cascade = Cascade([Classifier("domain", failing(RuntimeError("no memory")))], 1000)
+    for _ in range(50):
+        await cascade.ask(Query("x"))
+    assert len(caplog.records) == 1
+    await asyncio.sleep(0.25)
+    await cascade.ask(Query("x"))
+    assert [record.getMessage() for record in caplog.records][1].startswith(
+        "the domain classifier failed (51 times so far): RuntimeError: no memory"
+    )
+    assert cascade.failures["domain", "error"] == 51
+
+
+async def test_a_model_that_does_not_return_is_an_error_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    (step,) = await Cascade([Classifier("domain", failing(Stuck("its model has not returned for 12 s")))], 1000).ask(
+        Query("x")
+    )
+    assert (step.failure, step.error) == ("error", "its model has not returned for 12 s")
+    assert caplog.records[0].exc_info is None

@@ -27,7 +27,7 @@ class Model:
 
 def scorer(*rules: dict[str, Any], max_tokens: int = 64) -> EmbeddingScorer:
     placed = [(place, EmbeddingRule(**{"category": f"r{place}", **rule})) for place, rule in enumerate(rules)]
-    return EmbeddingScorer(placed, Encoder("model", Model(), max_tokens, Worker("test")), 2)
+    return EmbeddingScorer(placed, Encoder(Model(), max_tokens, Worker("test"), f"model {max_tokens}"), 2)
 
 
 @pytest.mark.parametrize(("method", "score"), [("mean", 0.27), ("avg", 0.27), ("max", 0.8), ("any", 0.8)])

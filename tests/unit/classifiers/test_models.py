@@ -1,11 +1,12 @@
 """Models that are shared between one configuration and the next."""
 
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
-from vllm_lora_router.classifiers import ClassifierError
+from vllm_lora_router.classifiers import ClassifierError, worker
 from vllm_lora_router.classifiers.models import Models
 
 
@@ -46,3 +47,21 @@ def test_a_model_that_does_not_fit_beside_those_in_force_is_refused_before_it_is
 
     with pytest.raises(ClassifierError, match=r"does not fit beside those in force: host memory has .* left; restart"):
         Models(Models()).get("domain", str(folder), 512, "cpu", load)
+
+
+def test_a_model_whose_thread_does_not_return_is_not_shared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "STUCK_S", 0.01)
+    before = Models()
+    first = before.get("domain", str(folder), 512, "cpu", object)
+    go, begun = threading.Event(), threading.Event()
+    first.worker.submit(lambda: begun.set() or go.wait(10))
+    assert begun.wait(5) and not go.wait(0.05)
+    assert Models(before).get("domain", str(folder), 512, "cpu", object) is not first
+    go.set()
+
+
+def test_the_fingerprint_tells_the_files_apart(folder: Path) -> None:
+    first = Models().get("domain", str(folder), 512, "cpu", object)
+    assert Models().get("domain", str(folder), 512, "cpu", object).fingerprint == first.fingerprint
+    (folder / "model.safetensors").write_bytes(b"y" * 100)
+    assert Models().get("domain", str(folder), 512, "cpu", object).fingerprint != first.fingerprint

@@ -36,61 +36,80 @@ class Table:
         return Scores(values, [{"window": text} for text in texts])
 
 
+def one(scored: ScoredClassifier, text: str) -> Classification:
+    (found,) = scored.decide([text])
+    return found
+
+
 def test_the_best_of_those_that_reach_their_threshold_is_sure() -> None:
     table = Table({"a": 0.6, "b": 0.3, "c": 0.3}, {"x": [0.55, 0.4, 0.35], "y": [0.7, 0.4, 0.9]})
     scored = ScoredClassifier(table)
-    first = scored.decide("x")
+    first = one(scored, "x")
     assert (first.category, first.sure, first.threshold) == ("b", True, 0.3)
     assert first.score == pytest.approx(0.4)
-    assert scored.decide("y").category == "c"
+    assert one(scored, "y").category == "c"
 
 
 def test_when_none_reaches_its_threshold_the_best_is_named_and_not_sure() -> None:
-    found = ScoredClassifier(Table({"a": 0.6, "b": 0.6}, {"x": [0.55, 0.4]})).decide("x")
+    found = one(ScoredClassifier(Table({"a": 0.6, "b": 0.6}, {"x": [0.55, 0.4]})), "x")
     assert (found.category, found.sure, found.threshold, found.scale) == ("a", False, 0.6, "probability")
     assert found.scores == {"a": 0.55, "b": 0.4}
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3, 0.6, 0.7, 1.0])
 def test_a_score_that_is_just_the_threshold_reaches_it(threshold: float) -> None:
-    assert ScoredClassifier(Table({"a": threshold}, {"x": [threshold]})).decide("x").sure
+    assert one(ScoredClassifier(Table({"a": threshold}, {"x": [threshold]})), "x").sure
 
 
 def test_of_equal_scores_the_first_listed_wins() -> None:
-    assert ScoredClassifier(Table({"a": 0.5, "b": 0.5}, {"x": [0.5, 0.5]})).decide("x").category == "a"
+    assert one(ScoredClassifier(Table({"a": 0.5, "b": 0.5}, {"x": [0.5, 0.5]})), "x").category == "a"
 
 
 def test_a_category_with_several_rules_has_the_best_of_their_scores() -> None:
     table = Table([("a", 0.9), ("b", 0.5), ("a", 0.2)], {"x": [0.8, 0.1, 0.3]})
-    found = ScoredClassifier(table).decide("x")
+    found = one(ScoredClassifier(table), "x")
     assert found.scores == {"a": 0.8, "b": 0.1}
     assert (found.category, found.sure, found.threshold) == ("a", True, 0.2)
     assert found.score == pytest.approx(0.3)
 
 
 def test_a_negative_similarity_is_shown_as_it_is() -> None:
-    found = ScoredClassifier(Table({"a": 0.6, "b": 0.6}, {"x": [-0.2, -0.4]})).decide("x")
+    found = one(ScoredClassifier(Table({"a": 0.6, "b": 0.6}, {"x": [-0.2, -0.4]})), "x")
     assert (found.category, found.scores) == ("a", {"a": -0.2, "b": -0.4})
 
 
 def test_the_windows_of_a_long_text_count_alike_and_the_evidence_is_of_the_window_that_spoke() -> None:
     table = Table({"a": 0.6, "b": 0.6}, {"head": [0.9, 0.1], "tail": [0.4, 0.6]})
-    found = ScoredClassifier(table).decide("tail|head")
+    found = one(ScoredClassifier(table), "tail|head")
     assert found.score == pytest.approx(0.65)
     assert found.scores == {"a": 0.65, "b": 0.35}
     assert (found.sure, found.evidence) == (True, {"window": "head"})
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
-def test_a_text_without_words_is_never_sure_and_never_scored(text: str) -> None:
+async def test_a_text_without_words_is_never_sure_and_never_scored(text: str) -> None:
     table = Table({"a": 0.0}, {})
-    assert ScoredClassifier(table).decide(text) == Classification(None, 0.0, {}, "probability", 0.0, False)
+    (found,) = await ScoredClassifier(table).classify([Query(text)])
+    assert found == Classification(None, 0.0, {}, "probability", 0.0, False)
     assert not table.threads
+
+
+def test_texts_are_decided_together_as_they_are_alone() -> None:
+    rows = {"a1": [0.9, 0.1], "a2": [0.3, 0.5], "b": [0.2, 0.8], "c": [0.5, 0.5]}
+    scored = ScoredClassifier(Table({"a": 0.5, "b": 0.5}, rows))
+    texts = ["a1|a2", "b", "c", "b|c|a1"]
+    assert scored.decide(texts) == [one(scored, text) for text in texts]
+
+
+def test_a_warm_up_measures_what_a_batch_takes() -> None:
+    scored = ScoredClassifier(Table({"a": 0.5}, {"x": [0.9]}))
+    assert 0 < scored.warm_up("x") < 1
+    assert scored.batcher.cost.overhead_s > 0
 
 
 def test_half_an_emoji_does_not_reach_a_tokenizer() -> None:
     table = Table({"a": 0.5}, {"my ? hurts": [0.7]})
-    assert ScoredClassifier(table).decide("my \ud83d hurts").sure
+    assert one(ScoredClassifier(table), "my \ud83d hurts").sure
 
 
 async def test_queries_are_answered_in_order_on_the_workers_thread() -> None:
@@ -98,5 +117,5 @@ async def test_queries_are_answered_in_order_on_the_workers_thread() -> None:
     scored = ScoredClassifier(table)
     found = await scored.classify([Query("x"), Query("y"), Query(""), Query("x")])
     assert [one.category for one in found] == ["a", "b", None, "a"]
-    assert table.threads == {"lora-router-test_0"}
+    assert table.threads == {"lora-router-test"}
     assert (scored.method, scored.fingerprint, scored.reads) == ("domain", "table 1", {"text"})

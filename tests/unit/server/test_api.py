@@ -70,7 +70,8 @@ async def test_health_tells_what_is_in_force_and_what_happened(app: App, client:
     await client.post("/v1/chat/completions", json={"model": "MoM", "messages": [{"role": "user", "content": "blood"}]})
     health = (await client.get("/v1/router/health")).json()
     assert health["status"] == "ok"
-    assert health["methods"] == ["keyword"]
+    assert health["methods"] == {"keyword": {"failures": {}}}
+    assert health["cache"] == {"entries": 0, "bytes": 0, "hits": 0, "misses": 0}
     assert health["decisions"] == {"routed": 1}
     assert health["under_way"] == 0 and health["aborted"] == 0
     assert app.serving.router is not None and health["config"]["version"] == app.serving.router.version

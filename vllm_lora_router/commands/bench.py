@@ -1,0 +1,55 @@
+"""`vllm-lora-router bench classify`: what classifying costs on this machine, without a server."""
+
+import argparse
+import dataclasses
+import json
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser("bench", help="measure what classifying costs on this machine")
+    kinds = parser.add_subparsers(metavar="WHAT", required=True)
+    classify = kinds.add_parser("classify", help="a domain model, alone and under load")
+    classify.add_argument(
+        "--model",
+        nargs="+",
+        default=["MiniLM"],
+        help="MiniLM or ModernBERT-base, with random weights, or a folder with a sequence classifier",
+    )
+    classify.add_argument("--device", nargs="+", default=["auto"], help="cpu, cuda, cuda:1, auto")
+    classify.add_argument("--tokens", nargs="+", type=int, default=[16], help="of each text")
+    classify.add_argument("--callers", nargs="+", type=int, default=[1, 8, 32])
+    classify.add_argument("--seconds", type=float, default=5.0, help="each measurement takes")
+    classify.add_argument(
+        "--batch-ms", type=float, default=25.0, help="what a batch may take; the server's is half of router.deadline_ms"
+    )
+    classify.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    classify.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when everything was measured."""
+    from vllm_lora_router.bench.classify import Row, machine, measure
+
+    console = Console()
+    about = {"date": datetime.now(UTC).date().isoformat(), **machine()}
+    console.print(", ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
+    rows: list[Row] = []
+    for device, model, tokens in product(args.device, args.model, args.tokens):
+        table = Table("load", "p50", "p95", "p99", "texts/s", "texts a batch", "loop late p99", "lost")
+        table.title = f"{model} on {device}, {tokens} tokens a text; times in ms"
+        with console.status(table.title):
+            for row in measure(model, device, tokens, args.callers, seconds=args.seconds, batch_ms=args.batch_ms):
+                rows.append(row)
+                shown = (row.p50, row.p95, row.p99, row.per_second, row.batch, row.lag_p99, row.unanswered)
+                table.add_row(row.load, *(f"{value:g}" for value in shown))
+        console.print(table)
+    if args.json:
+        args.json.write_text(json.dumps({**about, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
+    return 0
