@@ -281,3 +281,26 @@ async def test_token_ids_take_the_default_and_say_so(http: httpx.AsyncClient) ->
     response = await http.post("/v1/completions", json={"model": "MoM", "prompt": [5, 6, 7], "max_tokens": 4})
     assert response.json()["model"] == "tiny"
     assert response.headers["x-lora-router-reason"] == "no_text"
+
+
+@pytest.mark.parametrize("family", ["qwen3"], indirect=True)
+async def test_the_lesser_routes_are_answered_too(http: httpx.AsyncClient, family: str) -> None:
+    scored = {"query": "Is a fever ", "items": ["good", "bad"], "label_token_ids": [5, 6]}
+    response = await http.post("/generative_scoring", json={"model": "MoM", **scored})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-vsr-selected-model"] == "medical-lora" == response.json()["model"]
+    question = {"type": "choice", "instructions": "Is it one?", "criteria": {"yes": "It is.", "no": "It is not."}}
+    decided = {"state": "A fever of 40 degrees.", "questions": {"first": question}}
+    response = await http.post("/v1/systemone", json={"model": "MoM", **decided})
+    assert response.headers["x-vsr-selected-model"] == "medical-lora", response.text
+    plain = await http.post("/v1/systemone", json={"model": "tiny", **decided})
+    assert response.status_code == plain.status_code, (response.text, plain.text)
+    # Who renders first and then generates from tokens says by then which model it is.
+    rendered = (await http.post("/v1/chat/completions/render", json={"model": "MoM", **chat("A fever?", None)})).json()
+    assert rendered["model"] == "medical-lora"
+    generated = await http.post("/inference/v1/generate", json=rendered)
+    assert generated.status_code == 200, generated.text
+    response = await http.post("/inference/v1/generate", json={**rendered, "model": "MoM"})
+    assert response.status_code == 200 and response.headers["x-lora-router-reason"] == "no_text"
+    read_back = await http.post("/detokenize", json={"model": "MoM", "tokens": rendered["token_ids"]})
+    assert "A fever?" in read_back.json()["prompt"]
