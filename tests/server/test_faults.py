@@ -360,7 +360,8 @@ async def test_configurations_that_change_under_load_and_adapters_that_come(
             for number in range(1, reloads + 1):
                 wrong = number % 5 == 0
                 config = configuration(source, {"topic": f"a{number % 5}"})
-                file.write_text(config.replace("lora_name", "lora_nam") if wrong else config + f"# {number}\n")
+                # A content of its own each time, or the refusal of an earlier one would be taken for this one's.
+                file.write_text((config.replace("lora_name", "lora_nam") if wrong else config) + f"# {number}\n")
                 began = time.monotonic()
                 generation += not wrong
                 right = right if wrong else number % 5

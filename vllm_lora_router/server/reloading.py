@@ -153,7 +153,11 @@ class Reloading(Generic[T]):
                 "problems": list(refused.problems),
                 "at": datetime.fromtimestamp(refused.ended_s, UTC).isoformat(timespec="seconds"),
             },
-            "processes": {name: process.generation for name, process in sorted(self._processes.items())},
+            # Of the others as they were last seen, of this one as it is.
+            "processes": {
+                name: process.generation
+                for name, process in sorted({**self._processes, self._agreement.process: self._own}.items())
+            },
         }
 
     async def _repeat(self, chore: Callable[[], Awaitable[None]]) -> None:
