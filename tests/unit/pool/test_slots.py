@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -369,3 +370,75 @@ async def test_nothing_is_remembered_of_requests_that_are_over(two: Two) -> None
     for slots in two.slots:
         assert slots._waiting == {}
     await until(lambda: all(slots._poll is None or slots._poll.done() for slots in two.slots))
+
+
+class Simulated(asyncio.SelectorEventLoop):
+    """A loop whose time passes at once: a minute of an engine takes no longer than its requests' bookkeeping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        select = self._selector.select  # pyright: ignore[reportAttributeAccessIssue]
+
+        def pass_time(timeout: float | None) -> object:
+            self.now += timeout or 0.0
+            return select(0)
+
+        self._selector.select = pass_time  # pyright: ignore[reportAttributeAccessIssue]
+
+    def time(self) -> float:
+        return self.now
+
+
+GENERATION_S = 1.0
+
+
+def simulate(run: RunDirectory, minutes: float, other_every_s: float | None) -> tuple[float, list[float]]:
+    """One slot and three clients that keep one adapter busy: generations a second, and how long the other waited.
+
+    A generation takes as long alone as beside others, which is the worst for turns: an engine's steps get shorter.
+    """
+    draw = random.Random(0)
+    done = 0
+    waits: list[float] = []
+    loop = Simulated()
+    until_s = loop.time() + minutes * 60
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("vllm_lora_router.pool.slots.time", SimpleNamespace(monotonic=loop.time))
+        two = Two(run, 1, MAX_WAIT_S)
+
+        async def generate(version: int) -> float:
+            nonlocal done
+            began = loop.time()
+            async with two.slot(version):
+                waited = loop.time() - began
+                await asyncio.sleep(GENERATION_S * draw.uniform(0.9, 1.1))
+                done += 1
+            return waited
+
+        async def busy() -> None:
+            while loop.time() < until_s:
+                await generate(A)
+
+        async def now_and_then(every_s: float) -> None:
+            while loop.time() + every_s < until_s:
+                await asyncio.sleep(every_s)
+                waits.append(await generate(B))
+
+        async def everybody() -> None:
+            await asyncio.gather(busy(), busy(), busy(), *([now_and_then(other_every_s)] if other_every_s else []))
+
+        try:
+            loop.run_until_complete(everybody())
+        finally:
+            loop.close()
+        for board in two.boards:
+            board.close()
+    return done / (minutes * 60), waits
+
+
+def test_a_turn_every_half_minute_costs_less_than_a_twentieth(run: RunDirectory) -> None:
+    alone, _ = simulate(run, 30, None)
+    beside, waits = simulate(run, 30, 30)
+    assert beside >= 0.95 * alone
+    assert len(waits) > 50 and max(waits) <= MAX_WAIT_S + 1.1 * GENERATION_S + 0.1
