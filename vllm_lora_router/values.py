@@ -38,6 +38,7 @@ class Classification:
     threshold: float  # what `score` had to reach
     sure: bool
     evidence: Mapping[str, object] = field(default_factory=dict)  # keywords matched; nearest example; label -> p
+    cached: bool = False  # it was found before, for the same words
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from vllm_lora_router.bench.classify import measure
+from vllm_lora_router.bench.classify import Subject, measure
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
 from vllm_lora_router.demo.build import DemoModels
@@ -54,6 +55,51 @@ def texts_of_all_lengths(count: int) -> list[str]:
     some = [" ".join(draw.choices(words, k=draw.randint(1, 400))) for _ in range(count)]
     longest = " ".join(draw.choices(words, k=100_000))
     return [*some, "x", "What causes high blood pressure?", longest, "\ud83d?"]
+
+
+@pytest.fixture(scope="module")
+def with_onnx(models: DemoModels, router: Router, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Router]]:
+    """The same, exact and in int8 by ONNX Runtime."""
+    folder = tmp_path_factory.mktemp("onnx")
+    routers = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("VLLM_LORA_ROUTER_CACHE", str(models.directory / "cache"))
+        for runtime in ("onnx", "onnx-int8"):
+            content = yaml.safe_load(router.loaded.file.read_text())
+            content["classifier"]["category_model"]["runtime"] = runtime
+            content["classifier"].setdefault("embedding_model", {})["runtime"] = runtime
+            (folder / "config.yaml").write_text(yaml.safe_dump(content))
+            loaded = load(folder / "config.yaml")
+            routers.append(Router.build(loaded, served_base(loaded)))
+        patched.setattr("subprocess.run", None)  # once exported, a model is never exported again
+        loaded = load(folder / "config.yaml")
+        Router.build(loaded, served_base(loaded))
+    yield routers
+
+
+@pytest.mark.parametrize("method", ["embedding", "domain"])
+def test_onnx_runtime_scores_as_torch_does(router: Router, with_onnx: list[Router], method: Any) -> None:
+    exact, _ = (one.classifiers.scored[method] for one in with_onnx)
+    right = router.classifiers.scored[method]
+    assert (right.runs_on, exact.runs_on) == ("torch, cpu", "ONNX Runtime, cpu")
+    texts = texts_of_all_lengths(30)
+    expected = right.batcher.worker.run_blocking(lambda: right.decide(texts))
+    for text, found, wanted in zip(
+        texts, exact.batcher.worker.run_blocking(lambda: exact.decide(texts)), expected, strict=True
+    ):
+        assert found.scores == pytest.approx(wanted.scores, abs=1e-3), text[:80]
+
+
+@pytest.mark.parametrize("method", ["embedding", "domain"])
+def test_in_int8_questions_find_the_same_category(router: Router, with_onnx: list[Router], method: Any) -> None:
+    _, int8 = (one.classifiers.scored[method] for one in with_onnx)
+    assert int8.runs_on == "ONNX Runtime int8, cpu"
+    right = router.classifiers.scored[method]
+    questions = [question for of_label in HELD_OUT.values() for question in of_label]
+    expected = right.batcher.worker.run_blocking(lambda: right.decide(questions))
+    asked = int8.batcher.worker.run_blocking(lambda: int8.decide(questions))
+    same = sum(found.category == wanted.category for found, wanted in zip(asked, expected, strict=True))
+    assert same >= 0.95 * len(questions)
 
 
 @pytest.mark.parametrize("method", ["embedding", "domain"])
@@ -131,7 +177,7 @@ async def test_a_forward_pass_that_never_returns_costs_a_request_its_deadline_an
 
 
 def test_the_benchmark_measures_what_the_server_runs() -> None:
-    rows = list(measure("MiniLM", "cpu", 16, [1, 8], seconds=0.5, batch_ms=50))
+    rows = list(measure(Subject("MiniLM", "cpu", "torch", 16), [1, 8], seconds=0.5, batch_ms=50))
     assert [row.load for row in rows][:3] == ["1 caller", "8 callers", "8 callers, one at a time"]
     assert [row.load.partition(",")[0] for row in rows][3:] == ["open", "open"]
     lone, several, in_turn = rows[:3]

@@ -1,6 +1,7 @@
-"""How fast a domain model classifies, alone and under load, as the server would run it."""
+"""How fast a domain model or an encoder classifies, alone and under load, as the server would run it."""
 
 import asyncio
+import json
 import platform
 import random
 import tempfile
@@ -9,24 +10,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from vllm_lora_router.bench.gil import gil
 from vllm_lora_router.bench.load import Ask, Load, closed_loop, open_loop, percentile
 from vllm_lora_router.bench.shapes import LABELS, SHAPES, word, write_model
+from vllm_lora_router.classifiers.scored import ScoredClassifier
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
+from vllm_lora_router.config.schema import Runtime
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.values import Query
 
 # Nothing is late: what is measured is how long it takes, not what a deadline cuts off.
 DEADLINE_MS = 10_000
-CONFIG = """\
-classifier:
-  category_model: {{model_id: {folder}, device: {device}}}
-model_config: {{base: }}
-default_model: base
-categories:
-{categories}
-router: {{deadline_ms: {deadline_ms}, text: {{max_tokens: {max_tokens}}}}}
-"""
+# What an encoder compares texts with.
+EXAMPLES = ("a question about law", "a question about health", "a question about code", "something else")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured."""
+
+    model: str  # a name of `SHAPES`, whose weights are random; or a folder with a sequence classifier or an encoder
+    device: str
+    runtime: Runtime
+    tokens: int  # of each text, special ones not counted
+
+    def __str__(self) -> str:
+        return f"{self.model} on {self.device}, {self.runtime}, {self.tokens} tokens a text"
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Row:
 
     device: str
     model: str
+    runtime: str  # what really ran it
     tokens: int
     load: str  # such as "8 callers", "one at a time", "open, 120/s"
     p50: float
@@ -43,48 +56,45 @@ class Row:
     per_second: float
     batch: float  # texts a batch, on average
     lag_p99: float  # of the event loop
+    gil_ms: float | None  # for how long a text kept Python's interpreter lock; None without the package gilknocker
     unanswered: int  # late, or too much to do
 
 
 def measure(
-    model: str,
-    device: str,
-    tokens: int,
+    subject: Subject,
     callers: Sequence[int],
     *,
     seconds: float,
     batch_ms: float,
     shares: Sequence[float] = (0.5, 0.8),
 ) -> Iterator[Row]:
-    """The figures of one model on one device for texts of one length, each as soon as it is known.
+    """The figures of one model, each as soon as it is known.
 
     Args:
-        model: a name of `SHAPES`, whose weights are random, or a folder with a sequence classifier.
-        tokens: of each text, special ones not counted.
+        callers: how many ask at the same time, one measurement for each.
         batch_ms: what a batch may take.
         shares: of the greatest throughput, at which questions come by themselves.
     """
     with tempfile.TemporaryDirectory() as folder:
-        router = _router(model, device, Path(folder), tokens)
-        router.classifiers.scored["domain"].batcher.budget_s = batch_ms / 1000
-        yield from _rows(router, model, device, tokens, callers, seconds, shares)
+        router = _router(subject, Path(folder))
+        scored = next(iter(router.classifiers.scored.values()))
+        scored.batcher.budget_s = batch_ms / 1000
+        yield from _rows(router, scored, subject, callers, seconds, shares)
 
 
 def _rows(
     router: Router,
-    model: str,
-    device: str,
-    tokens: int,
+    scored: ScoredClassifier,
+    subject: Subject,
     callers: Sequence[int],
     seconds: float,
     shares: Sequence[float],
 ) -> Iterator[Row]:
-    scored = router.classifiers.scored["domain"]
     draw = random.Random(0)
     lost = 0
 
     def text() -> str:  # never the same: what was classified before is not classified again
-        return " ".join(word(draw.randrange(10**6)) for _ in range(tokens))
+        return " ".join(word(draw.randrange(10**6)) for _ in range(subject.tokens))
 
     async def ask(question: str) -> None:
         nonlocal lost
@@ -102,12 +112,27 @@ def _rows(
         nonlocal lost
         lost = 0
         before = (scored.batcher.done.batches, scored.batcher.done.texts)
-        found: Load = asyncio.run(load)
+        with gil() as held:
+            found: Load = asyncio.run(load)
         batches = scored.batcher.done.batches - before[0]
         batch = (scored.batcher.done.texts - before[1]) / batches if batches else 1.0
-        p50, p95, p99 = (round(found.percentile(percent), 2) for percent in (50, 95, 99))
-        rate, lag = round(found.per_second, 1), round(percentile(found.lag_ms, 99), 2)
-        return Row(device, model, tokens, what, p50, p95, p99, rate, round(batch, 1), lag, lost), found
+        texts = len(found.times_ms)
+        row = Row(
+            subject.device,
+            subject.model,
+            scored.runs_on,
+            subject.tokens,
+            what,
+            p50=round(found.percentile(50), 2),
+            p95=round(found.percentile(95), 2),
+            p99=round(found.percentile(99), 2),
+            per_second=round(found.per_second, 1),
+            batch=round(batch, 1),
+            lag_p99=round(percentile(found.lag_ms, 99), 2),
+            gil_ms=None if held.share is None else round(held.share * found.seconds * 1000 / texts, 3),
+            unanswered=lost,
+        )
+        return row, found
 
     asyncio.run(closed_loop(ask, text, 4, 0.5))  # what is not warm yet
     peak = 0.0
@@ -123,31 +148,44 @@ def _rows(
         yield row
 
 
-def _router(model: str, device: str, folder: Path, tokens: int) -> Router:
-    if model in SHAPES:
-        write_model(model, folder / "model")
-        categories: Sequence[str] = LABELS
+def _router(subject: Subject, folder: Path) -> Router:
+    source: str | Path = Path(subject.model).resolve() if Path(subject.model).is_dir() else subject.model
+    if subject.model in SHAPES:
         source = folder / "model"
+        write_model(subject.model, source)
+    file = folder / "config.yaml"
+    if not isinstance(source, Path) or not _classifies(source):
+        file.write_text(_config("embedding_model", source, subject, LABELS, EXAMPLES))
     else:
         from vllm_lora_router.classifiers.domain import read_labels
 
-        source = Path(model).resolve()
-        (folder / "config.yaml").write_text(_config(source, device, ["all"], tokens))
-        categories = read_labels(load(folder / "config.yaml"))
-    (folder / "config.yaml").write_text(_config(source, device, categories, tokens))
-    loaded = load(folder / "config.yaml")
+        file.write_text(_config("category_model", source, subject, ["all"]))
+        file.write_text(_config("category_model", source, subject, read_labels(load(file))))
+    loaded = load(file)
     return Router.build(loaded, served_base(loaded))
 
 
-def _config(folder: Path, device: str, categories: Sequence[str], tokens: int) -> str:
-    lines = (f'  - {{name: "{name}", model_scores: [{{model: base}}]}}' for name in categories)
-    return CONFIG.format(
-        folder=folder,
-        device=device,
-        categories="\n".join(lines),
-        deadline_ms=DEADLINE_MS,
-        max_tokens=max(tokens + 2, 16),
-    )
+def _classifies(folder: Path) -> bool:
+    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or ()
+    return any(name.endswith("ForSequenceClassification") for name in architectures)
+
+
+def _config(
+    setting: str, source: str | Path, subject: Subject, categories: Sequence[str], examples: Sequence[str] = ()
+) -> str:
+    model = {"model_id": str(source), "device": subject.device, "runtime": subject.runtime}
+    content = {
+        "classifier": {setting: model},
+        "model_config": {"base": None},
+        "default_model": "base",
+        "categories": [{"name": name, "model_scores": [{"model": "base"}]} for name in categories],
+        "embedding_rules": [
+            {"category": category, "candidates": [example]}
+            for category, example in zip(categories, examples, strict=False)
+        ],
+        "router": {"deadline_ms": DEADLINE_MS, "text": {"max_tokens": max(subject.tokens + 2, 16)}},
+    }
+    return yaml.safe_dump(content)
 
 
 def machine() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """From a configuration to its classifiers, with their models loaded."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
@@ -53,6 +54,7 @@ def build(loaded: Loaded, before: Classifiers | None = None) -> Classifiers:
     cached = before.cache if before is not None else Cache()
     scored: dict[Method, ScoredClassifier] = {}
     encoder = cache(lambda: _encoder(loaded, models))
+    _load_together(loaded, models)
     mapped: Sequence[Mapped] = ()
     classifiers: list[Classifier] = []
     for method, configured in methods_of(config).items():
@@ -80,6 +82,21 @@ def build(loaded: Loaded, before: Classifiers | None = None) -> Classifiers:
     return Classifiers(Cascade(classifiers, config.router.deadline_ms), tuple(mapped), models, scored, cached)
 
 
+def _load_together(loaded: Loaded, models: Models) -> None:
+    """Models that are exported when they are first used take a minute each: none waits for the other."""
+    methods = methods_of(loaded.config)
+    loads: list[Callable[[], object]] = []
+    if "embedding" in methods and _allowed(loaded, "embedding", loaded.config.embedding_rules):
+        loads.append(lambda: _encoder(loaded, models))
+    if methods.get("domain"):
+        from vllm_lora_router.classifiers.domain import load_model
+
+        loads.append(lambda: load_model(loaded, models))
+    with ThreadPoolExecutor(max(len(loads), 1)) as threads:
+        for loading in [threads.submit(load) for load in loads]:
+            loading.result()
+
+
 def _encoder(loaded: Loaded, models: Models) -> "Encoder":
     from vllm_lora_router.classifiers.encoder import load_encoder
 
@@ -93,7 +110,7 @@ def _scored(loaded: Loaded, scorer: "Scorer") -> "ScoredClassifier":
     # Who comes while one batch runs waits for it, and then for its own.
     classifier = ScoredClassifier(scorer, budget_s=deadline_ms / 1000 / 2)
     took_ms = classifier.warm_up(WARM_UP) * 1000
-    logger.info("%s classifier ready: one short question takes %.1f ms", scorer.method, took_ms)
+    logger.info("%s classifier ready (%s): one short question takes %.1f ms", scorer.method, scorer.runs_on, took_ms)
     if took_ms > deadline_ms:
         logger.warning(
             "the %s classifier takes %.0f ms for one short question here, router.deadline_ms is %g: hardly any request "

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cachetools import LRUCache
@@ -43,7 +43,7 @@ class Cache:
 
     def put(self, key: bytes, classification: Classification) -> None:
         if _bytes(classification) <= self.max_bytes:
-            self._found[key] = classification
+            self._found[key] = replace(classification, cached=True)
 
 
 class Asked(Protocol):

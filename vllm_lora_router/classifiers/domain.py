@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import numpy as np
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.encoder import torch_device
 from vllm_lora_router.classifiers.labels import Mapped
-from vllm_lora_router.classifiers.models import Models
+from vllm_lora_router.classifiers.models import Model, Models
+from vllm_lora_router.classifiers.networks import Network
+from vllm_lora_router.classifiers.networks.choice import load_network
+from vllm_lora_router.classifiers.networks.pytorch import SequenceNetwork
 from vllm_lora_router.classifiers.scored import Choice, Scores
 from vllm_lora_router.classifiers.windows import windows
 from vllm_lora_router.config.loader import Loaded
@@ -39,38 +43,43 @@ class DomainScorer:
         )  # [labels, categories]
         self._label_categories = [one.category for one in mapped]
         self._window_count = loaded.config.router.text.windows
-        source = str(model_folder(loaded) or settings.model_id)
-        device = torch_device(settings.device, use_cpu=settings.use_cpu)
-        parts, self.worker, of_model = models.get("domain", source, None, device, lambda: _load(loaded, source, device))
-        self._torch, self._model, self._tokenizer = parts
-        longest = min(
-            int(self._tokenizer.model_max_length), int(getattr(self._model.config, "max_position_embeddings", 512))
-        )
+        self.network, self.worker, of_model = load_model(loaded, models)
+        self.runs_on = self.network.runs_on
+        longest = self.network.longest
         self.max_tokens = min(longest, settings.max_tokens or longest, loaded.config.router.text.max_tokens)
-        if self._model.config.num_labels != len(labels):
+        outputs = self.worker.run_blocking(lambda: self.network([""], self.max_tokens)).shape[1]
+        if outputs != len(labels):
             raise ClassifierError(
-                f"{loaded.file}: classifier.category_model: {settings.model_id} has {self._model.config.num_labels} "
-                f"labels, its mapping names {len(labels)}"
+                f"{loaded.file}: classifier.category_model: {settings.model_id} has {outputs} labels, its mapping "
+                f"names {len(labels)}"
             )
         known = (of_model, self.labels, self._label_categories, settings.threshold, self.max_tokens)
         self.fingerprint = hashlib.sha256(repr((known, self._window_count)).encode()).hexdigest()
 
     def windows(self, text: str) -> list[str]:
-        return windows(text, self._tokenizer, self.max_tokens, self._window_count)
+        return windows(text, self.network.tokenizer, self.max_tokens, self._window_count)
 
     def score(self, texts: Sequence[str]) -> Scores:
-        torch = self._torch
-        batch = self._tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        ).to(self._model.device)
-        with torch.inference_mode():
-            logits = self._model(**batch).logits.float()
-        probabilities = torch.softmax(logits, dim=-1).cpu().numpy()  # [texts, labels]
+        logits = self.network(texts, self.max_tokens).astype(np.float64)
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)  # [texts, labels]
         evidence = []
         for row in probabilities:
             best = row.argsort()[::-1][:3]
             evidence.append({"labels": {self.labels[int(label)]: round(float(row[label]), 4) for label in best}})
         return Scores(probabilities @ self._membership, evidence)
+
+
+def load_model(loaded: Loaded, models: Models) -> Model:
+    """The network of `classifier.category_model`, with its thread.
+
+    Raises:
+        ClassifierError: a package is not installed, or the model is not to be had.
+    """
+    settings = loaded.config.classifier.category_model
+    source = str(model_folder(loaded) or settings.model_id)
+    device = torch_device(settings.device, settings.runtime, use_cpu=settings.use_cpu)
+    return models.get("domain", source, settings.runtime, device, partial(_load, loaded, source, device))
 
 
 def read_labels(loaded: Loaded) -> list[str]:
@@ -150,7 +159,13 @@ def check_files(loaded: Loaded) -> list[str]:
     return labels
 
 
-def _load(loaded: Loaded, source: str, device: str) -> tuple[Any, Any, Any]:
+def _load(loaded: Loaded, source: str, device: str) -> Network:
+    place = f"{loaded.file}: classifier.category_model"
+    runtime = loaded.config.classifier.category_model.runtime
+    return load_network(place, "domain", source, runtime, device, partial(_load_torch, loaded, source, device))
+
+
+def _load_torch(loaded: Loaded, source: str, device: str) -> Network:
     try:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -161,14 +176,15 @@ def _load(loaded: Loaded, source: str, device: str) -> tuple[Any, Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForSequenceClassification.from_pretrained(source, use_safetensors=True)
-        model = model.to(device).eval()
+        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        model = model.to(device, dtype).eval()
     except Exception as error:
         text = str(error).strip().partition("\n")[0][:300]
         raise ClassifierError(
             f"{loaded.file}: classifier.category_model.model_id: {source} cannot be loaded as a sequence classifier: "
             f"{text}"
         ) from None
-    return torch, model, tokenizer
+    return SequenceNetwork(model, tokenizer, device)
 
 
 def _indexed(mapping: Any, where: str) -> list[str]:

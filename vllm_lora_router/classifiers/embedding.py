@@ -22,6 +22,7 @@ class EmbeddingScorer:
         self.rules = tuple(rules)
         self.encoder = encoder
         self.worker = encoder.worker
+        self.runs_on = encoder.network.runs_on
         self.window_count = window_count
         self.choices = [Choice(rule.category, rule.threshold) for _, rule in rules]
         self.fingerprint = hashlib.sha256(f"{encoder.fingerprint} {window_count} {rules!r}".encode()).hexdigest()

@@ -35,6 +35,7 @@ class Scorer(Protocol):
     scale: Scale
     fingerprint: str
     worker: Worker
+    runs_on: str  # runtime and device
 
     @property
     def choices(self) -> Sequence[Choice]: ...
@@ -59,6 +60,7 @@ class ScoredClassifier:
         self.batcher: Batcher[Classification] = Batcher(scorer.worker, self.decide, budget_s=budget_s)
         self.method: Method = scorer.method
         self.fingerprint = scorer.fingerprint
+        self.runs_on = scorer.runs_on
         self._thresholds = np.array([choice.threshold for choice in scorer.choices], dtype=np.float32)
         self._nothing = Classification(None, 0.0, {}, scorer.scale, 0.0, False)
 

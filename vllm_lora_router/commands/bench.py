@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -15,41 +16,57 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     """Adds the subcommand."""
     parser = subparsers.add_parser("bench", help="measure what classifying costs on this machine")
     kinds = parser.add_subparsers(metavar="WHAT", required=True)
-    classify = kinds.add_parser("classify", help="a domain model, alone and under load")
+    classify = kinds.add_parser("classify", help="a domain model or an encoder, alone and under load")
     classify.add_argument(
         "--model",
         nargs="+",
         default=["MiniLM"],
-        help="MiniLM or ModernBERT-base, with random weights, or a folder with a sequence classifier",
+        help="MiniLM or ModernBERT-base with random weights, a sequence classifier's folder, or an encoder's folder or "
+        "hub id",
     )
     classify.add_argument("--device", nargs="+", default=["auto"], help="cpu, cuda, cuda:1, auto")
+    classify.add_argument("--runtime", nargs="+", default=["torch"], choices=("torch", "onnx", "onnx-int8"))
     classify.add_argument("--tokens", nargs="+", type=int, default=[16], help="of each text")
     classify.add_argument("--callers", nargs="+", type=int, default=[1, 8, 32])
     classify.add_argument("--seconds", type=float, default=5.0, help="each measurement takes")
     classify.add_argument(
         "--batch-ms", type=float, default=25.0, help="what a batch may take; the server's is half of router.deadline_ms"
     )
+    classify.add_argument(
+        "--beside-load", action="store_true", help="with another process that keeps the same device busy"
+    )
     classify.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    classify.add_argument("--plot", type=Path, metavar="FILE.png", help="and a picture of them there")
     classify.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """0 when everything was measured."""
-    from vllm_lora_router.bench.classify import Row, machine, measure
+    from vllm_lora_router.bench.busy import beside_load
+    from vllm_lora_router.bench.classify import Row, Subject, machine, measure
+    from vllm_lora_router.classifiers.encoder import torch_device
 
     console = Console()
     about = {"date": datetime.now(UTC).date().isoformat(), **machine()}
-    console.print(", ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
+    if args.beside_load:
+        about["beside"] = "a process that keeps the device busy"
+    said = ", ".join(f"{name} {value}" for name, value in about.items())
+    console.print(said, highlight=False)
     rows: list[Row] = []
-    for device, model, tokens in product(args.device, args.model, args.tokens):
-        table = Table("load", "p50", "p95", "p99", "texts/s", "texts a batch", "loop late p99", "lost")
-        table.title = f"{model} on {device}, {tokens} tokens a text; times in ms"
-        with console.status(table.title):
-            for row in measure(model, device, tokens, args.callers, seconds=args.seconds, batch_ms=args.batch_ms):
+    for device, model, runtime, tokens in product(args.device, args.model, args.runtime, args.tokens):
+        subject = Subject(model, device, runtime, tokens)
+        columns = ("p50", "p95", "p99", "texts/s", "texts a batch", "GIL ms a text", "loop late p99", "lost")
+        table = Table("load", *columns, title=f"{subject}; times in ms")
+        with console.status(str(table.title)), beside_load(torch_device(device)) if args.beside_load else nullcontext():
+            for row in measure(subject, args.callers, seconds=args.seconds, batch_ms=args.batch_ms):
                 rows.append(row)
-                shown = (row.p50, row.p95, row.p99, row.per_second, row.batch, row.lag_p99, row.unanswered)
-                table.add_row(row.load, *(f"{value:g}" for value in shown))
+                shown = (row.p50, row.p95, row.p99, row.per_second, row.batch, row.gil_ms, row.lag_p99, row.unanswered)
+                table.add_row(row.load, *("-" if value is None else f"{value:g}" for value in shown))
         console.print(table)
     if args.json:
         args.json.write_text(json.dumps({**about, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
+    if args.plot:
+        from vllm_lora_router.bench.plot import plot
+
+        plot(rows, args.plot, said)
     return 0

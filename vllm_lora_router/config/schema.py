@@ -10,6 +10,8 @@ from vllm_lora_router.values import Method
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Threshold = Annotated[float, Field(ge=0, le=1)]
 Header = Annotated[str, StringConstraints(pattern=r"^header:[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+# What runs a model. ONNX Runtime runs on the CPU alone, and exports the model when it is first used.
+Runtime = Literal["torch", "onnx", "onnx-int8"]
 # What vLLM takes as `reasoning_effort` of a chat completion.
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -30,6 +32,7 @@ class CategoryModel(Block):
     use_cpu: bool = False
     use_modernbert: bool = False  # accepted: the model's own config.json says what it is
     device: str = "auto"
+    runtime: Runtime = "torch"
     max_tokens: int | None = Field(default=None, ge=8)
 
 
@@ -38,6 +41,7 @@ class EmbeddingModel(Block):
 
     model_id: Name = "sentence-transformers/all-MiniLM-L6-v2"
     device: str = "auto"
+    runtime: Runtime = "torch"
     max_tokens: int | None = Field(default=None, ge=8)
 
 

@@ -81,7 +81,11 @@ def _methods(classifiers: Classifiers) -> dict[str, Any]:
         }
         if (scored := classifiers.scored.get(classifier.method)) is not None:
             stuck_s = scored.batcher.worker.stuck_s
-            said |= {"stuck_s": stuck_s and round(stuck_s), **dataclasses.asdict(scored.batcher.done)}
+            said |= {
+                "runs_on": scored.runs_on,
+                "stuck_s": stuck_s and round(stuck_s),
+                **dataclasses.asdict(scored.batcher.done),
+            }
         found[classifier.method] = said
     return found
 

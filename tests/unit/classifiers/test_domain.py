@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,59 +135,16 @@ def test_a_folder_that_holds_no_model_is_named(loaded: Load, folder: Path, file:
     assert refused(loaded) == f"{folder.parent}/config.yaml: classifier.category_model.model_id: {folder} {what}"
 
 
-class Tensor:
-    """As much of a tensor as the scorer asks for."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-
-    def float(self) -> Tensor:
-        return self
-
-    def cpu(self) -> Tensor:
-        return self
-
-    def numpy(self) -> np.ndarray:
-        return self.array
-
-
-class Torch:
-    @staticmethod
-    @contextlib.contextmanager
-    def inference_mode() -> Iterator[None]:
-        yield
-
-    @staticmethod
-    def softmax(logits: Tensor, dim: int) -> Tensor:
-        powers = np.exp(logits.array)
-        return Tensor((powers / powers.sum(axis=dim, keepdims=True)).astype(np.float32))
-
-
-class Model:
+class Network:
     """Gives each text the probabilities that stand in it, such as `0.5 0.3 0.2`."""
 
-    device = "cpu"
+    tokenizer = None
+    longest = 128
+    runs_on = "test, cpu"
 
-    class config:
-        num_labels = 3
-        max_position_embeddings = 128
-
-    def __call__(self, texts: Sequence[str]) -> Any:
-        logits = np.log(np.array([[float(number) for number in text.split()] for text in texts], np.float32))
-        return type("Output", (), {"logits": Tensor(logits)})
-
-
-class Tokenizer:
-    model_max_length = 512
-
-    def __call__(self, texts: list[str], **options: Any) -> Any:
-        assert options == {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
-
-        class Batch(dict[str, Any]):
-            def to(self, device: str) -> Batch:
-                return self
-
-        return Batch(texts=texts)
+    def __call__(self, texts: Sequence[str], max_tokens: int) -> np.ndarray:
+        assert max_tokens == 128
+        return np.log(np.array([[float(number) for number in (text or "1 1 1").split()] for text in texts], np.float32))
 
 
 LABELS = ["law", "health", "biology"]
@@ -198,7 +154,7 @@ STAND_FOR = [Mapped("law", None, "rest"), Mapped("health", "medical", "name"), M
 def scorer(
     loaded: Load, monkeypatch: pytest.MonkeyPatch, labels: Sequence[str], mapped: Sequence[Mapped]
 ) -> DomainScorer:
-    monkeypatch.setattr(domain, "_load", lambda loaded, source, device: (Torch, Model(), Tokenizer()))
+    monkeypatch.setattr(domain, "_load", lambda loaded, source, device: Network())
     monkeypatch.setattr(domain, "model_folder", lambda loaded: Path("model"))
     configured = loaded("classifier: {category_model: {model_id: model, threshold: 0.7}}")
     return DomainScorer(configured, labels, mapped, Models())

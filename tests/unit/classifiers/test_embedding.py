@@ -15,19 +15,21 @@ from vllm_lora_router.config.schema import EmbeddingRule
 COSINES = {"x": 1.0, "near": 0.8, "middle": 0.6, "far": 0.28, "opposite": -0.6}
 
 
-class Model:
-    """A sentence-transformers model of two dimensions."""
+class Network:
+    """An encoder of two dimensions."""
 
     tokenizer = None
+    longest = 512
+    runs_on = "test, cpu"
 
-    def encode(self, texts: Sequence[str], **options: Any) -> np.ndarray:
-        assert options["normalize_embeddings"]
-        return np.array([(cosine := COSINES[text], (1 - cosine**2) ** 0.5) for text in texts], dtype=np.float64)
+    def __call__(self, texts: Sequence[str], max_tokens: int) -> np.ndarray:
+        assert max_tokens in (8, 32, 64)
+        return np.array([(cosine := COSINES[text], (1 - cosine**2) ** 0.5) for text in texts], dtype=np.float32)
 
 
 def scorer(*rules: dict[str, Any], max_tokens: int = 64) -> EmbeddingScorer:
     placed = [(place, EmbeddingRule(**{"category": f"r{place}", **rule})) for place, rule in enumerate(rules)]
-    return EmbeddingScorer(placed, Encoder(Model(), max_tokens, Worker("test"), f"model {max_tokens}"), 2)
+    return EmbeddingScorer(placed, Encoder(Network(), max_tokens, Worker("test"), f"model {max_tokens}"), 2)
 
 
 @pytest.mark.parametrize(("method", "score"), [("mean", 0.27), ("avg", 0.27), ("max", 0.8), ("any", 0.8)])

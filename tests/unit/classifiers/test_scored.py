@@ -17,6 +17,7 @@ class Table:
     method: Method = "domain"
     scale: Scale = "probability"
     fingerprint = "table 1"
+    runs_on = "test, cpu"
 
     def __init__(
         self, choices: Mapping[str, float] | Sequence[tuple[str, float]], rows: Mapping[str, list[float]]

@@ -1,0 +1,32 @@
+"""Which runtime a model gets."""
+
+from collections.abc import Callable
+
+from vllm_lora_router.classifiers import ClassifierError
+from vllm_lora_router.classifiers.networks import Network, onnx
+from vllm_lora_router.classifiers.networks.pytorch import LOADING
+from vllm_lora_router.config.schema import Runtime
+
+
+def load_network(
+    place: str, kind: onnx.Kind, source: str, runtime: Runtime, device: str, load_torch: Callable[[], Network]
+) -> Network:
+    """The model by the runtime that was asked for.
+
+    Args:
+        place: the model's settings, for messages.
+        source: a folder or a hub id.
+        device: a torch device.
+
+    Raises:
+        ClassifierError: that runtime is not installed, cannot run the model, or not on this device.
+    """
+    if runtime == "torch":
+        with LOADING:
+            return load_torch()
+    if device != "cpu":
+        raise ClassifierError(f"{place}.runtime: {runtime} runs on the CPU alone, not on {device}: set device: cpu")
+    try:
+        return onnx.load(kind, source, int8=runtime == "onnx-int8")
+    except ClassifierError as error:
+        raise ClassifierError(f"{place}.runtime: {error}") from None

@@ -1,0 +1,53 @@
+"""Models that torch runs, as sentence-transformers and transformers load them."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+# Held while a model is loaded: transformers changes torch's defaults meanwhile, for all threads.
+LOADING = threading.Lock()
+
+
+class SentenceNetwork:
+    """A sentence encoder: texts to unit vectors."""
+
+    def __init__(self, model: Any) -> None:
+        """Takes a `sentence_transformers.SentenceTransformer`."""
+        self._model = model
+        self.tokenizer = model.tokenizer
+        self.longest = int(model.max_seq_length or 512)
+        self.runs_on = f"torch, {model.device}"
+
+    def __call__(self, texts: Sequence[str], max_tokens: int) -> np.ndarray:
+        self._model.max_seq_length = min(max_tokens, self.longest)
+        rows = self._model.encode(
+            list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        return rows.astype(np.float32)
+
+
+class SequenceNetwork:
+    """A sequence classifier: texts to logits."""
+
+    def __init__(self, model: Any, tokenizer: Any, device: str) -> None:
+        """Takes a model of transformers, in evaluation mode on its device."""
+        import torch
+
+        self._torch, self._model = torch, model
+        self.tokenizer = tokenizer
+        self.longest = longest(tokenizer, model.config)
+        self.runs_on = f"torch, {device}"
+
+    def __call__(self, texts: Sequence[str], max_tokens: int) -> np.ndarray:
+        batch = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=min(max_tokens, self.longest), return_tensors="pt"
+        ).to(self._model.device)
+        with self._torch.inference_mode():
+            return self._model(**batch).logits.float().cpu().numpy()
+
+
+def longest(tokenizer: Any, config: Any) -> int:
+    """The tokens that a model of transformers reads, special ones included."""
+    return min(int(tokenizer.model_max_length), int(getattr(config, "max_position_embeddings", 512)))
