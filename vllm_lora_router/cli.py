@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 
 import vllm_lora_router
-from vllm_lora_router.commands import bench, classify, doctor, validate
+from vllm_lora_router.commands import bench, classify, distill, doctor, validate
 
-COMMANDS = (validate, classify, doctor, bench)
+COMMANDS = (validate, classify, doctor, distill, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

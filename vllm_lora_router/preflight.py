@@ -10,14 +10,14 @@ from vllm_lora_router.adapters.checks import Adapter, AdapterError, check
 from vllm_lora_router.adapters.names import refuse_reason
 from vllm_lora_router.adapters.ranks import rank_limit
 from vllm_lora_router.classifiers import ClassifierError
+from vllm_lora_router.classifiers.networks.choice import check_runtime
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.loader import Loaded
-from vllm_lora_router.config.notices import Notice
+from vllm_lora_router.config.notices import Notice, methods_of
 from vllm_lora_router.config.positions import ConfigError
 from vllm_lora_router.config.references import suggest
 from vllm_lora_router.pool.catalogue import Catalogue
 from vllm_lora_router.pool.opening import Limits
-from vllm_lora_router.values import Method
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,24 @@ def _from_hub(path: str) -> Path:
 
 
 def _classifier_problems(loaded: Loaded) -> list[str]:
-    """What is wrong with the domain model's files; its labels and their number are read from JSON, not from weights."""
-    config = loaded.config
-    method: Method = "domain"
-    if not config.classifier.category_model.model_id or method not in config.router.methods:
-        return []
-    from vllm_lora_router.classifiers.domain import check_files
+    """What is wrong with the domain model's files, and with the runtimes that the models are to have.
 
-    try:
-        check_files(loaded)
-    except ClassifierError as error:
-        return [str(error)]
-    return []
+    Labels and their number are read from JSON, not from weights.
+    """
+    methods = methods_of(loaded.config)
+    problems: list[str] = []
+    if methods.get("domain"):
+        from vllm_lora_router.classifiers.domain import check_files
+
+        try:
+            check_files(loaded)
+        except ClassifierError as error:
+            problems.append(str(error))
+    used = {"domain": "category_model", "embedding": "embedding_model"}
+    for setting in (used[method] for method, configured in methods.items() if configured and method in used):
+        model = getattr(loaded.config.classifier, setting)
+        try:
+            check_runtime(f"{loaded.file}: classifier.{setting}", model.runtime, model.device)
+        except ClassifierError as error:
+            problems.append(str(error))
+    return problems

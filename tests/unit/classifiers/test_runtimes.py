@@ -11,7 +11,7 @@ import pytest
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.encoder import torch_device
 from vllm_lora_router.classifiers.networks import onnx
-from vllm_lora_router.classifiers.networks.choice import load_network
+from vllm_lora_router.classifiers.networks.choice import check_runtime, load_network
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("transformers")
@@ -108,10 +108,18 @@ def test_another_process_may_be_first(folder: Path, exports: Exports, monkeypatc
     assert load(folder)[0].folder == kept
 
 
-def test_without_the_package_it_is_said_which(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx, "find_spec", lambda name: None)
-    with pytest.raises(ClassifierError, match=r"config\.yaml: m\.runtime: .*pip install 'vllm-lora-router\[onnx\]'"):
-        load_network("config.yaml: m", "domain", str(folder), "onnx", "cpu", pytest.fail)
+def test_without_the_packages_it_is_said_before_anything_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxscript" else object())
+    says = r"config\.yaml: m\.runtime: onnx needs onnxscript; pip install 'vllm-lora-router\[onnx\]'"
+    for ask in (
+        lambda: load_network("config.yaml: m", "domain", str(folder), "onnx", "cpu", pytest.fail),
+        lambda: check_runtime("config.yaml: m", "onnx", "auto"),
+    ):
+        with pytest.raises(ClassifierError, match=says):
+            ask()
+    check_runtime("config.yaml: m", "torch", "auto")
 
 
 def test_it_runs_on_a_cpu_alone(folder: Path) -> None:

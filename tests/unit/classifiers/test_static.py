@@ -207,6 +207,14 @@ def test_a_folder_that_cannot_be_read_is_named_with_the_way_out(make: Make, spoi
     assert str(error.value).endswith("vllm-lora-router distill MODEL FOLDER makes one of any encoder")
 
 
+@installed
+def test_what_is_not_a_static_encoder_is_not_looked_for_on_a_hub(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ClassifierError, match=r"its config\.json is missing or does not say model_type"):
+            load_static(folder)
+
+
 def test_without_model2vec_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "model2vec", None)
     with pytest.raises(ClassifierError, match=r"pip install 'vllm-lora-router\[static\]'"):

@@ -24,9 +24,22 @@ def load_network(
     if runtime == "torch":
         with LOADING:
             return load_torch()
-    if device != "cpu":
-        raise ClassifierError(f"{place}.runtime: {runtime} runs on the CPU alone, not on {device}: set device: cpu")
+    check_runtime(place, runtime, device)
     try:
         return onnx.load(kind, source, int8=runtime == "onnx-int8")
     except ClassifierError as error:
         raise ClassifierError(f"{place}.runtime: {error}") from None
+
+
+def check_runtime(place: str, runtime: Runtime, device: str) -> None:
+    """Without loading anything.
+
+    Raises:
+        ClassifierError: the runtime is not installed, or not one for this device.
+    """
+    if runtime == "torch":
+        return
+    if device not in ("cpu", "auto"):
+        raise ClassifierError(f"{place}.runtime: {runtime} runs on the CPU alone, not on {device}: set device: cpu")
+    if problem := onnx.missing():
+        raise ClassifierError(f"{place}.runtime: {runtime} {problem}")

@@ -24,7 +24,6 @@ Kind = Literal["embedding", "domain"]  # what a model's outputs are: a unit vect
 CACHE_VARIABLE = "VLLM_LORA_ROUTER_CACHE"
 EXACT, INT8, ABOUT = "model.onnx", "model.int8.onnx", "export.json"
 EXTRA = "pip install 'vllm-lora-router[onnx]'"
-# What an export needs; a kept one is read with the first alone.
 PACKAGES = ("onnxruntime", "onnx", "onnxscript")
 EXPORT_SECONDS = 900
 READ = ("*.json", "*.safetensors", "*.txt", "*.model")  # the files of a hub's model that make it
@@ -74,10 +73,8 @@ def load(kind: Kind, source: str, *, int8: bool) -> OnnxNetwork:
     """The model at `source`, a folder or a hub id. Blocks, for a minute or so when it was not exported before.
 
     Raises:
-        ClassifierError: a package is missing, the model cannot be exported, or the export cannot be kept.
+        ClassifierError: the model is not to be had, cannot be exported, or the export cannot be kept.
     """
-    if find_spec("onnxruntime") is None:
-        raise ClassifierError(f"runtime: onnx needs onnxruntime; {EXTRA}")
     with LOADING:
         from transformers import AutoTokenizer
 
@@ -86,6 +83,12 @@ def load(kind: Kind, source: str, *, int8: bool) -> OnnxNetwork:
     with LOADING:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     return OnnxNetwork(exported, tokenizer, int8=int8)
+
+
+def missing() -> str | None:
+    """What must be installed first, or None."""
+    packages = [package for package in PACKAGES if find_spec(package) is None]
+    return f"needs {', '.join(packages)}; {EXTRA}" if packages else None
 
 
 def cache() -> Path:
@@ -128,8 +131,6 @@ def _read(kept: Path, *, int8: bool) -> Exported | None:
 
 
 def _export(kind: Kind, folder: Path, *, int8: bool) -> Exported:
-    if missing := [package for package in PACKAGES if find_spec(package) is None]:
-        raise ClassifierError(f"exporting {folder} for ONNX Runtime needs {', '.join(missing)}; {EXTRA}")
     kept = _kept_in(kind, folder)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)

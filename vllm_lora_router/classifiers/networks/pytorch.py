@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from vllm_lora_router.classifiers.networks.graphs import Forward, Graphs, cuda_capture
+
 # Held while a model is loaded: transformers changes torch's defaults meanwhile, for all threads.
 LOADING = threading.Lock()
 
@@ -39,13 +41,28 @@ class SequenceNetwork:
         self.tokenizer = tokenizer
         self.longest = longest(tokenizer, model.config)
         self.runs_on = f"torch, {device}"
+        self._forward: Forward = self._launch
+        if device.startswith("cuda"):
+            with torch.inference_mode(), torch.cuda.device(device):
+                graphs = Graphs(
+                    self._launch,
+                    pad=int(tokenizer.pad_token_id or 0),
+                    device=device,
+                    longest=self.longest,
+                    capture=cuda_capture(),
+                )
+            self._forward = graphs
+            self.runs_on += ", CUDA graphs" if len(graphs) else ""
 
     def __call__(self, texts: Sequence[str], max_tokens: int) -> np.ndarray:
         batch = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=min(max_tokens, self.longest), return_tensors="pt"
         ).to(self._model.device)
         with self._torch.inference_mode():
-            return self._model(**batch).logits.float().cpu().numpy()
+            return self._forward(batch["input_ids"], batch["attention_mask"]).float().cpu().numpy()
+
+    def _launch(self, ids: Any, mask: Any) -> Any:
+        return self._model(input_ids=ids, attention_mask=mask).logits
 
 
 def longest(tokenizer: Any, config: Any) -> int:

@@ -1,0 +1,1 @@
+"""Models made for routing: what runs once, before a server does."""
