@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import distributions, entry_points
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+from rich.filesize import decimal
 
 from vllm_lora_router.adapters.flags import Derived, FlagError, Given, derive
 from vllm_lora_router.config import CONFIG_VARIABLE, DEFAULT_FILE, ConfigError, configured_file, load
@@ -19,6 +21,9 @@ from vllm_lora_router.pool.opening import run_parent
 from vllm_lora_router.pool.run_directory import run_folder, server_name
 from vllm_lora_router.preflight import preflight
 from vllm_lora_router.server.hangup import note_hangups
+
+if TYPE_CHECKING:
+    from vllm_lora_router.server.engine import VllmCommand
 
 ENDPOINT_GROUP = "vllm.endpoint_plugins"
 PLUGIN = "lora_router"
@@ -114,9 +119,52 @@ def _serve(argv: list[str]) -> None:
         logger.info("%s", line)
     if derived.flags:
         vllm.add(args, derived.flags)
+    _leave_room(vllm, args, loaded)
     # With several API servers this process only starts them, and is the one that people send a signal to.
     note_hangups(lambda: run_folder(server_name(args.port), run_parent(loaded)))
     vllm.run(args)
+
+
+def _leave_room(vllm: "VllmCommand", args: argparse.Namespace, loaded: Loaded) -> None:
+    """Keeps the classifiers' memory out of the engine's share of a GPU, unless the user has set that share."""
+    total_bytes = vllm.gpu_bytes()
+    # With --kv-cache-memory-bytes the share says nothing.
+    if total_bytes is None or args.kv_cache_memory_bytes:
+        return
+    from vllm_lora_router.classifiers.device_memory import needed_bytes, utilization
+
+    servers, needed, share = vllm.api_servers(args), needed_bytes(loaded), args.gpu_memory_utilization
+    most = utilization(vllm.usual_share, total_bytes, needed, servers)
+    if most is None or share <= most:
+        return
+    total, each = decimal(total_bytes), decimal(needed)
+    each += f" in each of {servers} API-server processes" if servers > 1 else ""
+    if not most:
+        fewer = " or a smaller --api-server-count" if servers > 1 else ""
+        logger.warning(
+            "the classifiers need about %s, and the GPU has %s for them and the engine; set device: cpu%s",
+            each,
+            total,
+            fewer,
+        )
+    elif vllm.given_share is None:
+        args.gpu_memory_utilization = most
+        logger.info(
+            "--gpu-memory-utilization %.2f instead of %g: of the GPU's %s the classifiers need about %s",
+            most,
+            share,
+            total,
+            each,
+        )
+    else:
+        logger.warning(
+            "--gpu-memory-utilization %g may leave too little of the GPU's %s: the classifiers need about %s; set it "
+            "to %.2f or lower, or leave it out",
+            share,
+            total,
+            each,
+            most,
+        )
 
 
 def _expected(loaded: Loaded) -> int | None:

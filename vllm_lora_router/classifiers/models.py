@@ -10,6 +10,7 @@ from rich.filesize import decimal
 
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.worker import Worker, one_core
+from vllm_lora_router.config.schema import Text
 
 T = TypeVar("T")
 
@@ -37,13 +38,13 @@ class Models:
         """The model at `source`, a folder or a hub id; `settings` are what else makes it another one.
 
         Raises:
-            ClassifierError: it would not fit beside those in force, or what `load` raises.
+            ClassifierError: it would not fit beside those in force, or beside the engine on a GPU, or what `load`
+                raises.
         """
         key = (method, source, settings, device, _files(source))
         model = self._models.get(key) or (self._before or {}).get(key)
         if model is None or model.worker.stuck_s is not None:
-            if self._before is not None:
-                _check_room(source, device)
+            _check_room(method, source, device, beside=self._before is not None)
             fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()
             model = Model(load(), Worker(method, prepare=one_core), fingerprint)
         self._models[key] = model
@@ -57,16 +58,41 @@ def _files(source: str) -> Hashable:
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found))
 
 
-def _check_room(source: str, device: str) -> None:
-    needed = sum(file.stat().st_size for file in Path(source).glob("*.safetensors"))  # none: a hub id
-    rooms = [("host memory", psutil.virtual_memory().available)]
-    if device.startswith("cuda"):
+def _check_room(method: str, source: str, device: str, *, beside: bool) -> None:
+    """On a GPU a model also needs room when nothing is `beside` it: the engine has taken its share before."""
+    if beside:
+        needed = sum(file.stat().st_size for file in Path(source).glob("*.safetensors"))  # none: a hub id
+        if needed * LOADING > (free := psutil.virtual_memory().available):
+            raise _no_room_beside(source, needed, "host memory", free)
+    if not device.startswith("cuda"):
+        return
+    # Not at the top: it counts what the modules load that load their models by this one.
+    from vllm_lora_router.classifiers.device_memory import lower, model_bytes
+
+    needed = model_bytes(method, source, Text().max_tokens)
+    if needed is None:
+        return
+    try:
         import torch
 
-        rooms.append((device, torch.cuda.mem_get_info(device)[0]))
-    for place, free in rooms:
-        if needed * LOADING > free:
-            raise ClassifierError(
-                f"the model in {source} ({decimal(needed)}) does not fit beside those in force: {place} has "
-                f"{decimal(free)} left; restart the server with the new configuration"
-            )
+        free, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.memory_reserved(device)
+    except Exception:
+        return  # whoever loads it says what is wrong with torch or the device
+    if needed <= free:
+        return
+    if beside:
+        raise _no_room_beside(source, needed, device, free)
+    figure, by = lower(total, free, own, needed)
+    way = f"start with --gpu-memory-utilization {figure:.2f} or lower, and at least {by:.2f} lower than now, or "
+    raise ClassifierError(
+        f"the model in {source} needs {decimal(needed)} of {device}'s {decimal(total)} for its weights and a batch, "
+        f"and {decimal(free)} are free; {way if figure else ''}set device: cpu"
+    )
+
+
+def _no_room_beside(source: str, needed: int, place: str, free: int) -> ClassifierError:
+    return ClassifierError(
+        f"the model in {source} ({decimal(needed)}) does not fit beside those in force: {place} has "
+        f"{decimal(free)} left; restart the server with the new configuration"
+    )

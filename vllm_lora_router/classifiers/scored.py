@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vllm_lora_router.classifiers.batching import Batcher, Cost
+from vllm_lora_router.classifiers.batching import MOST, Batcher, Cost
 from vllm_lora_router.classifiers.worker import Worker
 from vllm_lora_router.values import Classification, Method, Query, Scale
 
@@ -80,12 +80,20 @@ class ScoredClassifier:
         """The classification of each text, all their windows scored together. For the worker's thread."""
         # A lone surrogate, half of an emoji that a client cut in two, is an error to every tokenizer.
         windows = [self.scorer.windows(text.encode("utf-8", "replace").decode()) for text in texts]
-        scores = self.scorer.score([window for of_text in windows for window in of_text])
+        scores = self._score([window for of_text in windows for window in of_text])
         ends = np.cumsum([len(of_text) for of_text in windows])
         return [
             self._classification(scores, slice(int(end) - len(of_text), int(end)))
             for end, of_text in zip(ends, windows, strict=True)
         ]
+
+    def _score(self, windows: Sequence[str]) -> Scores:
+        """In passes of no more texts than a batch has: a device's memory was counted for that."""
+        parts = [self.scorer.score(windows[start : start + MOST]) for start in range(0, len(windows), MOST)]
+        if len(parts) == 1:
+            return parts[0]
+        values = np.concatenate([part.values for part in parts])
+        return Scores(values, [one for part in parts for one in part.evidence])
 
     def _classification(self, scores: Scores, windows: slice) -> Classification:
         rows = scores.values[windows]  # [windows, choices]

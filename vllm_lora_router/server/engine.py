@@ -86,23 +86,27 @@ class VllmCommand:
     """vLLM's own `serve` command, as its command line would run it."""
 
     LORA_FLAGS = ("enable_lora", "max_loras", "max_cpu_loras", "max_lora_rank")
+    SHARE_FLAG = "gpu_memory_utilization"
 
     def __init__(self) -> None:
         _prepare_environment()
         self._parser, self._serve = _parser()
+        self.given_share: float | None = None  # --gpu-memory-utilization, where the arguments that were parsed have it
 
     def parse(self, argv: Sequence[str]) -> tuple[Namespace, dict[str, Any]]:
         """The arguments as vLLM reads them, and what they say of the LoRA flags: None where they leave the default.
 
         Ends the process as vLLM does when they are wrong, or ask for help.
         """
-        defaults = {name: self._serve.get_default(name) for name in self.LORA_FLAGS}
-        self._serve.set_defaults(**dict.fromkeys(self.LORA_FLAGS))
+        flags = (*self.LORA_FLAGS, self.SHARE_FLAG)
+        defaults = {name: self._serve.get_default(name) for name in flags}
+        self._serve.set_defaults(**dict.fromkeys(flags))
         args = self._parser.parse_args(["serve", *argv])
         self._serve.set_defaults(**defaults)
-        given = {name: getattr(args, name) for name in self.LORA_FLAGS}
+        given = {name: getattr(args, name) for name in flags}
         for name, value in given.items():
             setattr(args, name, defaults[name] if value is None else value)
+        self.given_share = given.pop(self.SHARE_FLAG)
         _configure_logging(args)
         return args, given
 
@@ -115,15 +119,9 @@ class VllmCommand:
 
     def room(self, args: Namespace, base: BaseModel) -> Room:
         """The memory there is for adapters, before the engine takes its share."""
-        from vllm.platforms import current_platform
-
         memory = psutil.virtual_memory()
-        device_bytes = memory.total
-        if current_platform.is_cuda_alike():
-            try:
-                device_bytes = current_platform.get_device_total_memory()
-            except Exception:
-                device_bytes = None  # the driver does not say; slots are then counted by adapters alone
+        # Where the driver does not say, slots are counted by adapters alone.
+        device_bytes = self.gpu_bytes() if _has_gpu() else memory.total
         workers = args.tensor_parallel_size * args.pipeline_parallel_size * (args.data_parallel_size_local or 1)
         return Room(
             device_bytes,
@@ -131,6 +129,37 @@ class VllmCommand:
             slot_bytes(base, rank=1),
             workers=workers,
         )
+
+    def gpu_bytes(self) -> int | None:
+        """The memory of one GPU, in all; None where the engine runs on none, or the driver does not say."""
+        from vllm.platforms import current_platform
+
+        try:
+            return current_platform.get_device_total_memory() if _has_gpu() else None
+        except Exception:
+            return None
+
+    @property
+    def usual_share(self) -> float:
+        """What `--gpu-memory-utilization` is when nobody sets it."""
+        return self._serve.get_default(self.SHARE_FLAG)
+
+    def api_servers(self, args: Namespace) -> int:
+        """The API-server processes beside the engines of this host, as `ServeSubcommand.cmd` counts them."""
+        local = args.data_parallel_size_local
+        if args.headless or local == 0:
+            return 0
+        if getattr(args, "data_parallel_multi_port_external_lb", False):
+            return local or 1  # one for each engine, and each sees the same first GPU
+        count = args.api_server_count
+        if count is None:
+            if args.data_parallel_external_lb or args.data_parallel_rank is not None:
+                count = 1
+            elif args.data_parallel_hybrid_lb or args.data_parallel_start_rank is not None:
+                count = local or 1
+            else:
+                count = args.data_parallel_size
+        return min(count, 1) if getattr(args, "enable_elastic_ep", False) else count
 
     def without_plugins(self, args: Namespace) -> str | None:
         """Why these arguments would start a server that loads no endpoint plugin, or None."""
@@ -164,6 +193,12 @@ def _left_of_container(machine_bytes: int) -> int:
         return machine_bytes
     limit, usage = get_cgroup_memory_limit(), get_cgroup_memory_usage()
     return machine_bytes if limit is None else max(limit - (usage or 0), 0)
+
+
+def _has_gpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cuda_alike()
 
 
 def _prepare_environment() -> None:

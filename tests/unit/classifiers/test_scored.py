@@ -120,3 +120,22 @@ async def test_queries_are_answered_in_order_on_the_workers_thread() -> None:
     assert [one.category for one in found] == ["a", "b", None, "a"]
     assert table.threads == {"lora-router-test"}
     assert (scored.method, scored.fingerprint, scored.reads) == ("domain", "table 1", {"text"})
+
+
+def test_no_pass_has_more_windows_than_a_batch_has_texts() -> None:
+    rows = {str(number): [number / 1000] for number in range(200)}
+    table = Table({"a": 0.0}, rows)
+    passes: list[int] = []
+    score = table.score
+
+    def counted(texts: Sequence[str]) -> Scores:
+        passes.append(len(texts))
+        return score(texts)
+
+    table.score = counted  # pyright: ignore[reportAttributeAccessIssue]
+    found = ScoredClassifier(table).decide(
+        ["|".join(str(number) for number in range(start, start + 4)) for start in range(0, 200, 4)]
+    )
+    assert max(passes) <= 64 and sum(passes) == 200
+    assert [one.score for one in found] == pytest.approx([(start + 1.5) / 1000 for start in range(0, 200, 4)])
+    assert [one.evidence["window"] for one in found] == [str(start + 3) for start in range(0, 200, 4)]

@@ -112,10 +112,10 @@ def cuda_capture() -> Capture:
     """Captures on the current CUDA device; all graphs share their memory, since only one runs at a time."""
     import torch
 
-    pool = torch.cuda.graph_pool_handle()
+    # One side stream for all: what torch keeps for its warm-ups is kept by stream.
+    pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def capture(run: Callable[[], Any]) -> Callable[[], Any]:
-        side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):  # libraries make their plans and take their workspaces before

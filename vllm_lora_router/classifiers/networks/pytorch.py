@@ -51,6 +51,7 @@ class SequenceNetwork:
                     longest=self.longest,
                     capture=cuda_capture(),
                 )
+            torch.cuda.empty_cache()  # what only the warm-ups needed
             self._forward = graphs
             self.runs_on += ", CUDA graphs" if len(graphs) else ""
 
