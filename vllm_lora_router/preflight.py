@@ -11,6 +11,7 @@ from vllm_lora_router.adapters.names import refuse_reason
 from vllm_lora_router.adapters.ranks import rank_limit
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.networks.choice import check_runtime
+from vllm_lora_router.classifiers.networks.static import check_installed, is_static
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.config.notices import Notice, methods_of
@@ -170,7 +171,10 @@ def _classifier_problems(loaded: Loaded) -> list[str]:
     for setting in (used[method] for method, configured in methods.items() if configured and method in used):
         model = getattr(loaded.config.classifier, setting)
         try:
-            check_runtime(f"{loaded.file}: classifier.{setting}", model.runtime, model.device)
+            if (folder := loaded.locate(model.model_id)) and is_static(folder):
+                check_installed(folder)
+            else:
+                check_runtime(f"{loaded.file}: classifier.{setting}", model.runtime, model.device)
         except ClassifierError as error:
             problems.append(str(error))
     return problems

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from vllm_lora_router.adapters.base_model import BaseModel
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
@@ -113,3 +115,35 @@ def test_sources_need_a_server_with_lora_and_must_be_sources(tmp_path: Path) -> 
     assert "--enable-lora" in problem
     (problem,) = said_of(tmp_path, '"adapters/{nam}"').problems
     assert f"{tmp_path / 'config.yaml'}:8:" in problem and "{nam}" in problem
+
+
+RULES = """
+model_config: {{base: }}
+default_model: base
+embedding_rules: [{{category: other, candidates: [anything]}}]
+categories: [{{name: other, model_scores: [{{model: base}}]}}]
+classifier: {{embedding_model: {encoder}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoder", "problem"),
+    [
+        ("{runtime: onnx}", "classifier.embedding_model.runtime: onnx needs onnxruntime"),
+        ("{runtime: onnx-int8, device: cuda}", "onnx-int8 runs on the CPU alone, not on cuda: set device: cpu"),
+        ("{model_id: static}", "static: a static encoder needs model2vec; pip install"),
+        ("{runtime: torch}", None),
+    ],
+)
+def test_what_runs_an_encoder_is_looked_for_before_the_engine_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, problem: str | None
+) -> None:
+    for module in ("onnx", "static"):
+        monkeypatch.setattr(f"vllm_lora_router.classifiers.networks.{module}.find_spec", lambda name: None)
+    (tmp_path / "static").mkdir()
+    (tmp_path / "static/config.json").write_text('{"model_type": "model2vec"}')
+    file = tmp_path / "config.yaml"
+    file.write_text(RULES.format(encoder=encoder))
+    loaded = load(file)
+    found = preflight(loaded, served_base(loaded), BaseModel("base"), ["base"], {}, None).problems
+    assert not found if problem is None else problem in found[0]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +73,22 @@ def is_static(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("model_type") == "model2vec"
 
 
+def check_installed(folder: Path) -> None:
+    """Raises ClassifierError where the package that reads static encoders is missing."""
+    if find_spec("model2vec") is None:
+        raise ClassifierError(f"{folder}: a static encoder needs model2vec; pip install 'vllm-lora-router[static]'")
+
+
 def load_static(folder: Path) -> StaticNetwork:
     """The model in a folder of model2vec's format.
 
     Raises:
         ClassifierError: model2vec is not installed, or the folder does not hold such a model.
     """
+    check_installed(folder)
     try:
         from model2vec import StaticModel
-    except ImportError as error:
-        raise ClassifierError(
-            f"{folder}: a static encoder needs model2vec ({error}); "
-            "install it with pip install 'vllm-lora-router[static]'"
-        ) from None
-    try:
+
         if not is_static(folder):  # model2vec would ask a hub for what is not there
             raise ValueError("its config.json is missing or does not say model_type: model2vec")
         return StaticNetwork(StaticModel.from_pretrained(folder))
