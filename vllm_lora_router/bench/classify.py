@@ -36,6 +36,7 @@ class Subject:
     device: str
     runtime: Runtime
     tokens: int  # of each text, special ones not counted
+    threads: int = 1  # on a CPU
 
     def __str__(self) -> str:
         return f"{self.model} on {self.device}, {self.runtime}, {self.tokens} tokens a text"
@@ -173,7 +174,12 @@ def _classifies(folder: Path) -> bool:
 def _config(
     setting: str, source: str | Path, subject: Subject, categories: Sequence[str], examples: Sequence[str] = ()
 ) -> str:
-    model = {"model_id": str(source), "device": subject.device, "runtime": subject.runtime}
+    model = {
+        "model_id": str(source),
+        "device": subject.device,
+        "runtime": subject.runtime,
+        "threads": subject.threads,
+    }
     content = {
         "classifier": {setting: model},
         "model_config": {"base": None},

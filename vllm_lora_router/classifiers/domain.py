@@ -79,7 +79,8 @@ def load_model(loaded: Loaded, models: Models) -> Model:
     settings = loaded.config.classifier.category_model
     source = str(model_folder(loaded) or settings.model_id)
     device = torch_device(settings.device, settings.runtime, use_cpu=settings.use_cpu)
-    return models.get("domain", source, settings.runtime, device, partial(_load, loaded, source, device))
+    load = partial(_load, loaded, source, device)
+    return models.get("domain", source, settings.runtime, device, load, settings.threads)
 
 
 def read_labels(loaded: Loaded) -> list[str]:
@@ -161,8 +162,9 @@ def check_files(loaded: Loaded) -> list[str]:
 
 def _load(loaded: Loaded, source: str, device: str) -> Network:
     place = f"{loaded.file}: classifier.category_model"
-    runtime = loaded.config.classifier.category_model.runtime
-    return load_network(place, "domain", source, runtime, device, partial(_load_torch, loaded, source, device))
+    settings = loaded.config.classifier.category_model
+    load_torch = partial(_load_torch, loaded, source, device)
+    return load_network(place, "domain", source, settings.runtime, device, load_torch, settings.threads)
 
 
 def _load_torch(loaded: Loaded, source: str, device: str) -> Network:

@@ -54,7 +54,9 @@ def load_encoder(loaded: Loaded, models: Models | None = None) -> Encoder:
     settings = loaded.config.classifier.embedding_model
     source, device = _source(loaded, settings.model_id), torch_device(settings.device, settings.runtime)
     load = partial(_load, loaded, source, device)
-    network, worker, of_model = (models or Models()).get("embedding", source, settings.runtime, device, load)
+    network, worker, of_model = (models or Models()).get(
+        "embedding", source, settings.runtime, device, load, settings.threads
+    )
     max_tokens = min(network.longest, settings.max_tokens or network.longest, loaded.config.router.text.max_tokens)
     fingerprint = hashlib.sha256(f"{of_model} {max_tokens}".encode()).hexdigest()
     return Encoder(network, max_tokens, worker, fingerprint)
@@ -65,9 +67,8 @@ def _load(loaded: Loaded, source: str, device: str) -> Network:
     if is_static(Path(source)):
         return load_static(Path(source))
     place = f"{loaded.file}: classifier.embedding_model"
-    return load_network(
-        place, "embedding", source, settings.runtime, device, partial(_load_torch, loaded, source, device)
-    )
+    load_torch = partial(_load_torch, loaded, source, device)
+    return load_network(place, "embedding", source, settings.runtime, device, load_torch, settings.threads)
 
 
 def _load_torch(loaded: Loaded, source: str, device: str) -> Network:

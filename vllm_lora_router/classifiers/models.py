@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,7 +10,7 @@ import psutil
 from rich.filesize import decimal
 
 from vllm_lora_router.classifiers import ClassifierError
-from vllm_lora_router.classifiers.worker import Worker, one_core
+from vllm_lora_router.classifiers.worker import Worker, limit_cores
 from vllm_lora_router.config.schema import Text
 
 T = TypeVar("T")
@@ -34,19 +35,24 @@ class Models:
         self._before = before._models if before is not None else None
         self._models: dict[Hashable, Model] = {}
 
-    def get(self, method: str, source: str, settings: Hashable, device: str, load: Callable[[], Any]) -> Model:
+    def get(
+        self, method: str, source: str, settings: Hashable, device: str, load: Callable[[], Any], threads: int = 1
+    ) -> Model:
         """The model at `source`, a folder or a hub id; `settings` are what else makes it another one.
+
+        Args:
+            threads: how many cores it may use on a CPU.
 
         Raises:
             ClassifierError: it would not fit beside those in force, or beside the engine on a GPU, or what `load`
                 raises.
         """
-        key = (method, source, settings, device, _files(source))
+        key = (method, source, settings, threads, device, _files(source))
         model = self._models.get(key) or (self._before or {}).get(key)
         if model is None or model.worker.stuck_s is not None:
             _check_room(method, source, device, beside=self._before is not None)
             fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()
-            model = Model(load(), Worker(method, prepare=one_core), fingerprint)
+            model = Model(load(), Worker(method, prepare=partial(limit_cores, threads)), fingerprint)
         self._models[key] = model
         return model
 

@@ -75,8 +75,8 @@ def _run(calls: _Calls, under_way: _UnderWay, prepare: Callable[[], None]) -> No
         del found, future, call  # nothing of a request is kept while there is nothing to do
 
 
-def one_core() -> None:
-    """Keeps torch on the calling thread to one core: on a CPU the engine needs the others."""
+def limit_cores(count: int) -> None:
+    """Keeps torch on the calling thread to so many cores: on a CPU the engine needs the others."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)

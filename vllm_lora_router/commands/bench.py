@@ -26,6 +26,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     classify.add_argument("--device", nargs="+", default=["auto"], help="cpu, cuda, cuda:1, auto")
     classify.add_argument("--runtime", nargs="+", default=["torch"], choices=("torch", "onnx", "onnx-int8"))
+    classify.add_argument("--threads", type=int, default=1, help="cores of a CPU that a model may use")
     classify.add_argument("--tokens", nargs="+", type=int, default=[16], help="of each text")
     classify.add_argument("--callers", nargs="+", type=int, default=[1, 8, 32])
     classify.add_argument("--seconds", type=float, default=5.0, help="each measurement takes")
@@ -47,14 +48,14 @@ def run(args: argparse.Namespace) -> int:
     from vllm_lora_router.classifiers.encoder import torch_device
 
     console = Console()
-    about = {"date": datetime.now(UTC).date().isoformat(), **machine()}
+    about = {"date": datetime.now(UTC).date().isoformat(), **machine(), "threads": str(args.threads)}
     if args.beside_load:
         about["beside"] = "a process that keeps the device busy"
     said = ", ".join(f"{name} {value}" for name, value in about.items())
     console.print(said, highlight=False)
     rows: list[Row] = []
     for device, model, runtime, tokens in product(args.device, args.model, args.runtime, args.tokens):
-        subject = Subject(model, device, runtime, tokens)
+        subject = Subject(model, device, runtime, tokens, args.threads)
         columns = ("p50", "p95", "p99", "texts/s", "texts a batch", "GIL ms a text", "loop late p99", "lost")
         table = Table("load", *columns, title=f"{subject}; times in ms")
         with console.status(str(table.title)), beside_load(torch_device(device)) if args.beside_load else nullcontext():

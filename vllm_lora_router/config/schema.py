@@ -33,6 +33,7 @@ class CategoryModel(Block):
     use_modernbert: bool = False  # accepted: the model's own config.json says what it is
     device: str = "auto"
     runtime: Runtime = "torch"
+    threads: int = Field(default=1, ge=1)  # on a CPU; the engine needs the other cores
     max_tokens: int | None = Field(default=None, ge=8)
 
 
@@ -42,6 +43,7 @@ class EmbeddingModel(Block):
     model_id: Name = "sentence-transformers/all-MiniLM-L6-v2"
     device: str = "auto"
     runtime: Runtime = "torch"
+    threads: int = Field(default=1, ge=1)  # on a CPU; the engine needs the other cores
     max_tokens: int | None = Field(default=None, ge=8)
 
 

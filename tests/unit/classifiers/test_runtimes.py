@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model's folder, and an empty place for exports."""
     monkeypatch.setenv(onnx.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(onnx, "OnnxNetwork", lambda exported, tokenizer, *, int8: (exported, int8))
+    monkeypatch.setattr(onnx, "OnnxNetwork", lambda exported, tokenizer, *, int8, threads: (exported, int8))
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda folder: None)
     model = tmp_path / "model"
     model.mkdir()

@@ -9,7 +9,13 @@ from vllm_lora_router.config.schema import Runtime
 
 
 def load_network(
-    place: str, kind: onnx.Kind, source: str, runtime: Runtime, device: str, load_torch: Callable[[], Network]
+    place: str,
+    kind: onnx.Kind,
+    source: str,
+    runtime: Runtime,
+    device: str,
+    load_torch: Callable[[], Network],
+    threads: int = 1,
 ) -> Network:
     """The model by the runtime that was asked for.
 
@@ -17,6 +23,7 @@ def load_network(
         place: the model's settings, for messages.
         source: a folder or a hub id.
         device: a torch device.
+        threads: how many cores it may use on a CPU; torch is told by the thread that runs the model.
 
     Raises:
         ClassifierError: that runtime is not installed, cannot run the model, or not on this device.
@@ -26,7 +33,7 @@ def load_network(
             return load_torch()
     check_runtime(place, runtime, device)
     try:
-        return onnx.load(kind, source, int8=runtime == "onnx-int8")
+        return onnx.load(kind, source, int8=runtime == "onnx-int8", threads=threads)
     except ClassifierError as error:
         raise ClassifierError(f"{place}.runtime: {error}") from None
 

@@ -41,12 +41,12 @@ class Exported:
 class OnnxNetwork:
     """A graph from `input_ids` and `attention_mask` to one row a text."""
 
-    def __init__(self, exported: Exported, tokenizer: Any, *, int8: bool) -> None:
-        """One thread and no spinning: the engine needs the other cores."""
+    def __init__(self, exported: Exported, tokenizer: Any, *, int8: bool, threads: int = 1) -> None:
+        """Threads that have nothing to do do not spin: the engine needs the cores."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
@@ -69,7 +69,7 @@ class OnnxNetwork:
         return np.asarray(self._session.run(None, inputs)[0])
 
 
-def load(kind: Kind, source: str, *, int8: bool) -> OnnxNetwork:
+def load(kind: Kind, source: str, *, int8: bool, threads: int = 1) -> OnnxNetwork:
     """The model at `source`, a folder or a hub id. Blocks, for a minute or so when it was not exported before.
 
     Raises:
@@ -82,7 +82,7 @@ def load(kind: Kind, source: str, *, int8: bool) -> OnnxNetwork:
     exported = _kept(kind, folder, int8=int8) or _export(kind, folder, int8=int8)
     with LOADING:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    return OnnxNetwork(exported, tokenizer, int8=int8)
+    return OnnxNetwork(exported, tokenizer, int8=int8, threads=threads)
 
 
 def missing() -> str | None:
