@@ -92,6 +92,7 @@ async def adapters(url: str) -> dict[str, Any]:
         return await response.json()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("processes", [1, 2])
 async def test_files_that_change_in_every_way_under_load(
     models: DemoModels, many: ManyAdapters, tmp_path: Path, full: bool, processes: int
@@ -317,6 +318,7 @@ def _cost_s(asked: list[Asked], began: float, ended: float, *, around_s: float) 
     return end - start - (generated(start, end) + 1) / rate
 
 
+@pytest.mark.once
 async def test_a_thousand_adapters_and_few_slots(
     models: DemoModels, many: ManyAdapters, tmp_path: Path, full: bool
 ) -> None:
