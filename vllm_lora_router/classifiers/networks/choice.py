@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.networks import Network, onnx
-from vllm_lora_router.classifiers.networks.pytorch import LOADING
+from vllm_lora_router.classifiers.networks.pytorch import LOAD_LOCK
 from vllm_lora_router.config.schema import Runtime
 
 
@@ -29,7 +29,7 @@ def load_network(
         ClassifierError: that runtime is not installed, cannot run the model, or not on this device.
     """
     if runtime == "torch":
-        with LOADING:
+        with LOAD_LOCK:
             return load_torch()
     check_runtime(place, runtime, device)
     try:

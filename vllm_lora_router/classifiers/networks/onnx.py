@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vllm_lora_router.classifiers import ClassifierError
-from vllm_lora_router.classifiers.networks.pytorch import LOADING
+from vllm_lora_router.classifiers.networks.pytorch import LOAD_LOCK
 
 Kind = Literal["embedding", "domain"]  # what a model's outputs are: a unit vector, or logits
 
@@ -75,12 +75,12 @@ def load(kind: Kind, source: str, *, int8: bool, threads: int = 1) -> OnnxNetwor
     Raises:
         ClassifierError: the model is not to be had, cannot be exported, or the export cannot be kept.
     """
-    with LOADING:
+    with LOAD_LOCK:
         from transformers import AutoTokenizer
 
     folder = _folder(source)
     exported = _kept(kind, folder, int8=int8) or _export(kind, folder, int8=int8)
-    with LOADING:
+    with LOAD_LOCK:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     return OnnxNetwork(exported, tokenizer, int8=int8, threads=threads)
 

@@ -9,7 +9,7 @@ import numpy as np
 from vllm_lora_router.classifiers.networks.graphs import Forward, Graphs, cuda_capture
 
 # Held while a model is loaded: transformers changes torch's defaults meanwhile, for all threads.
-LOADING = threading.Lock()
+LOAD_LOCK = threading.Lock()
 
 
 class SentenceNetwork:
