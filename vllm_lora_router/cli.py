@@ -1,4 +1,4 @@
-"""`vllm-lora-router`: looks at a configuration, a question or an installation, without a server."""
+"""`vllm-lora-router`: looks at a configuration, a question, an installation or a record, without a server."""
 
 import argparse
 import logging
@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 
 import vllm_lora_router
-from vllm_lora_router.commands import bench, classify, distill, doctor, validate
+from vllm_lora_router.commands import ab, audit, bench, classify, distill, doctor, validate
 
-COMMANDS = (validate, classify, doctor, distill, bench)
+COMMANDS = (validate, classify, doctor, audit, ab, distill, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

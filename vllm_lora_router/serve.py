@@ -20,6 +20,7 @@ from vllm_lora_router.pool.catalogue import Catalogue
 from vllm_lora_router.pool.opening import run_parent
 from vllm_lora_router.pool.run_directory import run_folder, server_name
 from vllm_lora_router.preflight import preflight
+from vllm_lora_router.record.folder import RecordError, destination
 from vllm_lora_router.server.hangup import note_hangups
 
 if TYPE_CHECKING:
@@ -111,6 +112,10 @@ def _serve(argv: list[str]) -> None:
         derived = derive(found.adapters, Given(**given), vllm.room(args, base_model(args)), _expected(loaded))
     except FlagError as error:
         problems += str(error).splitlines()
+    try:
+        destination(loaded)
+    except RecordError as error:
+        problems.append(str(error))
     if problems:
         _refuse(problems)
     for notice in (*notices(loaded, base), *found.notices):

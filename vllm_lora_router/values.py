@@ -7,7 +7,12 @@ from typing import Literal
 Method = Literal["keyword", "embedding", "domain", "mcp"]
 Scale = Literal["rule", "similarity", "probability"]
 Mode = Literal["insert", "replace"]
-Reason = Literal["routed", "unsure", "no_text", "error", "timeout", "overload", "not_loadable", "mixed"]
+# fmt: off
+Reason = Literal[
+    "routed", "held", "unsure", "no_text", "error", "timeout", "overload", "mixed",
+    "not_loadable", "observe", "off", "share", "named",
+]
+# fmt: on
 
 # A plan with one of these reasons is the fault of a classifier, not of the request: `router.on_error` speaks of them.
 FAILURES: frozenset[Reason] = frozenset({"error", "timeout", "overload"})
@@ -20,6 +25,7 @@ class Query:
     text: str  # the last thing the user said; empty when there is none that can be read
     turns: tuple[str, ...] = ()  # everything the user said, oldest first
     api: str = "chat"  # which shape of request it came in
+    previous: str | None = None  # the id of the response that it goes on from, where the turns before are not in it
 
     @property
     def has_text(self) -> bool:
@@ -28,17 +34,38 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as far as the request says."""
+
+    tenant: str | None = None
+    fingerprint: str | None = None  # of the API key that the client shows
+    said: Mapping[str, str] = field(default_factory=dict)  # a place of `router.ab.key` -> what stands there
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it came in."""
+
+    path: str = ""
+    api: str = ""
+    model: str | None = None  # what the client names
+    caller: Caller = Caller()
+    prompts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Classification:
     """One method's answer to one query."""
 
     category: str | None  # the best category, whether or not the method is sure of it
     score: float  # of that category, on `scale`
-    scores: Mapping[str, float]  # category -> score
+    scores: Mapping[str, float]  # category -> score, as it was decided on
     scale: Scale
     threshold: float  # what `score` had to reach
     sure: bool
     evidence: Mapping[str, object] = field(default_factory=dict)  # keywords matched; nearest example; label -> p
     cached: bool = False  # it was found before, for the same words
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # category -> what its score had to reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +98,60 @@ class Candidate:
     system_prompt: str | None = None
     system_prompt_mode: Mode = "insert"
     why: str = ""
+    arm: str | None = None  # its name in the category's A/B test
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a conversation is about."""
+
+    category: str
+    score: float  # with which it was last found
+    method: Method
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An earlier turn of the conversation that a method was sure of."""
+
+    back: int  # turns before the last one
+    category: str
+    score: float
+    method: Method
+    held_score: float  # of the category that held then, by the same classification; 0 where it says nothing of it
+
+
+@dataclass(frozen=True, slots=True)
+class Affinity:
+    """What the conversation was about before its last turn, and what came of it."""
+
+    category: str
+    held: bool  # it stayed
+    against: str | None  # the category that the last turn alone would have taken; None: no method was sure of it
+    margin: float
+    turns: tuple[Turn, ...]  # oldest first
+    before: Held | None = None  # what held before the oldest of them, as far as it is remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A category's A/B test, as one key drew it."""
+
+    category: str
+    key: str  # a digest of what stays the same for the same user
+    by: str  # the place of `router.ab.key` where that was found
+    arm: str
+    weights: Mapping[str, float]  # arm -> weight
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Whether a key is among those that are routed."""
+
+    key: str
+    by: str
+    share: float
+    at: float  # where the key stands between 0 and 1: routed below `share`
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +165,10 @@ class Plan:
     method: Method | None  # the method that was sure
     candidates: tuple[Candidate, ...]  # never empty: the base or `default_model` stands last
     config_version: str
+    affinity: Affinity | None = None  # None: nothing was known of the conversation
+    draw: Draw | None = None  # None: the category has no A/B test
+    share: Share | None = None  # None: all are routed
+    held: Held | None = None  # what the conversation is about from here on
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +208,9 @@ class Decision:
         None  # what the engine calls the adapter's version, and the answer's `model` is; None: the base
     )
     refused: tuple[tuple[str, str], ...] = ()  # the adapters that stood before it and could not serve, and why
+    digest: str | None = None  # of that version's content
+    asked: Asked = Asked()
+    ms: Mapping[str, float] = field(default_factory=dict)  # read, plan, lease, edit: what each took
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +222,4 @@ class Outcome:
     first_byte_ms: float | None  # from the decision to the first byte of the response's body
     total_ms: float
     aborted: bool  # the client left, or the server failed, before the response was complete
+    finish: str | None = None  # what the response says of why it ended: stop, length, tool_calls, ...

@@ -63,6 +63,8 @@ class Batcher(Generic[T]):
         budget_s: a batch takes no longer, if that can be: who comes while it runs has to wait for it. A single text is
             a batch, however long it takes.
         limit: texts that may wait.
+        told: called on the worker's thread after each batch with its texts, 0 where all had been given up, and with
+            the texts that still wait.
     """
 
     worker: Worker
@@ -71,6 +73,7 @@ class Batcher(Generic[T]):
     budget_s: float = 0.025
     limit: int = LIMIT
     done: Batched = field(default_factory=Batched)
+    told: Callable[[int, int], None] = lambda texts, waiting: None
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -109,11 +112,12 @@ class Batcher(Generic[T]):
         if batch:
             self._answer(batch)
         with self._lock:
-            self._called = bool(self._waiting)
-            again = self._called
-        if again:
+            waiting = len(self._waiting)
+            self._called = waiting > 0
+        if waiting:
             # Behind what others want of the same model.
             self.worker.submit(self._run_one)
+        self.told(len(batch), waiting)  # last: what it raises holds nobody up
 
     def _choose(self) -> list[_Waiting[T]]:
         """The one that has waited longest, with those nearest to it in length: padding is work for nothing."""

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from vllm_lora_router.classifiers.batching import MOST, Batcher, Cost
+from vllm_lora_router.classifiers.choosing import by_category, choose
 from vllm_lora_router.classifiers.worker import Worker
 from vllm_lora_router.values import Classification, Method, Query, Scale
 
@@ -61,7 +62,6 @@ class ScoredClassifier:
         self.method: Method = scorer.method
         self.fingerprint = scorer.fingerprint
         self.runs_on = scorer.runs_on
-        self._thresholds = np.array([choice.threshold for choice in scorer.choices], dtype=np.float32)
         self._nothing = Classification(None, 0.0, {}, scorer.scale, 0.0, False)
 
     def warm_up(self, text: str) -> float:
@@ -99,17 +99,20 @@ class ScoredClassifier:
         rows = scores.values[windows]  # [windows, choices]
         values = rows.mean(axis=0)
         choices = self.scorer.choices
-        reached = values >= self._thresholds
-        best = int(np.where(reached, values, -np.inf).argmax() if reached.any() else values.argmax())
-        by_category: dict[str, float] = {}
-        for choice, value in zip(choices, values, strict=True):
-            by_category[choice.category] = max(by_category.get(choice.category, -1.0), round(float(value), 4))
+        known = zip(choices, map(float, values), strict=True)
+        of_category, thresholds = by_category((choice.category, value, choice.threshold) for choice, value in known)
+        chosen = choose(of_category, thresholds)
+        column = max(
+            (index for index, choice in enumerate(choices) if choice.category == chosen.category),
+            key=lambda index: values[index],
+        )
         return Classification(
-            choices[best].category,
-            float(values[best]),
-            by_category,
+            chosen.category,
+            chosen.score,
+            of_category,
             self.scorer.scale,
-            choices[best].threshold,
-            bool(reached[best]),
-            scores.evidence[windows.start + int(rows[:, best].argmax())],
+            chosen.threshold,
+            chosen.sure,
+            scores.evidence[windows.start + int(rows[:, column].argmax())],
+            thresholds=thresholds,
         )

@@ -19,7 +19,7 @@ from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.notices import methods_of, notices, ways_to
 from vllm_lora_router.preflight import Preflight, preflight
 from vllm_lora_router.record.log import printable
-from vllm_lora_router.routing.candidates import Candidates
+from vllm_lora_router.routing.candidates import Arms, Candidates
 from vllm_lora_router.values import Candidate
 
 
@@ -69,16 +69,27 @@ def _categories(loaded: Loaded, base: ServedBase) -> Table:
     )
     candidates = Candidates(loaded.config, base)
     for category in loaded.config.categories:
-        own = [one for one in candidates.of(category.name) if one not in candidates.default]
+        own = [one for one in candidates.by_category[category.name] if one not in candidates.default]
+        arms = candidates.arms.get(category.name)
         prompt = category.system_prompt if category.system_prompt_enabled else None
         table.add_row(
             Text(printable(category.name)),
             ", ".join(ways_to(category, loaded.config)) or "nothing",
-            Text(", else ".join(_name(one) for one in own) or f"{_name(candidates.default[0])} (default_model)"),
+            Text(_shares(arms) if arms else ", else ".join(map(_name, own)) or _default_name(candidates)),
             Text(_reasoning(own[0])) if own else "-",
             f"{category.system_prompt_mode}s {len(prompt)} characters" if prompt else "-",
         )
     return table
+
+
+def _default_name(candidates: Candidates) -> str:
+    return f"{_name(candidates.default[0])} (default_model)"
+
+
+def _shares(arms: Arms) -> str:
+    """Which part of the users each arm of an A/B test gets."""
+    total = sum(arms.weights.values())
+    return ", ".join(f"{printable(arm)} {weight / total:.1%}" for arm, weight in arms.weights.items())
 
 
 def _name(candidate: Candidate) -> str:

@@ -36,14 +36,8 @@ NOT_BUILT: tuple[tuple[tuple[str | None, ...], str, tuple[object, ...]], ...] = 
     (("classifier", "embedding_model", "head"), "a fitted head on the encoder", (None,)),
     (("classifier", "mcp_category_model"), "classification by an MCP tool", (None, {"enabled": False})),
     (("categories", None, "examples"), "fitting categories from examples", ([],)),
-    (("categories", None, "selection"), "a weighted draw among model_scores", ("highest",)),
-    (("router", "mode"), "modes other than route", ("route",)),
-    (("router", "share"), "routing a share of the requests", (1, 1.0)),
     (("router", "text", "take"), "text other than the last user message", ("last",)),
-    (("router", "affinity"), "conversation affinity", ({"enabled": False},)),
-    (("router", "ab"), "A/B tests", ()),
     (("router", "tenant_cache"), "a prefix cache per tenant", ("shared",)),
-    (("router", "audit"), "the audit record", ({"path": None},)),
 )
 
 

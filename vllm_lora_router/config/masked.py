@@ -5,14 +5,16 @@ from typing import Any
 
 from vllm_lora_router.config.schema import Config
 
-_SECRET = re.compile(r"(^|_)(key|token|secret|password|authorization)$", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)(key|token|secret|password|authorization|salt)$", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")  # user:password@ in a URL
 MASK = "***"
 
 
 def masked(config: Config) -> dict[str, Any]:
     """The configuration with the file's own keys; texts that may be secrets are replaced by `***`."""
-    return _mask(config.model_dump(by_alias=True, mode="json"))
+    shown = _mask(config.model_dump(by_alias=True, mode="json"))
+    shown["router"]["ab"]["key"] = list(config.router.ab.key)  # places, no secrets
+    return shown
 
 
 def _mask(value: Any, key: str = "") -> Any:

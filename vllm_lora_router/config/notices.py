@@ -37,6 +37,7 @@ def notices(loaded: Loaded, base: ServedBase) -> Iterator[Notice]:
             logging.WARNING, f"model_config.{base.alias} has no reasoning_family: use_reasoning is not written"
         )
     yield from _unused_scores(config, base)
+    yield from _not_in_force(config)
     yield from _unreachable(config)
     if config.classifier.category_model.use_cpu and config.classifier.category_model.model_id:
         yield Notice(
@@ -102,7 +103,7 @@ def _other_bases(config: Config, base: ServedBase) -> Iterator[Notice]:
 def _unused_scores(config: Config, base: ServedBase) -> Iterator[Notice]:
     for category in config.categories:
         own = [entry for entry in category.model_scores if entry.model == base.alias]
-        if len(own) > 1:
+        if len(own) > 1 and category.selection == "highest":
             first = max(own, key=lambda entry: entry.score)
             rest = ", ".join(
                 f"{entry.lora_name or 'the base'} ({entry.score:g})" for entry in own if entry is not first
@@ -110,8 +111,25 @@ def _unused_scores(config: Config, base: ServedBase) -> Iterator[Notice]:
             yield Notice(
                 logging.WARNING,
                 f"category {category.name!r}: {first.lora_name or 'the base'} ({first.score:g}) takes every request; "
-                f"{rest} is only tried when it cannot be served (a score is a maximum, not a share)",
+                f"{rest} is only tried when it cannot be served (selection: weighted would draw by score)",
             )
+
+
+def _not_in_force(config: Config) -> Iterator[Notice]:
+    settings, takes = config.router, f"takes default_model ({config.default_model})"
+    if settings.mode == "off":
+        yield Notice(logging.WARNING, f"router.mode is off: nothing is classified, every auto request {takes}")
+    elif settings.mode == "observe":
+        said = "decisions are made, shown and recorded, and none is applied"
+        yield Notice(logging.WARNING, f"router.mode is observe: {said}: every auto request {takes}")
+    elif settings.share < 1:
+        yield Notice(logging.INFO, f"router.share is {settings.share:g}: the rest of the users {takes}")
+    weighted = any(category.selection == "weighted" for category in config.categories)
+    if (weighted or settings.share < 1) and not settings.ab.salt:
+        yield Notice(
+            logging.INFO,
+            "router.ab.salt is empty: whoever knows a user's id can tell its arm, and find it in the audit record",
+        )
 
 
 def _unreachable(config: Config) -> Iterator[Notice]:

@@ -3,13 +3,21 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from vllm_lora_router.values import Method
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Threshold = Annotated[float, Field(ge=0, le=1)]
-Header = Annotated[str, StringConstraints(pattern=r"^header:[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+_HEADER = r"header:[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+Header = Annotated[str, StringConstraints(pattern=f"^{_HEADER}$")]
+# Where something stands that stays the same for the same user.
+KeyPlace = Annotated[
+    str,
+    StringConstraints(pattern=rf"^(safety_identifier|metadata\.user_id|user|conversation|{_HEADER})$"),
+]
+# YAML takes a bare `off` for false.
+_Off = BeforeValidator(lambda value: "off" if value is False else value)
 # What runs a model. ONNX Runtime runs on the CPU alone, and exports the model when it is first used.
 Runtime = Literal["torch", "onnx", "onnx-int8"]
 # What vLLM takes as `reasoning_effort` of a chat completion.
@@ -113,7 +121,14 @@ class Category(Block):
     system_prompt: str | None = None
     system_prompt_enabled: bool = True
     system_prompt_mode: Literal["insert", "replace"] = "insert"
+    selection: Literal["highest", "weighted"] = "highest"  # weighted: an A/B test, `score` is each arm's weight
     model_scores: list[ModelScore] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> "Category":
+        if self.selection == "weighted" and not any(entry.score for entry in self.model_scores):
+            raise ValueError("selection is weighted, and no entry of model_scores has a score above 0")
+        return self
 
     def may_be_chosen_by(self, method: Method) -> bool:
         return self.methods is None or method in self.methods
@@ -137,6 +152,33 @@ class Text(Block):
         return patterns
 
 
+class Affinity(Block):
+    """`router.affinity`: a conversation stays with what it is about."""
+
+    enabled: bool = True
+    margin: Threshold = 0.15  # by how much a later turn must speak more for another category
+    turns: int = Field(default=8, ge=2, le=64)  # of the user that are classified at once: the first, and the last ones
+
+
+class AbTests(Block):
+    """`router.ab`: who is the same user to an A/B test, and to `share`."""
+
+    key: list[KeyPlace] = Field(
+        default=["safety_identifier", "metadata.user_id", "user", "header:x-user", "conversation"], min_length=1
+    )
+    salt: str = ""  # a secret that all replicas share; another one draws everything anew
+
+
+class Audit(Block):
+    """`router.audit`: a record of every decision, a line of JSON each."""
+
+    path: Name | None = None  # a folder; unset: no record
+    text: Literal["full", "hmac", "none"] = "hmac"
+    scope: Literal["routed", "all"] = "routed"  # all: what was not routed, too
+    rotate_mb: float = Field(default=100, gt=0)
+    rotate_hours: float = Field(default=24, gt=0)
+
+
 class AdapterSource(Block):
     """An entry of `router.adapters.sources` that says more than a path."""
 
@@ -148,7 +190,7 @@ class Adapters(Block):
     """`router.adapters`: adapters that come, go and change while the server runs."""
 
     sources: list[AdapterSource] = []
-    snapshot: Literal["auto", "off"] = "auto"  # off: the engine reads every adapter where it lies
+    snapshot: Annotated[Literal["auto", "off"], _Off] = "auto"  # off: the engine reads every adapter where it lies
     client_may_name: Literal["all", "own", "none"] = "all"
     max_loads_per_s: float = Field(default=4, ge=0)  # 0: no limit
     max_wait_ms: float = Field(default=2000, gt=0)
@@ -168,15 +210,18 @@ class Adapters(Block):
 class RouterSettings(Block):
     """`router`: everything that is ours."""
 
+    mode: Annotated[Literal["route", "observe", "off"], _Off] = "route"  # observe: decide, say so, and apply nothing
+    share: float = Field(default=1, ge=0, le=1)  # of the users; the others take default_model
     methods: list[Method] = ["keyword", "embedding", "domain", "mcp"]
     deadline_ms: float = Field(default=50, gt=0)
     on_error: Literal["serve", "reject"] = "serve"
     route_base_model: bool = False
     text: Text = Text()
-    log: Literal["decisions", "off"] = "decisions"
-    tenant: Annotated[str, StringConstraints(pattern=r"^header:[!#$%&'*+.^_`|~0-9A-Za-z-]+$")] | None = (
-        "header:x-tenant"
-    )
+    affinity: Affinity = Affinity()
+    ab: AbTests = AbTests()
+    audit: Audit = Audit()
+    log: Annotated[Literal["decisions", "off"], _Off] = "decisions"
+    tenant: Header | None = "header:x-tenant"
     adapters: Adapters = Adapters()
     admin_key_env: Name | None = (
         None  # the environment variable with the key of the admin routes; unset: they answer 403

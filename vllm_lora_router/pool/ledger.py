@@ -52,6 +52,10 @@ class Version(msgspec.Struct, frozen=True):
     def key(self) -> Key:
         return Key(self.name, self.tenant)
 
+    @property
+    def digest(self) -> str:
+        return self.content.digest
+
 
 class _Line(msgspec.Struct, omit_defaults=True):
     """One change. A name is served by a version, or by none; a version that nobody uses is retired."""

@@ -17,23 +17,28 @@ NAMES = (
     "x-lora-router-method",
     "x-lora-router-reason",
     "x-lora-router-overhead-ms",
+    "x-lora-router-arm",
 )
 
 
 def headers(decision: Decision) -> list[tuple[bytes, bytes]]:
     """The headers of a decision, in ASGI's form; names of the user's are percent-encoded."""
     plan, written = decision.plan, decision.written
+    # Who only observes wants to know what would have served.
+    candidate = plan.candidates[0] if decision.reason == "observe" else decision.candidate
     values = (
         plan.category or "",
-        decision.candidate.model,
+        candidate.model,
         "on" if written.reasoning else "off",
         "" if plan.confidence is None else f"{plan.confidence:.4f}",
         "true" if written.system_prompt else "false",
         plan.method or "",
         decision.reason,
         f"{decision.overhead_ms:.3f}",
+        # Last, for nothing is said of it where nothing was drawn.
+        *((candidate.arm,) if candidate.arm is not None else ()),
     )
-    return [(name.encode(), encoded(value).encode()) for name, value in zip(NAMES, values, strict=True)]
+    return [(name.encode(), encoded(value).encode()) for name, value in zip(NAMES, values, strict=False)]
 
 
 def encoded(text: str) -> str:

@@ -15,7 +15,8 @@ def read(members: Members) -> tuple[Query, ...]:
         said = () if text is None else (own_words(text),)
     else:
         said = turns(messages(raw))
-    return (Query(said[-1] if said else "", said, api="responses"),)
+    previous = body.text(members.get("previous_response_id"))
+    return (Query(said[-1] if said else "", said, api="responses", previous=previous),)
 
 
 def write_system(members: Members, prompt: str, mode: Mode) -> bool:

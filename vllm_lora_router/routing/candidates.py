@@ -1,10 +1,20 @@
 """What serves each category, best first, and what serves everything else."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.schema import Category, Config, ModelScore
-from vllm_lora_router.values import Candidate
+from vllm_lora_router.routing.sticky import Sticky, draw, order
+from vllm_lora_router.values import Candidate, Draw
+
+
+@dataclass(frozen=True)
+class Arms:
+    """A category's A/B test: its candidates by the name of their arm, and the weight of each."""
+
+    candidates: Mapping[str, Candidate]
+    weights: Mapping[str, float]
 
 
 class Candidates:
@@ -15,16 +25,47 @@ class Candidates:
         self.by_category: Mapping[str, tuple[Candidate, ...]] = {
             category.name: (*_of(category, base), *self.default) for category in config.categories
         }
+        self.arms: Mapping[str, Arms] = {
+            category.name: arms
+            for category in config.categories
+            if category.selection == "weighted" and (arms := _arms(category, base)) is not None
+        }
 
-    def of(self, category: str | None) -> tuple[Candidate, ...]:
-        """The candidates in the order in which they are tried; `default_model` stands last."""
-        return self.default if category is None else self.by_category[category]
+    def of(self, category: str | None, sticky: Callable[[], Sticky]) -> tuple[tuple[Candidate, ...], Draw | None]:
+        """The candidates in the order in which they are tried, `default_model` last, and the draw that ordered them.
+
+        Args:
+            sticky: what an A/B test goes by; asked only where the category has one.
+        """
+        if category is None:
+            return self.default, None
+        if (arms := self.arms.get(category)) is None:
+            return self.by_category[category], None
+        found = sticky()
+        drawn = [arms.candidates[arm] for arm in order(found.key, category, arms.weights)]
+        return (*drawn, *self.default), draw(found, category, arms.weights)
 
 
 def _of(category: Category, base: ServedBase) -> list[Candidate]:
     entries = [entry for entry in category.model_scores if entry.model == base.alias]
     entries.sort(key=lambda entry: -entry.score)  # stable: of equal scores the first listed wins
     return [_candidate(entry, category, base) for entry in entries]
+
+
+def _arms(category: Category, base: ServedBase) -> Arms | None:
+    """None where this base has no arm with a weight."""
+    candidates: dict[str, Candidate] = {}
+    weights: dict[str, float] = {}
+    for entry in category.model_scores:
+        if entry.model == base.alias:
+            name = entry.lora_name or base.alias
+            # The same adapter may stand there again, with reasoning say.
+            same = sum(one.split("#")[0] == name for one in candidates)
+            arm = f"{name}#{same + 1}" if same else name
+            why = f"category {category.name}, arm {arm} of weight {entry.score:g}"
+            candidates[arm] = replace(_candidate(entry, category, base), arm=arm, why=why)
+            weights[arm] = entry.score
+    return Arms(candidates, weights) if any(weights.values()) else None
 
 
 def _candidate(entry: ModelScore, category: Category, base: ServedBase) -> Candidate:

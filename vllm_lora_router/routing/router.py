@@ -2,22 +2,32 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 from vllm_lora_router.classifiers.build import Classifiers, build
+from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.loader import Loaded
+from vllm_lora_router.routing.affinity import Conversations, Remembered
 from vllm_lora_router.routing.candidates import Candidates
-from vllm_lora_router.values import Candidate, Plan, Query, Reason, Step
+from vllm_lora_router.routing.conversation import Conversation
+from vllm_lora_router.routing.sticky import Sticky, share_of, sticky
+from vllm_lora_router.values import Caller, Candidate, Plan, Query, Reason, Step
 
+NOBODY = Caller()
 TOGETHER = 32  # prompts of one request that are classified at once
 
 
 class Router:
     """Says for a request which adapter or base should serve it, and why."""
 
-    def __init__(self, loaded: Loaded, base: ServedBase, classifiers: Classifiers) -> None:
+    def __init__(
+        self, loaded: Loaded, base: ServedBase, classifiers: Classifiers, conversations: Conversations | None = None
+    ) -> None:
+        """`conversations` are those of the router before: they outlive it."""
         config = loaded.config
         self.loaded = loaded
         self.base = base
@@ -26,13 +36,20 @@ class Router:
         self.auto_names = config.auto_names
         self.rejects_failures = config.router.on_error == "reject"
         self.logs_decisions = config.router.log == "decisions"
+        self.observes = config.router.mode == "observe"
         self.max_wait_s = config.router.adapters.max_wait_ms / 1000
         self.tenant_header = _header(config.router.tenant)
+        self.places = tuple(config.router.ab.key)
+        self.salt = config.router.ab.salt
+        self.conversations = conversations or Conversations()
+        self._off = config.router.mode == "off"
+        self._share = config.router.share
         self._routes_base = config.router.route_base_model
         self._cascade = classifiers.cascade
         self._candidates = Candidates(config, base)
         self._fallback_category = config.classifier.category_model.fallback_category
         self._drop = [re.compile(pattern) for pattern in config.router.text.drop]
+        self._conversation = Conversation(config.router.affinity, self._cascade, self._clean)
 
     @classmethod
     def build(cls, loaded: Loaded, base: ServedBase, before: "Router | None" = None) -> "Router":
@@ -44,22 +61,57 @@ class Router:
         Raises:
             ClassifierError: a model is missing, does not fit its settings, or has no room beside those in force.
         """
-        return cls(loaded, base, build(loaded, before.classifiers if before is not None else None))
+        conversations = before.conversations if before is not None else None
+        if loaded.config.router.mode == "off":
+            nothing = Classifiers(Cascade((), loaded.config.router.deadline_ms), ())
+            return cls(loaded, base, nothing, conversations)
+        return cls(loaded, base, build(loaded, before.classifiers if before is not None else None), conversations)
 
     def takes(self, model: str | None, served_names: Sequence[str]) -> bool:
         """Whether a request for `model` (None: it names none) is ours to route."""
         return model in self.auto_names or (self._routes_base and (model is None or model in served_names))
 
-    async def plan(self, queries: Sequence[Query]) -> Plan:
+    async def plan(self, queries: Sequence[Query], caller: Caller = NOBODY) -> Plan:
         """The plan for a request; with several prompts, one that suits them all within the time of one."""
+        if self._off:
+            return self.fallback("off")
+        sticky = cache(lambda: self._sticky(queries[0], caller))
+        share = share_of(sticky(), self._share) if self._share < 1 else None
+        if share is not None and share.at >= share.share:
+            return replace(self.fallback("share"), share=share)
+        plan = await self._plan_all(queries, sticky)
+        return plan if share is None else replace(plan, share=share)
+
+    def fallback(self, reason: Reason) -> Plan:
+        """The plan for a request that is not classified."""
+        return Plan((), reason, None, None, None, self._candidates.default, self.version)
+
+    @property
+    def default(self) -> tuple[Candidate, ...]:
+        """What serves where nothing is applied."""
+        return self._candidates.default
+
+    @property
+    def base_alone(self) -> Candidate:
+        """What serves when not even `default_model` can: the base itself always does."""
+        return Candidate(self.base.served_name, None, why="the base: default_model cannot be served")
+
+    def remember(self, response: str, queries: Sequence[Query], caller: Caller, plan: Plan) -> None:
+        """Keeps what a conversation is about for the request that will name this response and not bring its turns."""
+        key = self._sticky(queries[0], caller)
+        remembered = Remembered(plan.held, key.key if key.by == "conversation" else None)
+        self.conversations.put(response, remembered)
+
+    async def _plan_all(self, queries: Sequence[Query], sticky: Callable[[], Sticky]) -> Plan:
         if len(queries) == 1:
-            return await self._plan(queries[0])
+            return await self._plan(queries[0], sticky)
         plans: list[Plan] = []
         distinct = list(dict.fromkeys(queries))
         try:
             async with asyncio.timeout(self._cascade.deadline_ms / 1000):
                 for start in range(0, len(distinct), TOGETHER):
-                    plans += await asyncio.gather(*map(self._plan, distinct[start : start + TOGETHER]))
+                    together = (self._plan(query, sticky) for query in distinct[start : start + TOGETHER])
+                    plans += await asyncio.gather(*together)
                     if any(plan.category != plans[0].category for plan in plans[start:]):
                         steps = tuple(step for plan in plans for step in plan.steps)
                         return Plan(steps, "mixed", None, None, None, self._candidates.default, self.version)
@@ -68,25 +120,39 @@ class Router:
             return self.fallback("timeout")
         return plans[0]
 
-    def fallback(self, reason: Reason) -> Plan:
-        """The plan for a request that could not be classified at all."""
-        return Plan((), reason, None, None, None, self._candidates.default, self.version)
+    async def _plan(self, query: Query, sticky: Callable[[], Sticky]) -> Plan:
+        remembered = self.conversations.get(query.previous)
+        about = await self._conversation.ask(query, remembered.held if remembered is not None else None)
+        if (held := about.held) is None:
+            category, reason = self._fallback_category, _why_not(query, about.steps)
+            candidates, draw = self._candidates.of(category, sticky)
+            return Plan(about.steps, reason, category, None, None, candidates, self.version, draw=draw)
+        candidates, draw = self._candidates.of(held.category, sticky)
+        stays = about.affinity is not None and about.affinity.held
+        return Plan(
+            about.steps,
+            "held" if stays else "routed",
+            held.category,
+            held.score,
+            held.method,
+            candidates,
+            self.version,
+            affinity=about.affinity,
+            draw=draw,
+            held=held,
+        )
 
-    @property
-    def base_alone(self) -> Candidate:
-        """What serves when not even `default_model` can: the base itself always does."""
-        return Candidate(self.base.served_name, None, why="the base: default_model cannot be served")
+    def _sticky(self, query: Query, caller: Caller) -> Sticky:
+        remembered = self.conversations.get(query.previous)
+        beginning = query.turns[0] if query.turns else query.text
+        known = remembered.key if remembered is not None else None
+        return sticky(caller, beginning, self.places, self.salt, uuid.uuid4().hex, known)
 
-    async def _plan(self, query: Query) -> Plan:
+    def _clean(self, text: str) -> str:
+        """What is not boilerplate."""
         for pattern in self._drop:
-            query = replace(query, text=pattern.sub(" ", query.text))
-        steps = await self._cascade.ask(query)
-        last = steps[-1] if steps else None
-        if last is not None and (found := last.classification) is not None and found.sure:
-            candidates = self._candidates.of(found.category)
-            return Plan(steps, "routed", found.category, found.score, last.method, candidates, self.version)
-        category = self._fallback_category
-        return Plan(steps, _why_not(query, steps), category, None, None, self._candidates.of(category), self.version)
+            text = pattern.sub(" ", text)
+        return text
 
 
 def _header(place: str | None) -> bytes | None:

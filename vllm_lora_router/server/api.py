@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import math
 import os
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request
@@ -17,10 +18,11 @@ from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cached import Cache
 from vllm_lora_router.config.masked import masked
 from vllm_lora_router.config.notices import methods_of
+from vllm_lora_router.record.recorder import LATEST
 from vllm_lora_router.requests import body
 from vllm_lora_router.requests.table import shape_of
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.server import wire
+from vllm_lora_router.server.callers import caller_of
 from vllm_lora_router.server.leasing import foresee
 from vllm_lora_router.server.serving import Serving
 from vllm_lora_router.values import Query
@@ -50,11 +52,13 @@ def routes(serving: Serving) -> list[Route]:
         route("/v1/router/config", "GET", _config),
         route("/v1/router/adapters", "GET", _adapters, admin=True),
         route("/v1/router/reload", "POST", _reload, admin=True),
+        route("/v1/router/decisions", "GET", _decisions, admin=True),
+        route("/v1/router/feedback", "POST", _feedback),
     ]
 
 
 async def _health(router: Router, serving: Serving, request: Request) -> Response:
-    tally = serving.tally
+    tally = serving.record.tally
     return JSONResponse(
         {
             "status": "ok",
@@ -67,6 +71,7 @@ async def _health(router: Router, serving: Serving, request: Request) -> Respons
             "under_way": tally.under_way,
             "aborted": tally.aborted,
             "failed": tally.failed,
+            "audit": serving.record.status(),
         }
     )
 
@@ -123,9 +128,9 @@ async def _classify(router: Router, serving: Serving, request: Request) -> Respo
         return _error(400, f"the body cannot be read: {error}")
     if queries is None:
         return _error(400, 'the body needs "text" (a string), or the "messages", "prompt" or "input" of a request')
-    plan = await router.plan(queries)
-    tenant = wire.text_header(request.scope, router.tenant_header)
-    taken = await foresee(router, plan, serving.adapters, tenant)
+    caller = caller_of(router, request.scope, members)
+    plan = await router.plan(queries, caller)
+    taken = await foresee(router, plan, serving.adapters, caller.tenant)
     taken.release()
     answer = {**msgspec.to_builtins(plan), "model": taken.candidate.model, "reason": taken.reason}
     return Response(json.dumps(answer, ensure_ascii=False), media_type="application/json")
@@ -146,6 +151,39 @@ async def _reload(router: Router, serving: Serving, request: Request) -> Respons
     return JSONResponse(dataclasses.asdict(result), status)
 
 
+class Feedback(msgspec.Struct, forbid_unknown_fields=True):
+    """What a user thought of an answer."""
+
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]  # the answer's
+    score: float  # the more, the better
+    comment: Annotated[str, msgspec.Meta(max_length=4096)] | None = None
+
+
+async def _feedback(router: Router, serving: Serving, request: Request) -> Response:
+    """Joins an outcome to the decision behind an answer; 404 when nobody could ever find that decision."""
+    try:
+        said = msgspec.json.decode(await request.body(), type=Feedback)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return _error(400, f'the body must be {{"id": ..., "score": ..., "comment"?: ...}}: {error}')
+    if not math.isfinite(said.score):
+        return _error(400, "score must be a finite number")
+    decision = serving.record.feedback(said.id, said.score, said.comment)
+    if decision is None and not serving.record.keeps_feedback:
+        text = f"this process knows no answer {said.id!r}, and router.audit.path names no record for it to be found in"
+        return _error(404, text)
+    arm = decision.plan.draw.arm if decision is not None and decision.plan.draw is not None else None
+    return JSONResponse({"id": said.id, "category": decision and decision.plan.category, "arm": arm})
+
+
+async def _decisions(router: Router, serving: Serving, request: Request) -> Response:
+    """The latest decisions of this process, the newest first."""
+    asked = request.query_params.get("limit", "100")
+    if not asked.isdecimal() or not 1 <= int(asked) <= LATEST:
+        return _error(400, f"limit must be a number from 1 to {LATEST}, and is {asked!r}")
+    content = msgspec.json.encode({"process": os.getpid(), "decisions": serving.record.latest(int(asked))})
+    return Response(content, media_type="application/json")
+
+
 def _not_admin(router: Router, request: Request) -> str | None:
     """Why this request may not use an admin route."""
     variable = router.loaded.config.router.admin_key_env
@@ -159,5 +197,7 @@ def _not_admin(router: Router, request: Request) -> str | None:
 
 
 def _error(status: int, message: str) -> JSONResponse:
-    kind = {400: "BadRequestError", 403: "PermissionDeniedError"}.get(status, "ServiceUnavailableError")
+    kind = {400: "BadRequestError", 403: "PermissionDeniedError", 404: "NotFoundError"}.get(
+        status, "ServiceUnavailableError"
+    )
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": status}}, status)

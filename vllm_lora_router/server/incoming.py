@@ -25,7 +25,7 @@ class Incoming:
         self.scope = scope
         self.route: Route | None = ROUTES.get(path)
         self.path = path
-        self.began = time.perf_counter()  # when the body was complete
+        self.began, self.began_ns = time.perf_counter(), time.time_ns()  # when the body was complete; the latter UTC
         self.members: Members | None = None  # raw, when it is a JSON object
         self.model: str | None = None  # what the client names, in the body or where the route has it
         self._content: bytes | None = content
@@ -52,6 +52,10 @@ class Incoming:
         """Takes another body in place of the client's."""
         self._content = content
         self.scope = wire.with_headers(self.scope, {b"content-length": str(len(content)).encode()})
+
+    def add_headers(self, headers: dict[bytes, bytes]) -> None:
+        """Adds headers, or writes them in place of the client's of these names."""
+        self.scope = wire.with_headers(self.scope, headers)
 
     def name(self, model: str) -> None:
         """Lets the request name another model; every other byte stays."""

@@ -38,8 +38,9 @@ async def take(
     """
     refused: list[tuple[str, str]] = []
     deadline: float | None = None
-    for candidate in (*plan.candidates, router.base_alone):
-        reason = _reason(plan, candidate)
+    candidates = candidates_of(router, plan)
+    for candidate in (*candidates, router.base_alone):
+        reason = _reason(router, plan, candidate)
         if candidate.adapter is None:
             return Taken(candidate, reason, candidate.model, None, tuple(refused))
         if adapters is None:
@@ -71,8 +72,8 @@ async def foresee(router: Router, plan: Plan, adapters: Adapters | None, tenant:
 
     An adapter that nobody has asked for yet has no name in vLLM: its prompt is rendered under the base's.
     """
-    for candidate in plan.candidates:
-        reason = _reason(plan, candidate)
+    for candidate in candidates_of(router, plan):
+        reason = _reason(router, plan, candidate)
         if candidate.adapter is None:
             return Taken(candidate, reason, candidate.model)
         if adapters is not None and (lease := adapters.lease_now(candidate.adapter, tenant, loaded=False)) is not None:
@@ -108,5 +109,12 @@ async def enter(lease: Lease) -> None:
         raise
 
 
-def _reason(plan: Plan, candidate: Candidate) -> Reason:
-    return plan.reason if candidate is plan.candidates[0] else "not_loadable"
+def candidates_of(router: Router, plan: Plan) -> tuple[Candidate, ...]:
+    """What may serve: where routing only observes, nothing of the plan does."""
+    return router.default if router.observes else plan.candidates
+
+
+def _reason(router: Router, plan: Plan, candidate: Candidate) -> Reason:
+    if candidate is not candidates_of(router, plan)[0]:
+        return "not_loadable"
+    return "observe" if router.observes else plan.reason

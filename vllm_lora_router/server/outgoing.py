@@ -1,6 +1,7 @@
 """The way back: a routed response gets its headers, and what the engine would not take is asked for again without."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 
@@ -15,12 +16,50 @@ from vllm_lora_router.values import Decision, Outcome
 _EXPOSED = (b"access-control-expose-headers", ", ".join(response_headers.NAMES).encode())
 
 
+# Before the word that says why a response ended.
+_FINISH = {"chat": b'"finish_reason":"', "messages": b'"stop_reason":"', "responses": b'"status":"'}
+_WORD = re.compile(rb'([a-z_]{1,32})"')
+
 # The same request with the model alone written into it, and the decision that says so.
 Again = Callable[[], tuple[Decision, bytes]]
 
 
+class Response:
+    """Notes how a response goes that passes through."""
+
+    def __init__(self, decision: Decision, send: Send) -> None:
+        self.decision = decision
+        self._send = send
+        self._says = _FINISH.get(decision.asked.api, _FINISH["chat"])
+        self._since = time.perf_counter()
+        self._status: int | None = None
+        self._first_byte_ms: float | None = None
+        self._finish: str | None = None
+        self._complete = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+        elif message["type"] == "http.response.body":
+            if content := message.get("body"):
+                if self._first_byte_ms is None:
+                    self._first_byte_ms = self._ms()
+                # Within a text of JSON the quotes would stand behind a backslash.
+                if (at := content.rfind(self._says)) >= 0 and (found := _WORD.match(content, at + len(self._says))):
+                    self._finish = found[1].decode()
+            self._complete = not message.get("more_body", False)
+        await self._send(message)
+
+    def outcome(self) -> Outcome:
+        aborted = not self._complete
+        return Outcome(self.decision, self._status, self._first_byte_ms, self._ms(), aborted, self._finish)
+
+    def _ms(self) -> float:
+        return (time.perf_counter() - self._since) * 1000
+
+
 class RoutedResponse:
-    """Adds the decision's headers to the response's start, and notes how the response went."""
+    """Adds the decision's headers to the response's start."""
 
     def __init__(self, decision: Decision, send: Send, again: Again | None, *, browser: bool) -> None:
         """
@@ -29,15 +68,14 @@ class RoutedResponse:
                 client's body with it, as soon as it is not needed any more.
             browser: a page asks, which reads only the headers that are exposed to it.
         """
-        self.decision = decision
-        self._send = send
+        self._response = Response(decision, send)
         self._again = again
         self._refused = False
         self._browser = browser
-        self._since = time.perf_counter()
-        self._status: int | None = None
-        self._first_byte_ms: float | None = None
-        self._complete = False
+
+    @property
+    def decision(self) -> Decision:
+        return self._response.decision
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -45,30 +83,22 @@ class RoutedResponse:
                 self._refused = True
                 return
             self._again = None
-            self._status = message["status"]
             added = response_headers.headers(self.decision)
             message = wire.add_headers(message, [*added, *([_EXPOSED] if self._browser else ())])
         elif self._refused:
             return
-        elif message["type"] == "http.response.body":
-            if self._first_byte_ms is None and message.get("body"):
-                self._first_byte_ms = self._ms()
-            self._complete = not message.get("more_body", False)
-        await self._send(message)
+        await self._response.send(message)
 
     def ask_again(self) -> bytes | None:
         """The body to ask with when vLLM refused the first one; what comes after that goes to the client."""
         if not self._refused or self._again is None:
             return None
-        self.decision, content = self._again()
+        self._response.decision, content = self._again()
         self._again, self._refused = None, False
         return content
 
     def outcome(self) -> Outcome:
-        return Outcome(self.decision, self._status, self._first_byte_ms, self._ms(), aborted=not self._complete)
-
-    def _ms(self) -> float:
-        return (time.perf_counter() - self._since) * 1000
+        return self._response.outcome()
 
 
 def unrouted(model: str, path: str, send: Send) -> Send:

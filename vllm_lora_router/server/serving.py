@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from vllm_lora_router.record.tally import Tally
+from vllm_lora_router.record.recorder import Recorder
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.reloading import Reloading
 
@@ -34,6 +34,11 @@ class Version(Protocol):
     @property
     def engine_name(self) -> str:
         """The `model` of its answers."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of the content."""
         ...
 
 
@@ -86,7 +91,7 @@ class Serving:
         self.adapters: Adapters | None = None  # None: the server has no LoRA
         self.served_names: Sequence[str] = ()  # of the base; the first is the one that answers carry
         self.reloading: Reloading[Any] | None = None
-        self.tally = Tally()
+        self.record = Recorder()
 
     def start(self, router: Router, served_names: Sequence[str], adapters: Adapters | None) -> None:
         self.served_names, self.adapters = served_names, adapters

@@ -5,6 +5,7 @@ import atexit
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vllm_lora_router.adapters.base_model import BaseModel
@@ -20,7 +21,10 @@ from vllm_lora_router.pool.pool import AdapterPool
 from vllm_lora_router.pool.run_directory import RunDirectory
 from vllm_lora_router.pool.tending import Tending
 from vllm_lora_router.preflight import declared, preflight
+from vllm_lora_router.record.folder import Destination, RecordError, destination
 from vllm_lora_router.record.metrics import Metrics
+from vllm_lora_router.record.recorder import Recorder
+from vllm_lora_router.record.traces import Traces
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.hangup import on_hangup
 from vllm_lora_router.server.reloading import Reloading, ReloadRefused
@@ -54,6 +58,7 @@ class Generation:
 
     router: Router
     catalogue: Catalogue
+    destination: Destination  # of the audit record
     says: Sequence[Notice]
 
 
@@ -64,17 +69,20 @@ async def start_serving(start: Start, serving: Serving) -> None:
         ConfigError: it is wrong.
         StartError: its files are, or it names adapters and the server was started without LoRA.
         ClassifierError: a model is missing or does not fit its settings.
+        RecordError: the audit record cannot be written where it is to go.
     """
     run = await asyncio.to_thread(_meet, start)
     atexit.register(run.close)
-    metrics = Metrics()
+    metrics = serving.record.metrics = Metrics()
+    serving.record.traces = Traces()
+    atexit.register(serving.record.close)
     pool: AdapterPool | None = None
 
     async def prepare(content: bytes) -> Generation:
         building = asyncio.ensure_future(asyncio.to_thread(_build, start, content, serving.router))
         try:
             return await asyncio.shield(building)
-        except (ConfigError, ClassifierError, StartError) as error:
+        except (ConfigError, ClassifierError, RecordError, StartError) as error:
             raise ReloadRefused(str(error).splitlines()) from error
         except asyncio.CancelledError:
             # A thread cannot be given up, and the models of two must not be loaded at once.
@@ -86,6 +94,7 @@ async def start_serving(start: Start, serving: Serving) -> None:
             logger.log(notice.level, "%s", notice.text)
         if pool is not None:
             await pool.configure(generation.catalogue, generation.router.loaded.config.router.adapters)
+        _record(serving.record, generation, number)
         serving.router = generation.router
 
     reloading = Reloading(run, start.file, prepare, commit, ended=metrics.reloaded)
@@ -96,6 +105,7 @@ async def start_serving(start: Start, serving: Serving) -> None:
     if start.limits is not None:
         pool = await _open_pool(start, start.limits, first, run)
         pool.loader.metrics = metrics
+    _record(serving.record, first, reloading.generation)
     serving.start(first.router, start.served_names, pool)
     serving.reloading = reloading
     reloading.start()
@@ -122,8 +132,24 @@ def _build(start: Start, content: bytes, before: Router | None) -> Generation:
     folders = declared(loaded, base, start.command_line)
     adapters = {name: Declared(folder, name in start.is_3d) for name, folder in folders.items() if folder is not None}
     catalogue = Catalogue.of(loaded, adapters, one_node=start.one_node)
+    to = destination(loaded)
     router = Router.build(loaded, base, before)
-    return Generation(router, catalogue, (*notices(loaded, base), *found.notices, *_labels(router)))
+    return Generation(router, catalogue, to, (*notices(loaded, base), *found.notices, *_labels(router)))
+
+
+def _record(record: Recorder, generation: Generation, number: int) -> None:
+    """What is recorded from now on, and by which names."""
+    record.write_to(generation.destination)
+    if (metrics := record.metrics) is not None:
+        config = generation.router.loaded.config
+        adapters = [
+            *generation.catalogue.declared,
+            *(lora.name for base in config.bases.values() for lora in base.loras),
+        ]
+        metrics.configure([category.name for category in config.categories], adapters)
+        metrics.generation(number)
+        for method, scored in generation.router.classifiers.scored.items():
+            scored.batcher.told = partial(metrics.batched, method)
 
 
 async def _open_pool(start: Start, limits: Limits, first: Generation, run: RunDirectory) -> AdapterPool:

@@ -152,6 +152,57 @@ async def test_a_model_that_fails_fails_that_batch_alone(batcher: Batcher[int], 
     assert (batcher.done.failed, batcher.done.batches) == (1, 3)
 
 
+async def test_each_batch_is_told_with_those_who_still_wait(
+    batcher: Batcher[int], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "MOST", 2)
+    told: list[tuple[int, int]] = []
+    batcher.told = lambda texts, waiting: told.append((texts, waiting))
+    model.go.clear()
+    asked = [asyncio.ensure_future(batcher.ask("x"))]
+    await begun(model, 1)
+    asked += [asyncio.ensure_future(batcher.ask("x")) for _ in range(3)]
+    await asyncio.sleep(0)
+    model.go.set()
+    await asyncio.gather(*asked)
+    batcher.worker.run_blocking(lambda: None)
+    assert told == [(1, 3), (2, 1), (1, 0)]
+
+
+async def test_that_nobody_waits_any_more_is_told_too_when_all_were_given_up(
+    batcher: Batcher[int], model: Model
+) -> None:
+    told: list[tuple[int, int]] = []
+    gone = threading.Event()
+
+    def tell(texts: int, waiting: int) -> None:
+        told.append((texts, waiting))
+        assert gone.wait(10)
+
+    batcher.told = tell
+    model.go.clear()
+    first = asyncio.ensure_future(batcher.ask("first"))
+    await begun(model, 1)
+    given_up = asyncio.ensure_future(batcher.ask("given up"))
+    await asyncio.sleep(0)
+    model.go.set()
+    await first
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    gone.set()
+    batcher.worker.run_blocking(lambda: None)
+    assert told == [(1, 1), (0, 0)]
+
+
+async def test_who_is_told_and_fails_holds_nobody_up(batcher: Batcher[int]) -> None:
+    def fail(texts: int, waiting: int) -> None:
+        raise RuntimeError("the disk is full")
+
+    batcher.told = fail
+    async with asyncio.timeout(5):
+        assert [await batcher.ask("x" * length) for length in (1, 2, 3)] == [1, 2, 3]
+
+
 async def test_while_a_model_does_not_return_nobody_waits_for_it(
     batcher: Batcher[int], model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

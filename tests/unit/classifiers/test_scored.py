@@ -66,12 +66,19 @@ def test_of_equal_scores_the_first_listed_wins() -> None:
     assert one(ScoredClassifier(Table({"a": 0.5, "b": 0.5}, {"x": [0.5, 0.5]})), "x").category == "a"
 
 
-def test_a_category_with_several_rules_has_the_best_of_their_scores() -> None:
-    table = Table([("a", 0.9), ("b", 0.5), ("a", 0.2)], {"x": [0.8, 0.1, 0.3]})
+def test_a_category_with_several_rules_has_the_score_of_the_one_that_counts() -> None:
+    table = Table([("a", 0.9), ("b", 0.5), ("a", 0.2)], {"x": [0.8, 0.1, 0.3], "y": [0.8, 0.1, 0.1]})
     found = one(ScoredClassifier(table), "x")
-    assert found.scores == {"a": 0.8, "b": 0.1}
-    assert (found.category, found.sure, found.threshold) == ("a", True, 0.2)
-    assert found.score == pytest.approx(0.3)
+    assert (found.scores, found.thresholds) == ({"a": 0.3, "b": 0.1}, {"a": 0.2, "b": 0.5})
+    assert (found.category, found.score, found.sure, found.threshold) == ("a", 0.3, True, 0.2)
+    found = one(ScoredClassifier(table), "y")
+    assert (found.scores, found.thresholds) == ({"a": 0.8, "b": 0.1}, {"a": 0.9, "b": 0.5})
+    assert not found.sure
+
+
+def test_what_is_shown_is_what_was_decided_on() -> None:
+    found = one(ScoredClassifier(Table({"a": 0.6}, {"x": [0.59996]})), "x")
+    assert (found.score, found.sure) == (0.6, True)
 
 
 def test_a_negative_similarity_is_shown_as_it_is() -> None:

@@ -28,8 +28,8 @@ def test_an_example_of_ours_leaves_nothing_to_warn_of(file: Path) -> None:
     assert [one.text for one in notices(loaded, served_base(loaded))] == []
 
 
-def test_there_is_an_example_for_each_method_one_for_all_and_one_for_adapters_that_come() -> None:
-    assert {file.stem for file in EXAMPLES} >= {"keyword", "embedding", "domain", "combined", "adapters", "guide"}
+def test_there_is_an_example_for_each_method_one_for_all_and_for_what_else_there_is() -> None:
+    assert {file.stem for file in EXAMPLES} >= {"keyword", "embedding", "domain", "combined", "adapters", "ab", "guide"}
 
 
 def test_the_guide_means_here_what_it_says_there() -> None:

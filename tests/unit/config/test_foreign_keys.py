@@ -12,27 +12,15 @@ if TYPE_CHECKING:
     from .conftest import Configs
 
 NOT_BUILT_YET = [
-    ("router: {mode: observe}", "modes other than route"),
-    ("router: {mode: off}", "modes other than route"),
-    ("router: {share: 0.5}", "routing a share of the requests"),
     ("router: {text: {take: all}}", "text other than the last user message"),
-    ("router: {affinity: {enabled: true}}", "conversation affinity"),
-    ("router: {affinity: {margin: 0.15}}", "conversation affinity"),
-    ("router: {ab: {salt: x}}", "A/B tests"),
     ("router: {tenant_cache: isolated}", "a prefix cache per tenant"),
-    ("router: {audit: {path: audit.jsonl}}", "the audit record"),
     ("classifier: {mcp_category_model: {enabled: true, tool_name: x}}", "classification by an MCP tool"),
     ("classifier: {embedding_model: {head: head.safetensors}}", "a fitted head on the encoder"),
 ]
 
 HARMLESS = [
-    "router: {mode: route}",
-    "router: {share: 1.0}",
     "router: {text: {take: last, windows: 3}}",
-    "router: {affinity: {enabled: false}}",
-    "router: {affinity: {enabled: false, margin: 0.15, turns: 8}}",
     "router: {tenant_cache: shared}",
-    "router: {audit: {path: null}}",
     "router: {admin_key_env: null}",
     "classifier: {mcp_category_model: {enabled: false}}",
     "classifier: {mcp_category_model: {enabled: false, transport_type: stdio, command: python, args: [server.py]}}",
@@ -50,7 +38,6 @@ def test_a_key_whose_feature_is_not_built_is_an_error_that_says_so(configs: Conf
 @pytest.mark.parametrize(
     ("line", "feature"),
     [
-        ("selection: weighted", "a weighted draw among model_scores"),
         ("examples: [x]", "fitting categories from examples"),
     ],
 )
@@ -66,7 +53,6 @@ def test_a_key_of_a_category_whose_feature_is_not_built_is_told_at_the_key(
 
 def test_every_key_that_is_not_built_is_tried_here() -> None:
     tried = {feature for _, feature in NOT_BUILT_YET} | {
-        "a weighted draw among model_scores",
         "fitting categories from examples",
     }
     assert {feature for _, feature, _ in NOT_BUILT} == tried

@@ -58,7 +58,7 @@ def test_a_score_that_does_nothing_is_warned_of(configs: Configs) -> None:
     )
     assert configs.notices(text) == [
         "WARNING: category 'technical': medical-lora (0.7) takes every request; technical-lora (0.3) is only tried "
-        "when it cannot be served (a score is a maximum, not a share)"
+        "when it cannot be served (selection: weighted would draw by score)"
     ]
 
 
@@ -105,3 +105,37 @@ def test_the_cost_of_use_cpu_is_told(configs: Configs) -> None:
     (said,) = configs.notices(configs.good + "classifier: {category_model: {model_id: m, use_cpu: true}}\n")
     assert said.startswith("INFO: category_model.use_cpu is true")
     assert configs.notices(configs.good + "classifier: {category_model: {use_cpu: true}}\n") == []
+
+
+@pytest.mark.parametrize(
+    ("router", "said"),
+    [
+        (
+            "mode: off",
+            "WARNING: router.mode is off: nothing is classified, every auto request takes default_model (base)",
+        ),
+        (
+            "mode: observe",
+            "WARNING: router.mode is observe: decisions are made, shown and recorded, and none is applied: every auto "
+            "request takes default_model (base)",
+        ),
+        (
+            "share: 0.1, ab: {salt: x}",
+            "INFO: router.share is 0.1: the rest of the users takes default_model (base)",
+        ),
+    ],
+)
+def test_routing_that_is_not_in_force_for_all_is_told(configs: Configs, router: str, said: str) -> None:
+    assert configs.notices(f"{configs.good}router: {{{router}}}\n") == [said]
+
+
+def test_arms_that_anybody_could_tell_are_told_of(configs: Configs) -> None:
+    entry = "        lora_name: medical-lora"
+    text = configs.changed(
+        (entry, f"{entry}\n      - {{model: base, score: 0.5}}"),
+        ("  - name: medical\n", "  - name: medical\n    selection: weighted\n"),
+    )
+    assert configs.notices(text) == [
+        "INFO: router.ab.salt is empty: whoever knows a user's id can tell its arm, and find it in the audit record"
+    ]
+    assert configs.notices(f"{text}router: {{ab: {{salt: x}}}}\n") == []

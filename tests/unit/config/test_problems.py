@@ -270,7 +270,7 @@ categories:
     model_scores: []
   - name: medical
     sytem_prompt: x
-    selection: weighted
+    examples: [x]
     model_scores:
       - model: base
         lora_name: medcal-lora
@@ -282,7 +282,7 @@ embedding_rules:
     candidates: [x]
     threshold: 1.5
 router:
-  mode: observe
+  mode: observing
 """
 
 
@@ -294,12 +294,12 @@ def test_everything_that_is_wrong_is_said_at_once_in_the_order_of_the_file(confi
         "8:11: categories[0].name",
         "9:19: categories[0].model_scores",
         "11:5: categories[1].sytem_prompt",
-        "12:5: categories[1].selection",
+        "12:5: categories[1].examples",
         "15:20: categories[1].model_scores[0].lora_name",
         "17:15: keyword_rules[0].category",
         "18:15: keyword_rules[0].keywords",
         "22:16: embedding_rules[0].threshold",
-        "24:3: router.mode",
+        "24:9: router.mode",
     ]
 
 
@@ -317,3 +317,21 @@ def test_a_name_longer_than_a_header_bears_is_an_error(configs: Configs) -> None
     long = "x" * 257
     text = configs.changed(("  - name: medical\n", f"  - name: {long}\n"), ("category: medical", f"category: {long}"))
     assert configs.problems(text)[0].startswith("12:11: categories[1].name: string should have at most 256 characters")
+
+
+def test_an_ab_test_needs_a_weight_and_known_places(configs: Configs) -> None:
+    entry = "        lora_name: medical-lora"
+    text = configs.changed(
+        (entry, f"{entry}\n        score: 0"), ("  - name: medical\n", "  - name: medical\n    selection: weighted\n")
+    )
+    (said,) = configs.problems(text)
+    assert said.endswith("selection is weighted, and no entry of model_scores has a score above 0")
+    for place in ("users", "header:", "header:x y", "metadata"):
+        (said,) = configs.problems(f"{configs.good}router: {{ab: {{key: ['{place}']}}}}\n")
+        assert "router.ab.key[0]" in said
+    assert len(configs.problems(f"{configs.good}router: {{ab: {{key: []}}}}\n")) == 1
+
+
+@pytest.mark.parametrize("line", ["mode: off", "log: off", "adapters: {snapshot: off}", "mode: 'off'"])
+def test_off_needs_no_quotes(configs: Configs, line: str) -> None:
+    configs.load(f"{configs.good}router: {{{line}}}\n")

@@ -40,7 +40,11 @@ def decide() -> Decide:
             reason == "routed",
             EVIDENCE[method] if evidence is None else evidence,
         )
-        step = Step(method, 2.0, failure=failure, error="the user's words") if failure else Step(method, 2.0, found)
+        step = (
+            Step(method, 2.0, failure=failure, error="ValueError: the user's words")
+            if failure
+            else Step(method, 2.0, found)
+        )
         sure = method if confidence is not None else None
         plan = Plan((step,), reason, category, confidence, sure, (candidate,), "01234567")
         return Decision(id, plan, candidate, reason, written or Written(), 3.14159)

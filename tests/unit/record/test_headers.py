@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_lora_router.record.headers import NAMES, encoded, headers
-from vllm_lora_router.values import Decision, Written
+from vllm_lora_router.values import Candidate, Decision, Written
 
 if TYPE_CHECKING:
     from .conftest import Decide
@@ -45,7 +46,21 @@ def test_a_decision_that_nobody_was_sure_of_has_all_eight_too(decide: Decide) ->
         "x-lora-router-reason": "unsure",
         "x-lora-router-overhead-ms": "3.142",
     }
-    assert len(NAMES) == 8
+    assert len(NAMES) == 9
+
+
+def test_an_arm_is_named_where_one_was_drawn(decide: Decide) -> None:
+    decision = decide()
+    assert "x-lora-router-arm" not in read(decision)
+    drawn = replace(decision, candidate=replace(decision.candidate, arm="medical-lora#2"))
+    assert read(drawn)["x-lora-router-arm"] == "medical-lora#2"
+
+
+def test_who_observes_is_told_what_would_have_served(decide: Decide) -> None:
+    decision = decide()
+    observed = replace(decision, reason="observe", candidate=Candidate("base", None))
+    assert read(observed)["x-vsr-selected-model"] == "medical-lora"
+    assert read(observed)["x-lora-router-reason"] == "observe"
 
 
 @pytest.mark.parametrize(

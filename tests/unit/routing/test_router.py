@@ -149,8 +149,7 @@ class Counting:
 
 
 def asking(router: Router, method: Counting, deadline_ms: float) -> Router:
-    router._cascade = Cascade([method], deadline_ms)  # pyright: ignore[reportArgumentType]
-    return router
+    return Router(router.loaded, router.base, Classifiers(Cascade([method], deadline_ms), ()))
 
 
 async def test_of_many_prompts_equal_ones_are_classified_once(router: Route) -> None:

@@ -69,6 +69,10 @@ class FakeLease:
     def engine_name(self) -> str:
         return self.model
 
+    @property
+    def digest(self) -> str:
+        return f"digest of {self.model}"
+
     async def enter(self) -> None:
         await self.adapters.slot.wait()
 

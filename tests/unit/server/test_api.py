@@ -1,11 +1,13 @@
 """Our own routes, and vLLM's list of models with the auto name in it."""
 
+import json
 from pathlib import Path
 
 import httpx
 import pytest
 
 from vllm_lora_router.pool.run_directory import RunDirectory
+from vllm_lora_router.record.folder import destination
 from vllm_lora_router.server.model_list import changed
 from vllm_lora_router.server.reloading import Reloading, ReloadRefused
 
@@ -50,7 +52,7 @@ async def test_classify_gives_the_plan_for_a_text(app: App, client: httpx.AsyncC
     assert [candidate["model"] for candidate in plan["candidates"]] == ["medical-lora", "second-lora", "served-base"]
     assert plan["steps"][0]["classification"]["evidence"]["keywords"] == ["blood"]
     assert app.reached.bodies == []
-    assert app.serving.tally.reasons == {}
+    assert app.serving.record.tally.reasons == {}
 
 
 async def test_classify_reads_a_whole_request(client: httpx.AsyncClient) -> None:
@@ -145,3 +147,61 @@ async def test_a_reload_says_what_became_of_it(
         assert (health["generation"], health["refused"]["problems"]) == (2, ["config.yaml:1:1: it is wrong"])
     finally:
         await reloading.stop()
+
+
+CHAT = {"model": "MoM", "messages": [{"role": "user", "content": "my blood"}]}
+
+
+async def test_the_latest_decisions_are_the_admins_to_see(
+    app: App, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await client.get("/v1/router/decisions")).status_code == 403
+    monkeypatch.setenv("TEST_ADMIN_KEY", "boss")
+    app.configure(ADMIN, tmp_path)
+    for _ in range(3):
+        await client.post("/v1/chat/completions", json=CHAT, headers={"X-Tenant": "acme"})
+    key = {"x-lora-router-admin-key": "boss"}
+    found = (await client.get("/v1/router/decisions?limit=2", headers=key)).json()["decisions"]
+    assert [one["plan"]["category"] for one in found] == ["medical", "medical"]
+    assert found[0]["at"] > found[1]["at"]
+    assert (found[0]["tenant"], found[0]["served"]["version"]) == ("acme", "medical-lora")
+    assert (found[0]["served"]["digest"], found[0]["outcome"]["status"]) == ("digest of medical-lora", 200)
+    for limit in ("0", "x", "1e3", "100000", "-1", ""):
+        response = await client.get(f"/v1/router/decisions?limit={limit}", headers=key)
+        assert response.status_code == 400 and "limit" in response.json()["error"]["message"]
+
+
+async def test_feedback_says_which_decision_it_joined(app: App, client: httpx.AsyncClient) -> None:
+    await client.post("/v1/chat/completions", json=CHAT)
+    id = f"chatcmpl-{app.reached.headers[-1]['x-request-id']}"
+    response = await client.post("/v1/router/feedback", json={"id": id, "score": 1, "comment": "just right"})
+    assert (response.status_code, response.json()) == (200, {"id": id, "category": "medical", "arm": None})
+    unknown = await client.post("/v1/router/feedback", json={"id": "chatcmpl-x", "score": 0})
+    assert unknown.status_code == 404 and "router.audit.path" in unknown.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"[]", b"{}", b'{"id": "x"}', b'{"score": 1}', b'{"id": "", "score": 1}', b'{"id": 3, "score": 1}'),
+        *(b'{"id": "x", "score": "1"}', b'{"id": "x", "score": true}', b'{"id": "x", "score": 1e999}'),
+        *(b'{"id": "x", "score": 1, "coment": "x"}', b'{"id": "\xff", "score": 1}', b'{"id": "x", "score": NaN}'),
+        b'{"id": "' + b"x" * 257 + b'", "score": 1}',
+        b'{"id": "x", "score": 1, "comment": "' + b"x" * 4097 + b'"}',
+    ],
+)
+async def test_feedback_says_what_it_needs(app: App, client: httpx.AsyncClient, content: bytes) -> None:
+    response = await client.post("/v1/router/feedback", content=content)
+    assert response.status_code == 400 and "score" in response.json()["error"]["message"]
+
+
+async def test_feedback_on_another_processs_answer_is_taken_where_a_record_is_kept(
+    app: App, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    router = app.configure(CONFIG + "router: {audit: {path: audit}}\n", tmp_path)
+    app.serving.record.write_to(destination(router.loaded))
+    response = await client.post("/v1/router/feedback", json={"id": "chatcmpl-x", "score": 0.5})
+    assert (response.status_code, response.json()) == (200, {"id": "chatcmpl-x", "category": None, "arm": None})
+    app.serving.record.close()
+    (file,) = (tmp_path / "audit").glob("*.jsonl")
+    assert json.loads(file.read_text())["score"] == 0.5

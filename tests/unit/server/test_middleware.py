@@ -10,7 +10,9 @@ import httpx
 import pytest
 from starlette.types import Message
 
+from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cascade import Cascade
+from vllm_lora_router.routing.router import Router
 from vllm_lora_router.values import Classification
 
 from .conftest import CONFIG, App
@@ -235,7 +237,8 @@ class Failing:
 
 def classify_with(app: App, classifier: Failing, deadline_ms: float) -> None:
     assert app.serving.router is not None
-    app.serving.router._cascade = Cascade([classifier], deadline_ms)  # pyright: ignore[reportArgumentType]
+    before = app.serving.router
+    app.serving.router = Router(before.loaded, before.base, Classifiers(Cascade([classifier], deadline_ms), ()))
 
 
 @pytest.mark.parametrize(("seconds", "reason"), [(None, "error"), (5, "timeout")])
@@ -318,7 +321,7 @@ async def test_a_client_that_leaves_later_is_announced_to_vllm(app: App) -> None
     connection.leave()
     await asyncio.wait_for(running, 1)
     assert heard == ["http.disconnect"]
-    assert app.serving.tally.aborted == 1 and app.serving.tally.under_way == 0
+    assert app.serving.record.tally.aborted == 1 and app.serving.record.tally.under_way == 0
 
 
 async def test_nothing_of_ours_stays_behind_when_the_response_is_done(app: App) -> None:

@@ -83,7 +83,7 @@ async def test_a_request_that_is_wrong_by_itself_is_asked_twice_and_no_more(app:
     inner = picky(app, 400, 400, 200)
     answer = await ask(app.asgi, CHAT, request_to(CHAT, "blood", model="MoM"))
     assert (answer.status, json.loads(answer.body), len(inner.bodies)) == (400, {"try": 2}, 2)
-    assert app.serving.tally.reasons == {"routed": 1} and app.serving.tally.aborted == 0
+    assert app.serving.record.tally.reasons == {"routed": 1} and app.serving.record.tally.aborted == 0
 
 
 @pytest.mark.parametrize("status", [200, 401, 404, 422, 500, 503])
@@ -192,7 +192,7 @@ async def test_a_client_that_leaves_during_the_second_try_is_announced(app: App)
     line.inbox.put_nowait({"type": "http.disconnect"})
     await asyncio.wait_for(running, 5)
     assert heard[2:] == ["http.disconnect"] and line.sent == []
-    assert app.serving.tally.aborted == 1 and app.adapters.leased == []
+    assert app.serving.record.tally.aborted == 1 and app.adapters.leased == []
 
 
 async def test_an_auto_name_where_nothing_is_routed_is_told_where_something_is(

@@ -54,7 +54,7 @@ async def test_a_dry_route_costs_nothing_and_is_not_counted(
         answer = await ask(app.asgi, path, request_to(path, "blood", model="MoM"))
     assert answer.status == 200 and "x-lora-router-overhead-ms" in answer.headers
     assert app.adapters.waited_for == [] and app.adapters.leased == []
-    assert app.serving.tally.reasons == {} and app.serving.tally.under_way == 0
+    assert app.serving.record.tally.reasons == {} and app.serving.record.tally.under_way == 0
     assert caplog.messages == []
 
 
@@ -128,7 +128,7 @@ async def test_an_open_route_serves_what_is_in_memory_and_is_counted(
     app.adapters.slot.set()
     assert (await waiting).status == 200
     assert app.adapters.leased == [] and app.adapters.waited_for == []
-    assert app.serving.tally.reasons == {"routed": 1}
+    assert app.serving.record.tally.reasons == {"routed": 1}
     assert len(caplog.messages) == 1
 
 

@@ -1,0 +1,103 @@
+"""A conversation stays with what it is about: "commit it" and "why?" need no category of their own."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+
+from vllm_lora_router.values import Classification, Held, Method, Step, Turn
+
+# Answers to earlier turns, and conversations whose turns are not in the request, that one process remembers.
+REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a method was sure of."""
+
+    method: Method
+    classification: Classification
+
+
+def found(steps: Sequence[Step]) -> Found | None:
+    """What the methods found in one turn; None when none was sure."""
+    last = steps[-1] if steps else None
+    if last is None or last.classification is None or not last.classification.sure:
+        return None
+    return Found(last.method, last.classification)
+
+
+def told(earlier: Iterable[tuple[int, Found]], before: Held | None, margin: float) -> tuple[Held | None, list[Turn]]:
+    """What the conversation was about before its last turn, and the turns that say so.
+
+    Args:
+        earlier: oldest first, each with how many turns it stands before the last one.
+    """
+    held, turns = before, list[Turn]()
+    for back, one in earlier:
+        category = one.classification.category
+        assert category is not None, "who is sure names one"
+        turn = Turn(back, category, one.classification.score, one.method, score_of(one, held))
+        turns.append(turn)
+        held = follow(held, turn, margin)
+    return held, turns
+
+
+def follow(held: Held | None, turn: Turn, margin: float) -> Held:
+    """What the conversation is about after a turn: it is left only for what is better by the margin."""
+    if held is None or turn.category == held.category or round(turn.score - turn.held_score, 4) >= margin:
+        return Held(turn.category, turn.score, turn.method)
+    return held
+
+
+def score_of(one: Found, held: Held | None) -> float:
+    """What a classification says of the category that holds; 0 where it says nothing of it."""
+    return one.classification.scores.get(held.category, 0.0) if held is not None else 0.0
+
+
+def as_turn(last: Found, held: Held | None) -> Turn:
+    """The last turn, seen as the earlier ones are."""
+    return Turn(0, last.classification.category or "", last.classification.score, last.method, score_of(last, held))
+
+
+class Turns:
+    """What was found in earlier turns of conversations, which come again with every request."""
+
+    def __init__(self) -> None:
+        self._found: LRUCache[bytes, Found | None] = LRUCache(REMEMBERED)
+
+    def get(self, text: str) -> tuple[Found | None] | None:
+        """What was found in this text, in a tuple; None when it is not known."""
+        key = _key(text)
+        return (self._found[key],) if key in self._found else None
+
+    def put(self, text: str, steps: Sequence[Step]) -> None:
+        """Keeps what the methods said, unless one of them failed."""
+        if not any(step.failure for step in steps):
+            self._found[_key(text)] = found(steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A conversation whose earlier turns do not come with the request."""
+
+    held: Held | None
+    key: str | None  # of its A/B draws, where they went by the conversation
+
+
+class Conversations:
+    """By the id of the last response: this process's alone, and the latest of them."""
+
+    def __init__(self) -> None:
+        self._known: LRUCache[str, Remembered] = LRUCache(REMEMBERED)
+
+    def get(self, response: str | None) -> Remembered | None:
+        return self._known.get(response) if response is not None else None
+
+    def put(self, response: str, remembered: Remembered) -> None:
+        self._known[response] = remembered
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

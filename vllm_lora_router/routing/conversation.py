@@ -1,0 +1,94 @@
+"""What a conversation is about after its last turn, by what the methods say of it and of the turns before."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vllm_lora_router.classifiers.cascade import Cascade
+from vllm_lora_router.config.schema import Affinity as Settings
+from vllm_lora_router.routing.affinity import Found, Turns, as_turn, follow, found, told
+from vllm_lora_router.values import Affinity, Held, Query, Step
+
+# Of a conversation of thousands of turns, the first and the latest: each costs a microsecond or two every time.
+LOOKED_AT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What was found."""
+
+    steps: tuple[Step, ...]  # of the last turn
+    last: Found | None  # what a method was sure of in it
+    held: Held | None  # what the conversation is about from here on; None when nothing was ever sure
+    affinity: Affinity | None  # None when nothing was known before the last turn
+
+
+class Conversation:
+    """Asks the methods about a request's turns: the last one, and those before that they were not asked about yet."""
+
+    def __init__(self, settings: Settings, cascade: Cascade, clean: Callable[[str], str]) -> None:
+        """`clean` takes what is not the user's question out of a turn."""
+        self._settings = settings
+        self._cascade = cascade
+        self._clean = clean
+        self._turns = Turns()
+
+    async def ask(self, query: Query, before: Held | None) -> About:
+        """
+        Args:
+            before: what the conversation is known to have been about before the query's first turn.
+        """
+        if not self._settings.enabled:
+            steps = await self._cascade.ask(self._of(query.text, query))
+            return _alone(steps)
+        turns = _earlier(query)
+        known = {text: self._turns.get(text) for _, text in turns}
+        unknown = self._to_ask([text for text, answer in known.items() if answer is None])
+        # The last one first: it is what the request is about, and the others are nearly always known.
+        asked = [self._cascade.ask(self._of(text, query)) for text in (query.text, *unknown)]
+        steps, *others = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
+        for text, answer in zip(unknown, others, strict=True):
+            known[text] = (found(answer),)
+            self._turns.put(text, answer)
+        if query.has_text:
+            self._turns.put(query.text, steps)
+        sure = [(back, answer[0]) for back, text in turns if (answer := known[text]) is not None]
+        return self._about(steps, [(back, one) for back, one in sure if one is not None], before)
+
+    def _about(self, steps: tuple[Step, ...], earlier: list[tuple[int, Found]], before: Held | None) -> About:
+        margin = self._settings.margin
+        # What is kept of a long conversation is its end, and what it was about when that began.
+        kept = max(len(earlier) - self._settings.turns, 0)
+        before, _ = told(earlier[:kept], before, margin)
+        held, turns = told(earlier[kept:], before, margin)
+        if held is None:
+            return _alone(steps)
+        last = found(steps)
+        after = held if last is None else follow(held, as_turn(last, held), margin)
+        against = None if last is None else last.classification.category
+        stays = after.category == held.category and against != held.category
+        return About(steps, last, after, Affinity(held.category, stays, against, margin, tuple(turns), before))
+
+    def _to_ask(self, texts: Sequence[str]) -> list[str]:
+        """Of turns that nothing is known of, what it began with, however long ago, and what it came to."""
+        most = self._settings.turns - 1
+        return [texts[0], *texts[len(texts) - most + 1 :]] if len(texts) > most else list(texts)
+
+    def _of(self, text: str, query: Query) -> Query:
+        text = self._clean(text)
+        return Query(text, (text,), api=query.api)
+
+
+def _earlier(query: Query) -> list[tuple[int, str]]:
+    """Turns before the last, oldest first, each with how many turns it stands before the last."""
+    last = len(query.turns) - 1
+    looked_at = range(last) if last <= LOOKED_AT else (0, *range(last - LOOKED_AT + 1, last))
+    return [(last - number, query.turns[number]) for number in looked_at if query.turns[number].strip()]
+
+
+def _alone(steps: tuple[Step, ...]) -> About:
+    last = found(steps)
+    if last is None:
+        return About(steps, None, None, None)
+    turn = as_turn(last, None)
+    return About(steps, last, Held(turn.category, turn.score, turn.method), None)
