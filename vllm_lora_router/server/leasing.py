@@ -115,6 +115,6 @@ def candidates_of(router: Router, plan: Plan) -> tuple[Candidate, ...]:
 
 
 def _reason(router: Router, plan: Plan, candidate: Candidate) -> Reason:
-    if candidate is not candidates_of(router, plan)[0]:
-        return "not_loadable"
-    return "observe" if router.observes else plan.reason
+    if router.observes:
+        return "observe"
+    return plan.reason if candidate is plan.candidates[0] else "not_loadable"
