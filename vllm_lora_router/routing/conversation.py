@@ -58,9 +58,9 @@ class Conversation:
     def _about(self, steps: tuple[Step, ...], earlier: list[tuple[int, Found]], before: Held | None) -> About:
         margin = self._settings.margin
         # What is kept of a long conversation is its end, and what it was about when that began.
-        kept = max(len(earlier) - self._settings.turns, 0)
-        before, _ = told(earlier[:kept], before, margin)
-        held, turns = told(earlier[kept:], before, margin)
+        left_out = max(len(earlier) - self._settings.turns, 0)
+        before, _ = told(earlier[:left_out], before, margin)
+        held, turns = told(earlier[left_out:], before, margin)
         if held is None:
             return _alone(steps)
         last = found(steps)
