@@ -10,12 +10,26 @@ Mode = Literal["insert", "replace"]
 # fmt: off
 Reason = Literal[
     "routed", "held", "unsure", "no_text", "error", "timeout", "overload", "mixed",
-    "not_loadable", "observe", "off", "share", "named",
+    "not_loadable", "not_allowed", "observe", "off", "share", "named",
 ]
 # fmt: on
 
 # A plan with one of these reasons is the fault of a classifier, not of the request: `router.on_error` speaks of them.
 FAILURES: frozenset[Reason] = frozenset({"error", "timeout", "overload"})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as far as the request says."""
+
+    tenant: str | None = None
+    fingerprint: str | None = None  # of the API key that the client shows
+    said: Mapping[str, str] = field(default_factory=dict)  # a place of `router.ab.key` -> what stands there
+    user: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)  # those of `mcp_category_model.forward_headers`
+
+
+NOBODY = Caller()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +40,14 @@ class Query:
     turns: tuple[str, ...] = ()  # everything the user said, oldest first
     api: str = "chat"  # which shape of request it came in
     previous: str | None = None  # the id of the response that it goes on from, where the turns before are not in it
+    caller: Caller = field(default=NOBODY, compare=False)  # the same for all queries of a request
+    model: str | None = None  # what the client names
+    calls: bool = True  # whether a tool may be called for it
 
     @property
     def has_text(self) -> bool:
         """Whether there are words to go by: token ids cannot be read, and an image has none."""
         return bool(self.text) and not self.text.isspace()
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks, as far as the request says."""
-
-    tenant: str | None = None
-    fingerprint: str | None = None  # of the API key that the client shows
-    said: Mapping[str, str] = field(default_factory=dict)  # a place of `router.ab.key` -> what stands there
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,17 @@ class Asked:
     model: str | None = None  # what the client names
     caller: Caller = Caller()
     prompts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a tool asks for beside a category."""
+
+    model: str | None = None  # an adapter or the base, before all others
+    models: Mapping[str, float] = field(default_factory=dict)  # adapter or base -> score, as in `model_scores`
+    use_reasoning: bool | None = None
+    reasoning_effort: str | None = None
+    system_prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +85,7 @@ class Classification:
     evidence: Mapping[str, object] = field(default_factory=dict)  # keywords matched; nearest example; label -> p
     cached: bool = False  # it was found before, for the same words
     thresholds: Mapping[str, float] = field(default_factory=dict)  # category -> what its score had to reach
+    wish: Wish | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +128,7 @@ class Held:
     category: str
     score: float  # with which it was last found
     method: Method
+    wish: Wish | None = None  # what was asked for with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +140,7 @@ class Turn:
     score: float
     method: Method
     held_score: float  # of the category that held then, by the same classification; 0 where it says nothing of it
+    wish: Wish | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ class Classifier(Protocol):
 
         Raises:
             Overload: too many queries wait already.
-            Stuck: its model does not return.
+            Unavailable: it cannot answer now.
+            TimeoutError: it did not answer within a time of its own.
         """
         ...
 
@@ -27,7 +28,11 @@ class Overload(Exception):
     """A classifier that has more to do than it can; the request takes the next candidate at once."""
 
 
-class Stuck(Exception):
+class Unavailable(Exception):
+    """A classifier that cannot answer now; the message says why, and of the request's own words nothing."""
+
+
+class Stuck(Unavailable):
     """A classifier whose model does not return; it is not asked any more until it does."""
 
 

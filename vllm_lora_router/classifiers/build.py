@@ -21,6 +21,7 @@ from vllm_lora_router.values import Method
 if TYPE_CHECKING:
     from vllm_lora_router.classifiers.encoder import Encoder
     from vllm_lora_router.classifiers.scored import ScoredClassifier, Scorer
+    from vllm_lora_router.classifiers.tool.classifier import Line
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
@@ -38,13 +39,15 @@ class Classifiers:
     models: Models = field(default_factory=Models)
     scored: Mapping[Method, "ScoredClassifier"] = field(default_factory=dict)  # those with a model
     cache: Cache = field(default_factory=Cache)
+    tool: "Line | None" = None  # None: none is configured
 
 
-def build(loaded: Loaded, before: Classifiers | None = None) -> Classifiers:
+def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | None = None) -> Classifiers:
     """Loads what the configured methods need and runs each model once. Takes seconds: never on the event loop.
 
     Args:
         before: those of the configuration in force: models that did not change are shared with them.
+        served_name: what the base is called, which a tool may ask for.
 
     Raises:
         ClassifierError: a model is missing, does not fit its settings, or has no room beside those in force.
@@ -56,6 +59,7 @@ def build(loaded: Loaded, before: Classifiers | None = None) -> Classifiers:
     encoder = cache(lambda: _encoder(loaded, models))
     _load_together(loaded, models)
     mapped: Sequence[Mapped] = ()
+    line: Line | None = None
     classifiers: list[Classifier] = []
     for method, configured in methods_of(config).items():
         if method == "keyword":
@@ -79,7 +83,24 @@ def build(loaded: Loaded, before: Classifiers | None = None) -> Classifiers:
                 )
             scored[method] = _scored(loaded, DomainScorer(loaded, labels, mapped, models))
             classifiers.append(CachedClassifier(scored[method], cached))
-    return Classifiers(Cascade(classifiers, config.router.deadline_ms), tuple(mapped), models, scored, cached)
+        elif method == "mcp" and configured:
+            line = _line(loaded, before)
+            from vllm_lora_router.classifiers.tool.classifier import ToolClassifier
+
+            classifiers.append(ToolClassifier(config, line, served_name))
+    return Classifiers(Cascade(classifiers, config.router.deadline_ms), tuple(mapped), models, scored, cached, line)
+
+
+def _line(loaded: Loaded, before: Classifiers | None) -> "Line":
+    """The connection to the tool: the one in force, where nothing of it changed."""
+    try:
+        from vllm_lora_router.classifiers.tool.classifier import open_line
+    except ImportError as error:
+        raise ClassifierError(
+            f"{loaded.file}: classifier.mcp_category_model needs the package mcp, from 2.0 on ({error}); install it "
+            "with: pip install 'vllm-lora-router[mcp]'"
+        ) from error
+    return open_line(loaded, before.tool if before is not None else None)
 
 
 def _load_together(loaded: Loaded, models: Models) -> None:

@@ -8,47 +8,67 @@ from collections.abc import Sequence
 
 from cachetools import TTLCache
 
-from vllm_lora_router.classifiers import Classifier, Overload, Stuck
+from vllm_lora_router.classifiers import Classifier, Overload, Unavailable
 from vllm_lora_router.values import Method, Query, Reason, Step
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
 SAY_AGAIN_S = 60.0
+# A tool has a time of its own, beside the one that all the others share.
+OWN_TIME: frozenset[Method] = frozenset({"mcp"})
 
 
 class Cascade:
     """Asks classifiers one after the other. It never raises: what fails or takes too long is a step that says so."""
 
-    def __init__(self, classifiers: Sequence[Classifier], deadline_ms: float) -> None:
+    def __init__(
+        self,
+        classifiers: Sequence[Classifier],
+        deadline_ms: float,
+        failures: Counter[tuple[Method, Reason]] | None = None,
+    ) -> None:
+        """`failures` are counted on, where others count there too."""
         self.classifiers = tuple(classifiers)
         self.deadline_ms = deadline_ms
-        self.failures: Counter[tuple[Method, Reason]] = Counter()
+        self.failures: Counter[tuple[Method, Reason]] = Counter() if failures is None else failures
         self._said: TTLCache[Method, bool] = TTLCache(maxsize=16, ttl=SAY_AGAIN_S)
+
+    def without(self, method: Method) -> "Cascade":
+        """The same without one method."""
+        others = [classifier for classifier in self.classifiers if classifier.method != method]
+        return Cascade(others, self.deadline_ms, self.failures)
 
     async def ask(self, query: Query) -> tuple[Step, ...]:
         """The steps taken; only the last one's classification can be sure."""
         steps: list[Step] = []
-        deadline = asyncio.get_running_loop().time() + self.deadline_ms / 1000
+        now = asyncio.get_running_loop().time
+        deadline = now() + self.deadline_ms / 1000
         for classifier in self.classifiers:
-            step = await self._step(classifier, query, deadline)
+            if classifier.method in OWN_TIME:
+                began = now()
+                step = await self._step(classifier, query, None)
+                deadline += now() - began
+            else:
+                step = await self._step(classifier, query, deadline)
             steps.append(step)
             if step.classification is not None and step.classification.sure:
                 break
         return tuple(steps)
 
-    async def _step(self, classifier: Classifier, query: Query, deadline: float) -> Step:
+    async def _step(self, classifier: Classifier, query: Query, deadline: float | None) -> Step:
         began = time.perf_counter()
         failure: Reason
         try:
             async with asyncio.timeout_at(deadline):
                 (classification,) = await classifier.classify([query])
             return Step(classifier.method, _ms_since(began), classification)
-        except TimeoutError:
-            failure, error = "timeout", f"no answer within router.deadline_ms ({self.deadline_ms:g} ms)"
+        except TimeoutError as timeout:
+            failure = "timeout"
+            error = str(timeout) or f"no answer within router.deadline_ms ({self.deadline_ms:g} ms)"
         except Overload as overload:
             failure, error = "overload", str(overload)
-        except Stuck as stuck:
-            failure, error = "error", str(stuck)
+        except Unavailable as unavailable:
+            failure, error = "error", str(unavailable)
             self._say(classifier.method, error)
         except Exception as exception:
             failure, error = "error", f"{type(exception).__name__}: {exception}"

@@ -34,10 +34,8 @@ IGNORED: tuple[tuple[str | None, ...], ...] = (
 # Path, the feature, and the values that ask for nothing but what happens anyway.
 NOT_BUILT: tuple[tuple[tuple[str | None, ...], str, tuple[object, ...]], ...] = (
     (("classifier", "embedding_model", "head"), "a fitted head on the encoder", (None,)),
-    (("classifier", "mcp_category_model"), "classification by an MCP tool", (None, {"enabled": False})),
     (("categories", None, "examples"), "fitting categories from examples", ([],)),
     (("router", "text", "take"), "text other than the last user message", ("last",)),
-    (("router", "tenant_cache"), "a prefix cache per tenant", ("shared",)),
 )
 
 
@@ -52,6 +50,5 @@ def not_built(data: Any) -> Iterator[tuple[Path_, str | None]]:
     """The paths of keys whose feature is not built; with the feature when the value asks for it, else None."""
     for pattern, feature, harmless in NOT_BUILT:
         for path, value in find(data, *pattern):
-            off = isinstance(value, dict) and value.get("enabled") is False and {"enabled": False} in harmless
             asks_nothing = any(type(value) is type(other) and value == other for other in harmless)
-            yield path, None if off or asks_nothing else feature
+            yield path, None if asks_nothing else feature

@@ -61,7 +61,7 @@ def methods_of(config: Config) -> dict[Method, bool]:
         "keyword": bool(config.keyword_rules),
         "embedding": bool(config.embedding_rules),
         "domain": bool(config.classifier.category_model.model_id),
-        "mcp": False,
+        "mcp": config.classifier.mcp_category_model.enabled,
     }
     return {method: configured[method] for method in config.router.methods}
 
@@ -150,11 +150,13 @@ def _unreachable(config: Config) -> Iterator[Notice]:
     domain = bool(config.classifier.category_model.model_id)
     if domain and "domain" not in config.router.methods:
         yield Notice(logging.WARNING, "classifier.category_model does nothing: router.methods leaves domain out")
+    if config.classifier.mcp_category_model.enabled and "mcp" not in config.router.methods:
+        yield Notice(logging.WARNING, "classifier.mcp_category_model does nothing: router.methods leaves mcp out")
     if not any(methods_of(config).values()):
         yield Notice(
             logging.WARNING,
-            "no method is configured: every request takes default_model; add keyword_rules, embedding_rules or "
-            "classifier.category_model",
+            "no method is configured: every request takes default_model; add keyword_rules, embedding_rules, "
+            "classifier.category_model or classifier.mcp_category_model",
         )
         return
     for category in config.categories:

@@ -51,6 +51,14 @@ def check(document: Document, command_line: Collection[str]) -> Iterator[Problem
     for path, name in find(data, "model_config", None, "loras", None, "name"):
         if isinstance(name, str) and name in bases:
             yield document.problem(path, f"{name!r} is also the name of a base under model_config")
+    yield from _nobody_to_isolate(document, data)
+
+
+def _nobody_to_isolate(document: Document, data: Any) -> Iterator[Problem]:
+    for path, cache in find(data, "router", "tenant_cache"):
+        if cache == "isolated" and any(header is None for _, header in find(data, "router", "tenant")):
+            wrong = "isolated keeps tenants apart, and router.tenant is null: nothing says whose a request is"
+            yield document.problem(path, f'{wrong}; name its header there, such as "header:x-tenant"')
 
 
 def _lora_names(document: Document, data: Any, command_line: Collection[str]) -> Iterator[Problem]:

@@ -9,8 +9,12 @@ from vllm_lora_router.values import Method
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Threshold = Annotated[float, Field(ge=0, le=1)]
-_HEADER = r"header:[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+HeaderName = Annotated[str, StringConstraints(pattern=f"^{_TOKEN}$")]
+_HEADER = f"header:{_TOKEN}"
 Header = Annotated[str, StringConstraints(pattern=f"^{_HEADER}$")]
+# What a client proves with who it is.
+SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"})
 # Where something stands that stays the same for the same user.
 KeyPlace = Annotated[
     str,
@@ -55,9 +59,51 @@ class EmbeddingModel(Block):
     max_tokens: int | None = Field(default=None, ge=8)
 
 
+class McpCategoryModel(Block):
+    """`classifier.mcp_category_model`: a tool of yours that says which category, and which adapter."""
+
+    enabled: bool = False
+    transport_type: Literal["stdio", "streamable-http", "http"] = "stdio"  # http: a POST for each call, no session
+    command: Name | None = None  # of stdio; `python` is the interpreter that runs the server
+    args: list[str] = []
+    env: dict[Name, str] = {}  # added to the few variables that the tool's process inherits
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$")] | None = None
+    headers_env: dict[HeaderName, Name] = {}  # a header of every call -> the environment variable with its value
+    tool_name: Name | None = None  # unset: it is found by its name or by what it takes
+    threshold: Threshold = 0.6
+    timeout_seconds: float = Field(default=2, gt=0, le=60)  # beside router.deadline_ms
+    forward_headers: list[HeaderName] = []  # of the client's request
+    allow_secrets: bool = False
+
+    @field_validator("forward_headers")
+    @classmethod
+    def _in_lower_case(cls, names: list[str]) -> list[str]:
+        return [name.lower() for name in names]
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> "McpCategoryModel":
+        secrets = [name for name in self.forward_headers if name in SECRET_HEADERS]
+        if secrets and not self.allow_secrets:
+            raise ValueError(
+                f"forward_headers would hand the client's {', '.join(secrets)} to the tool; take it out, or say "
+                "`allow_secrets: true`"
+            )
+        if self.enabled and self.transport_type == "stdio" and self.command is None:
+            raise ValueError("transport_type is stdio, which needs `command`: what starts the tool")
+        if self.enabled and self.transport_type != "stdio" and self.url is None:
+            raise ValueError(f"transport_type is {self.transport_type}, which needs `url`: where the tool answers")
+        return self
+
+
 class Classifier(Block):
     category_model: CategoryModel = CategoryModel()
     embedding_model: EmbeddingModel = EmbeddingModel()
+    mcp_category_model: McpCategoryModel = McpCategoryModel()
+
+    @field_validator("mcp_category_model", mode="before")
+    @classmethod
+    def _nothing(cls, block: object) -> object:
+        return {} if block is None else block
 
 
 class KeywordRule(Block):
@@ -222,6 +268,7 @@ class RouterSettings(Block):
     audit: Audit = Audit()
     log: Annotated[Literal["decisions", "off"], _Off] = "decisions"
     tenant: Header | None = "header:x-tenant"
+    tenant_cache: Literal["shared", "isolated"] = "shared"  # isolated: each has a prefix cache of its own in vLLM
     adapters: Adapters = Adapters()
     admin_key_env: Name | None = (
         None  # the environment variable with the key of the admin routes; unset: they answer 403

@@ -12,6 +12,8 @@ from vllm_lora_router.values import FAILURES, Held, Turn
 
 # Reasons that follow from no score: the configuration's, the client's, or a comparison of several prompts.
 TAKEN = frozenset({"off", "named", "mixed"})
+# Why the first candidate does not serve: what adapters there are, and whose, stands in no line.
+INSTEAD = frozenset({"not_loadable", "not_allowed"})
 # What was really done did not follow from the plan.
 UNAPPLIED = frozenset({"observe", "named"})
 
@@ -46,7 +48,8 @@ def decide_again(line: Line) -> Again:
     """What the router would decide on what the line says.
 
     Taken from the line, because nothing in it says otherwise: failures, whether there were words at all, the fallback
-    category, what keyword rules matched, and why several prompts do not go together.
+    category, what keyword rules matched, why several prompts do not go together, what a tool asked for, and why an
+    adapter was refused.
     """
     plan = line["plan"]
     planned, category, held = _planned(plan)
@@ -61,7 +64,8 @@ def decide_again(line: Line) -> Again:
     if category != plan["category"]:
         return Again(planned, category, method, confidence, None, None, planned)
     model, first = _served(line, arms)
-    return Again(planned if first else "not_loadable", category, method, confidence, arm, model, planned)
+    instead = line["reason"] if line["reason"] in INSTEAD else "not_loadable"
+    return Again(planned if first else instead, category, method, confidence, arm, model, planned)
 
 
 def differences(line: Line) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-from vllm_lora_router.values import Classification, Held, Method, Step, Turn
+from vllm_lora_router.values import Classification, Held, Method, Query, Step, Turn
 
 # Answers to earlier turns, and conversations whose turns are not in the request, that one process remembers.
 REMEMBERED = 10_000
@@ -38,7 +38,8 @@ def told(earlier: Iterable[tuple[int, Found]], before: Held | None, margin: floa
     for back, one in earlier:
         category = one.classification.category
         assert category is not None, "who is sure names one"
-        turn = Turn(back, category, one.classification.score, one.method, score_of(one, held))
+        score, wish = one.classification.score, one.classification.wish
+        turn = Turn(back, category, score, one.method, score_of(one, held), wish)
         turns.append(turn)
         held = follow(held, turn, margin)
     return held, turns
@@ -47,7 +48,7 @@ def told(earlier: Iterable[tuple[int, Found]], before: Held | None, margin: floa
 def follow(held: Held | None, turn: Turn, margin: float) -> Held:
     """What the conversation is about after a turn: it is left only for what is better by the margin."""
     if held is None or turn.category == held.category or round(turn.score - turn.held_score, 4) >= margin:
-        return Held(turn.category, turn.score, turn.method)
+        return Held(turn.category, turn.score, turn.method, turn.wish)
     return held
 
 
@@ -58,24 +59,42 @@ def score_of(one: Found, held: Held | None) -> float:
 
 def as_turn(last: Found, held: Held | None) -> Turn:
     """The last turn, seen as the earlier ones are."""
-    return Turn(0, last.classification.category or "", last.classification.score, last.method, score_of(last, held))
+    said = last.classification
+    return Turn(0, said.category or "", said.score, last.method, score_of(last, held), said.wish)
 
 
 class Turns:
-    """What was found in earlier turns of conversations, which come again with every request."""
+    """What was found in earlier turns of conversations, which come again with every request.
+
+    What a tool said is known to those who asked it alone: it may have said otherwise to somebody else.
+    """
 
     def __init__(self) -> None:
         self._found: LRUCache[bytes, Found | None] = LRUCache(REMEMBERED)
 
-    def get(self, text: str) -> tuple[Found | None] | None:
-        """What was found in this text, in a tuple; None when it is not known."""
-        key = _key(text)
-        return (self._found[key],) if key in self._found else None
+    def get(self, text: str, asker: bytes | None) -> tuple[Found | None] | None:
+        """What was found in this text, in a tuple; None when it is not known.
 
-    def put(self, text: str, steps: Sequence[Step]) -> None:
+        Args:
+            asker: as `asker_of` says; None where there is no tool.
+        """
+        for key in (_key(text),) if asker is None else (_key(text, asker), _key(text)):
+            if key in self._found:
+                return (self._found[key],)
+        return None
+
+    def put(self, text: str, asker: bytes | None, steps: Sequence[Step]) -> None:
         """Keeps what the methods said, unless one of them failed."""
         if not any(step.failure for step in steps):
-            self._found[_key(text)] = found(steps)
+            asked_a_tool = any(step.method == "mcp" for step in steps)
+            self._found[_key(text, asker if asked_a_tool else None)] = found(steps)
+
+
+def asker_of(query: Query) -> bytes:
+    """Tells apart those to whom a tool may say different things of the same words."""
+    caller = query.caller
+    asker = (caller.tenant, caller.user, caller.fingerprint, sorted(caller.headers.items()), query.model)
+    return repr(asker).encode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +103,7 @@ class Remembered:
 
     held: Held | None
     key: str | None  # of its A/B draws, where they went by the conversation
+    tenant: str | None = None  # nobody else goes on with it
 
 
 class Conversations:
@@ -92,12 +112,17 @@ class Conversations:
     def __init__(self) -> None:
         self._known: LRUCache[str, Remembered] = LRUCache(REMEMBERED)
 
-    def get(self, response: str | None) -> Remembered | None:
-        return self._known.get(response) if response is not None else None
+    def get(self, query: Query) -> Remembered | None:
+        """What is known of the conversation that the query goes on with."""
+        remembered = self._known.get(query.previous) if query.previous is not None else None
+        return remembered if remembered is not None and remembered.tenant == query.caller.tenant else None
 
     def put(self, response: str, remembered: Remembered) -> None:
         self._known[response] = remembered
 
 
-def _key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def _key(text: str, asker: bytes | None = None) -> bytes:
+    key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
+    if asker is not None:
+        key.update(b"\0" + hashlib.sha256(asker).digest())
+    return key.digest()

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.schema import Category, Config, ModelScore
 from vllm_lora_router.routing.sticky import Sticky, draw, order
-from vllm_lora_router.values import Candidate, Draw
+from vllm_lora_router.routing.wishes import Wishes
+from vllm_lora_router.values import Candidate, Draw, Wish
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class Candidates:
 
     def __init__(self, config: Config, base: ServedBase) -> None:
         self.default = (_default(config, base),)
+        self._wishes = Wishes(config, base, self.default[0])
         self.by_category: Mapping[str, tuple[Candidate, ...]] = {
-            category.name: (*_of(category, base), *self.default) for category in config.categories
+            category.name: tuple(_of(category, base)) for category in config.categories
         }
         self.arms: Mapping[str, Arms] = {
             category.name: arms
@@ -31,19 +33,28 @@ class Candidates:
             if category.selection == "weighted" and (arms := _arms(category, base)) is not None
         }
 
-    def of(self, category: str | None, sticky: Callable[[], Sticky]) -> tuple[tuple[Candidate, ...], Draw | None]:
+    def of(
+        self, category: str | None, sticky: Callable[[], Sticky], wish: Wish | None = None
+    ) -> tuple[tuple[Candidate, ...], Draw | None]:
         """The candidates in the order in which they are tried, `default_model` last, and the draw that ordered them.
 
         Args:
             sticky: what an A/B test goes by; asked only where the category has one.
+            wish: what a tool asked for with the category.
         """
         if category is None:
             return self.default, None
+        own, draw = self._of_category(category, sticky)
+        if wish is not None:
+            own, draw = self._wishes.obey(wish, category, own, draw, sticky)
+        return (*own, *self.default), draw
+
+    def _of_category(self, category: str, sticky: Callable[[], Sticky]) -> tuple[tuple[Candidate, ...], Draw | None]:
         if (arms := self.arms.get(category)) is None:
-            return self.by_category[category], None
+            return self.by_category.get(category, ()), None  # a tool may have categories of its own
         found = sticky()
-        drawn = [arms.candidates[arm] for arm in order(found.key, category, arms.weights)]
-        return (*drawn, *self.default), draw(found, category, arms.weights)
+        drawn = tuple(arms.candidates[arm] for arm in order(found.key, category, arms.weights))
+        return drawn, draw(found, category, arms.weights)
 
 
 def _of(category: Category, base: ServedBase) -> list[Candidate]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.config.schema import Affinity as Settings
-from vllm_lora_router.routing.affinity import Found, Turns, as_turn, follow, found, told
+from vllm_lora_router.routing.affinity import Found, Turns, as_turn, asker_of, follow, found, told
 from vllm_lora_router.values import Affinity, Held, Query, Step
 
 # Of a conversation of thousands of turns, the first and the latest: each costs a microsecond or two every time.
@@ -30,6 +30,8 @@ class Conversation:
         """`clean` takes what is not the user's question out of a turn."""
         self._settings = settings
         self._cascade = cascade
+        self._earlier = cascade.without("mcp")  # a tool is asked about what is said now
+        self._has_tool = len(self._earlier.classifiers) < len(cascade.classifiers)
         self._clean = clean
         self._turns = Turns()
 
@@ -39,19 +41,20 @@ class Conversation:
             before: what the conversation is known to have been about before the query's first turn.
         """
         if not self._settings.enabled:
-            steps = await self._cascade.ask(self._of(query.text, query))
-            return _alone(steps)
+            return _alone(await self._cascade.ask(self._of(query.text, query)))
         turns = _earlier(query)
-        known = {text: self._turns.get(text) for _, text in turns}
+        asker = asker_of(query) if self._has_tool else None
+        known = {text: self._turns.get(text, asker) for _, text in turns}
         unknown = self._to_ask([text for text, answer in known.items() if answer is None])
         # The last one first: it is what the request is about, and the others are nearly always known.
-        asked = [self._cascade.ask(self._of(text, query)) for text in (query.text, *unknown)]
+        asked = [self._cascade.ask(self._of(query.text, query))]
+        asked += [self._earlier.ask(self._of(text, query)) for text in unknown]
         steps, *others = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
         for text, answer in zip(unknown, others, strict=True):
             known[text] = (found(answer),)
-            self._turns.put(text, answer)
+            self._turns.put(text, asker, answer)
         if query.has_text:
-            self._turns.put(query.text, steps)
+            self._turns.put(query.text, asker, steps)
         sure = [(back, answer[0]) for back, text in turns if (answer := known[text]) is not None]
         return self._about(steps, [(back, one) for back, one in sure if one is not None], before)
 
@@ -76,7 +79,7 @@ class Conversation:
 
     def _of(self, text: str, query: Query) -> Query:
         text = self._clean(text)
-        return Query(text, (text,), api=query.api)
+        return Query(text, (text,), query.api, None, query.caller, query.model, query.calls)
 
 
 def _earlier(query: Query) -> list[tuple[int, str]]:
@@ -91,4 +94,4 @@ def _alone(steps: tuple[Step, ...]) -> About:
     if last is None:
         return About(steps, None, None, None)
     turn = as_turn(last, None)
-    return About(steps, last, Held(turn.category, turn.score, turn.method), None)
+    return About(steps, last, Held(turn.category, turn.score, turn.method, turn.wish), None)

@@ -15,9 +15,8 @@ from vllm_lora_router.routing.affinity import Conversations, Remembered
 from vllm_lora_router.routing.candidates import Candidates
 from vllm_lora_router.routing.conversation import Conversation
 from vllm_lora_router.routing.sticky import Sticky, share_of, sticky
-from vllm_lora_router.values import Caller, Candidate, Plan, Query, Reason, Step
+from vllm_lora_router.values import NOBODY, Caller, Candidate, Plan, Query, Reason, Step
 
-NOBODY = Caller()
 TOGETHER = 32  # prompts of one request that are classified at once
 
 
@@ -39,13 +38,19 @@ class Router:
         self.observes = config.router.mode == "observe"
         self.max_wait_s = config.router.adapters.max_wait_ms / 1000
         self.tenant_header = _header(config.router.tenant)
+        self.isolates = config.router.tenant_cache == "isolated"
         self.places = tuple(config.router.ab.key)
+        tool = config.classifier.mcp_category_model
+        self.asks_tool = classifiers.tool is not None
+        # Each with the name that ASGI knows it by.
+        self.forwarded = tuple((name, name.encode()) for name in tool.forward_headers) if self.asks_tool else ()
         self.salt = config.router.ab.salt
         self.conversations = conversations or Conversations()
         self._off = config.router.mode == "off"
         self._share = config.router.share
         self._routes_base = config.router.route_base_model
         self._cascade = classifiers.cascade
+        self._longest_s = (config.router.deadline_ms / 1000) + (tool.timeout_seconds if self.asks_tool else 0)
         self._candidates = Candidates(config, base)
         self._fallback_category = config.classifier.category_model.fallback_category
         self._drop = [re.compile(pattern) for pattern in config.router.text.drop]
@@ -65,21 +70,33 @@ class Router:
         if loaded.config.router.mode == "off":
             nothing = Classifiers(Cascade((), loaded.config.router.deadline_ms), ())
             return cls(loaded, base, nothing, conversations)
-        return cls(loaded, base, build(loaded, before.classifiers if before is not None else None), conversations)
+        classifiers = build(loaded, before.classifiers if before is not None else None, base.served_name)
+        return cls(loaded, base, classifiers, conversations)
 
     def takes(self, model: str | None, served_names: Sequence[str]) -> bool:
         """Whether a request for `model` (None: it names none) is ours to route."""
         return model in self.auto_names or (self._routes_base and (model is None or model in served_names))
 
-    async def plan(self, queries: Sequence[Query], caller: Caller = NOBODY) -> Plan:
-        """The plan for a request; with several prompts, one that suits them all within the time of one."""
+    async def plan(
+        self, queries: Sequence[Query], caller: Caller = NOBODY, *, model: str | None = None, calls: bool = True
+    ) -> Plan:
+        """The plan for a request; with several prompts, one that suits them all within the time of one.
+
+        Args:
+            model: what the client names.
+            calls: whether a tool may be called for it.
+        """
         if self._off:
             return self.fallback("off")
-        sticky = cache(lambda: self._sticky(queries[0], caller))
+
+        def whole(query: Query) -> Query:
+            return Query(query.text, query.turns, query.api, query.previous, caller, model, calls)
+
+        sticky = cache(lambda: self._sticky(whole(queries[0])))
         share = share_of(sticky(), self._share) if self._share < 1 else None
         if share is not None and share.at >= share.share:
             return replace(self.fallback("share"), share=share)
-        plan = await self._plan_all(queries, sticky)
+        plan = await self._plan_all(queries, whole, sticky)
         return plan if share is None else replace(plan, share=share)
 
     def fallback(self, reason: Reason) -> Plan:
@@ -98,21 +115,26 @@ class Router:
 
     def remember(self, response: str, queries: Sequence[Query], caller: Caller, plan: Plan) -> None:
         """Keeps what a conversation is about for the request that will name this response and not bring its turns."""
-        key = self._sticky(queries[0], caller)
-        remembered = Remembered(plan.held, key.key if key.by == "conversation" else None)
+        key = self._sticky(replace(queries[0], caller=caller))
+        remembered = Remembered(plan.held, key.key if key.by == "conversation" else None, caller.tenant)
         self.conversations.put(response, remembered)
 
-    async def _plan_all(self, queries: Sequence[Query], sticky: Callable[[], Sticky]) -> Plan:
+    async def _plan_all(
+        self, queries: Sequence[Query], whole: Callable[[Query], Query], sticky: Callable[[], Sticky]
+    ) -> Plan:
         if len(queries) == 1:
-            return await self._plan(queries[0], sticky)
+            return await self._plan(whole(queries[0]), sticky)
         plans: list[Plan] = []
         distinct = list(dict.fromkeys(queries))
         try:
-            async with asyncio.timeout(self._cascade.deadline_ms / 1000):
+            async with asyncio.timeout(self._longest_s):
                 for start in range(0, len(distinct), TOGETHER):
-                    together = (self._plan(query, sticky) for query in distinct[start : start + TOGETHER])
+                    together = (self._plan(whole(query), sticky) for query in distinct[start : start + TOGETHER])
                     plans += await asyncio.gather(*together)
-                    if any(plan.category != plans[0].category for plan in plans[start:]):
+                    first = plans[0]
+                    if any(
+                        plan.category != first.category or plan.candidates != first.candidates for plan in plans[start:]
+                    ):
                         steps = tuple(step for plan in plans for step in plan.steps)
                         return Plan(steps, "mixed", None, None, None, self._candidates.default, self.version)
                     await asyncio.sleep(0)  # others have their turn, however many prompts there are
@@ -121,13 +143,13 @@ class Router:
         return plans[0]
 
     async def _plan(self, query: Query, sticky: Callable[[], Sticky]) -> Plan:
-        remembered = self.conversations.get(query.previous)
+        remembered = self.conversations.get(query)
         about = await self._conversation.ask(query, remembered.held if remembered is not None else None)
         if (held := about.held) is None:
             category, reason = self._fallback_category, _why_not(query, about.steps)
             candidates, draw = self._candidates.of(category, sticky)
             return Plan(about.steps, reason, category, None, None, candidates, self.version, draw=draw)
-        candidates, draw = self._candidates.of(held.category, sticky)
+        candidates, draw = self._candidates.of(held.category, sticky, held.wish)
         stays = about.affinity is not None and about.affinity.held
         return Plan(
             about.steps,
@@ -142,11 +164,11 @@ class Router:
             held=held,
         )
 
-    def _sticky(self, query: Query, caller: Caller) -> Sticky:
-        remembered = self.conversations.get(query.previous)
+    def _sticky(self, query: Query) -> Sticky:
+        remembered = self.conversations.get(query)
         beginning = query.turns[0] if query.turns else query.text
         known = remembered.key if remembered is not None else None
-        return sticky(caller, beginning, self.places, self.salt, uuid.uuid4().hex, known)
+        return sticky(query.caller, beginning, self.places, self.salt, uuid.uuid4().hex, known)
 
     def _clean(self, text: str) -> str:
         """What is not boilerplate."""

@@ -91,6 +91,8 @@ def _methods(classifiers: Classifiers) -> dict[str, Any]:
                 "stuck_s": stuck_s and round(stuck_s),
                 **dataclasses.asdict(scored.batcher.done),
             }
+        if classifier.method == "mcp" and classifiers.tool is not None:
+            said |= classifiers.tool.status()
         found[classifier.method] = said
     return found
 
@@ -129,7 +131,7 @@ async def _classify(router: Router, serving: Serving, request: Request) -> Respo
     if queries is None:
         return _error(400, 'the body needs "text" (a string), or the "messages", "prompt" or "input" of a request')
     caller = caller_of(router, request.scope, members)
-    plan = await router.plan(queries, caller)
+    plan = await router.plan(queries, caller, model=body.text(members.get("model")), calls=False)
     taken = await foresee(router, plan, serving.adapters, caller.tenant)
     taken.release()
     answer = {**msgspec.to_builtins(plan), "model": taken.candidate.model, "reason": taken.reason}

@@ -23,7 +23,17 @@ def caller_of(router: Router, scope: Scope, members: Members) -> Caller:
         tenant=wire.text_header(scope, router.tenant_header),
         fingerprint=None if shown is None else _fingerprint(router.salt, shown),
         said=said,
+        user=_user(scope, members) if router.asks_tool else None,
+        headers={name: value for name, key in router.forwarded if (value := wire.text_header(scope, key)) is not None},
     )
+
+
+def _user(scope: Scope, members: Members) -> str | None:
+    """Whom the request is for, wherever an API lets its client say so."""
+    for place in ("safety_identifier", "metadata.user_id", "user", "header:x-user"):
+        if (value := _said(place, scope, members)) is not None:
+            return value
+    return None
 
 
 def _said(place: str, scope: Scope, members: Members) -> str | None:

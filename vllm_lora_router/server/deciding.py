@@ -72,7 +72,9 @@ async def plan_of(router: Router, shape: Shape, incoming: Incoming, caller: Call
     try:
         members = incoming.members or {}
         queries = await incoming.work(lambda: shape.read(members))
-        return queries, await router.plan(queries, caller)
+        route = incoming.route
+        calls = route is not None and route.guarded and not route.dry
+        return queries, await router.plan(queries, caller, model=incoming.model, calls=calls)
     except Exception:
         # Routing never turns a good request into an error.
         logger.exception("a request could not be planned; it takes default_model")

@@ -109,9 +109,29 @@ async def test_the_deadline_is_one_for_all_methods_together() -> None:
         return UNSURE
 
     began = time.perf_counter()
-    steps = await Cascade([Classifier(method, slow) for method in ("embedding", "domain", "mcp")], 250).ask(Query("x"))
+    steps = await Cascade([Classifier(method, slow) for method in ("keyword", "embedding", "domain")], 250).ask(
+        Query("x")
+    )
     assert [step.failure for step in steps] == [None, "timeout", "timeout"]
     assert time.perf_counter() - began < 1
+
+
+async def test_a_tool_has_a_time_of_its_own_and_takes_none_of_the_others() -> None:
+    async def slow() -> Classification:
+        await asyncio.sleep(0.15)
+        return UNSURE
+
+    steps = await Cascade([Classifier("mcp", slow), Classifier("keyword", UNSURE)], 50).ask(Query("x"))
+    assert [step.failure for step in steps] == [None, None]
+    assert steps[0].ms > 140
+
+
+async def test_a_tool_that_is_late_is_a_timeout_in_its_own_words() -> None:
+    async def late() -> Classification:
+        raise TimeoutError("no answer within 2 s")
+
+    (step,) = await Cascade([Classifier("mcp", late)], 50).ask(Query("x"))
+    assert (step.failure, step.error) == ("timeout", "no answer within 2 s")
 
 
 async def test_a_method_that_gives_the_wrong_number_of_answers_is_an_error() -> None:

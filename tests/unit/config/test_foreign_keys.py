@@ -13,14 +13,11 @@ if TYPE_CHECKING:
 
 NOT_BUILT_YET = [
     ("router: {text: {take: all}}", "text other than the last user message"),
-    ("router: {tenant_cache: isolated}", "a prefix cache per tenant"),
-    ("classifier: {mcp_category_model: {enabled: true, tool_name: x}}", "classification by an MCP tool"),
     ("classifier: {embedding_model: {head: head.safetensors}}", "a fitted head on the encoder"),
 ]
 
 HARMLESS = [
     "router: {text: {take: last, windows: 3}}",
-    "router: {tenant_cache: shared}",
     "router: {admin_key_env: null}",
     "classifier: {mcp_category_model: {enabled: false}}",
     "classifier: {mcp_category_model: {enabled: false, transport_type: stdio, command: python, args: [server.py]}}",
@@ -113,4 +110,4 @@ def test_each_ignored_block_of_the_reference_loads_whatever_it_holds(configs: Co
 
 def test_an_ignored_key_in_another_place_is_unknown(configs: Configs) -> None:
     text = configs.good + "router: {semantic_cache: {enabled: true}}\n"
-    assert configs.problems(text) == ["21:10: router.semantic_cache: unknown key"]
+    assert configs.problems(text) == ["21:10: router.semantic_cache: unknown key; did you mean 'tenant_cache'?"]

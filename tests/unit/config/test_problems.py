@@ -335,3 +335,15 @@ def test_an_ab_test_needs_a_weight_and_known_places(configs: Configs) -> None:
 @pytest.mark.parametrize("line", ["mode: off", "log: off", "adapters: {snapshot: off}", "mode: 'off'"])
 def test_off_needs_no_quotes(configs: Configs, line: str) -> None:
     configs.load(f"{configs.good}router: {{{line}}}\n")
+
+
+def test_tenants_that_nothing_tells_apart_cannot_be_isolated(configs: Configs) -> None:
+    text = f"{configs.good}router:\n  tenant: null\n  tenant_cache: isolated\n"
+    assert configs.problems(text) == [
+        "23:17: router.tenant_cache: isolated keeps tenants apart, and router.tenant is null: nothing says whose a "
+        'request is; name its header there, such as "header:x-tenant"'
+    ]
+    for other in ("tenant: null", "tenant: null, tenant_cache: shared", "tenant_cache: isolated"):
+        configs.load(f"{configs.good}router: {{{other}}}\n")
+    (said,) = configs.problems(f"{configs.good}router: {{tenant_cache: isolate}}\n")
+    assert said.endswith("'isolate' is not one of 'shared' or 'isolated'; did you mean 'isolated'?")

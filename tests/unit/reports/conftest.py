@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from vllm_lora_router.classifiers import Overload
+from vllm_lora_router.classifiers import Overload, Unavailable
 from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.classifiers.scored import Choice, ScoredClassifier, Scores
@@ -23,7 +23,7 @@ from vllm_lora_router.classifiers.worker import Worker
 from vllm_lora_router.cli import main
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
-from vllm_lora_router.pool.leases import NotLeased
+from vllm_lora_router.pool.leases import AnothersAdapter, NotLeased
 from vllm_lora_router.record.lines import decision_line, in_full, rfc3339
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.leasing import take
@@ -38,6 +38,7 @@ from vllm_lora_router.values import (
     Query,
     Scale,
     Step,
+    Wish,
     Written,
 )
 
@@ -94,6 +95,36 @@ class Scored:
         return [self._classifier.decide([query.text])[0] if query.has_text else nothing[0] for query in queries]
 
 
+class Tool:
+    """A tool that asks for this and that, by the tenant and by what is said."""
+
+    method: Method = "mcp"
+    reads = frozenset({"text", "caller"})
+    fingerprint = "tool"
+
+    def __init__(self, chance: Random) -> None:
+        self._chance = chance
+
+    async def classify(self, queries: Sequence[Query]) -> list[Classification]:
+        chance = self._chance
+        if chance.random() < 0.04:
+            raise chance.choice([TimeoutError("late"), Unavailable("it is not connected: words")])
+        return [self._classification(query) for query in queries]
+
+    def _classification(self, query: Query) -> Classification:
+        chance = Random(f"{query.caller.tenant} {query.text}")
+        category, score = chance.choice([*CATEGORIES, "the tool's own"]), round(chance.random(), 4)
+        scores = {category: score, **{one: score / 2 for one in CATEGORIES if one != category}}
+        models = {
+            name: chance.choice([0.0, 1.0, 2.5]) for name in chance.sample([*ADAPTERS, "base"], chance.randint(0, 3))
+        }
+        wish = Wish(chance.choice([None, None, *ADAPTERS]), models, system_prompt=chance.choice([None, "Be brief."]))
+        thresholds = dict.fromkeys(scores, 0.6)
+        return Classification(
+            category, score, scores, "probability", 0.6, score >= 0.6, {}, thresholds=thresholds, wish=wish
+        )
+
+
 class Shelf:
     """Adapters, of which one or the other cannot be served just now."""
 
@@ -110,7 +141,7 @@ class Shelf:
         return SimpleNamespace(model=name, version=version, enter=enter)
 
     async def lease(self, name: str, tenant: str | None) -> Any:
-        raise NotLeased("its files are gone")
+        raise self._chance.choice([NotLeased("its files are gone"), AnothersAdapter(f"{name!r} is another tenant's")])
 
 
 @dataclass
@@ -143,6 +174,8 @@ class Traffic:
                 Guesses("domain", "probability", [Choice(c, one) for c in CATEGORIES], seed + 1, close=close), chance
             ),
         ]
+        if chance.random() < 0.3:
+            methods.append(Tool(chance))
         if chance.random() < 0.3:
             chance.shuffle(methods)
         return Router(loaded, router.base, Classifiers(Cascade(methods, 1000), ()), router.conversations)

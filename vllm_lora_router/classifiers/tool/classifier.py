@@ -1,0 +1,216 @@
+"""The classifier that asks a tool."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vllm_lora_router.classifiers import Unavailable
+from vllm_lora_router.classifiers.choosing import DIGITS
+from vllm_lora_router.classifiers.tool.answers import Answer, BadAnswer, Known, read_answer
+from vllm_lora_router.classifiers.tool.breaker import Breaker, Open
+from vllm_lora_router.classifiers.tool.kept import Kept
+from vllm_lora_router.classifiers.tool.session import CONNECT_S, Found, Session
+from vllm_lora_router.classifiers.tool.transports import Refused, transport_of
+from vllm_lora_router.config.loader import Loaded
+from vllm_lora_router.config.schema import Config, McpCategoryModel
+from vllm_lora_router.values import Classification, Method, Query, Wish
+
+logger = logging.getLogger("vllm_lora_router.classifiers")
+
+MOST_TEXT = 65_536  # characters that a tool is sent of a message: half from its beginning, half from its end
+
+
+@dataclass
+class Line:
+    """What outlives a configuration that leaves the tool as it is: its connection, and what is known of it."""
+
+    settings: McpCategoryModel
+    session: Session
+    breaker: Breaker = field(default_factory=Breaker)
+    kept: Kept = field(default_factory=Kept)
+    calls: int = 0
+
+    def status(self) -> dict[str, Any]:
+        """What can be said of it, for JSON."""
+        found, breaker = self.session.found, self.breaker
+        return {
+            "server": self.session.name,
+            "tool": found and found.tool.name,
+            "connected": self.session.is_connected,
+            "problem": self.session.failure,
+            "calls": self.calls,
+            "failures_in_a_row": breaker.failures,
+            "left_alone_s": round(breaker.left_s, 1),
+            "kept": {"entries": len(self.kept), "hits": self.kept.hits},
+        }
+
+
+def open_line(loaded: Loaded, before: Line | None) -> Line:
+    """A connection, tried once: a tool that is away is no reason not to serve.
+
+    Args:
+        before: the one in force, which is kept where the settings are the same.
+
+    Raises:
+        ClassifierError: the settings can never lead to a tool.
+    """
+    settings = loaded.config.classifier.mcp_category_model
+    if before is not None and before.settings == settings:
+        return before
+    session = Session(transport_of(settings, loaded.file.parent), settings.tool_name)
+    if session.wait(CONNECT_S) and (found := session.found) is not None:
+        listed = () if found.categories is None else found.categories.categories
+        logger.info("mcp classifier ready (%s: %s, %d categories)", session.name, found.tool.name, len(listed))
+    return Line(settings, session)
+
+
+class ToolClassifier:
+    """Asks the tool about what is said now, once a request, and obeys what it wishes."""
+
+    method: Method = "mcp"
+    reads = frozenset({"text", "caller", "model"})
+
+    def __init__(self, config: Config, line: Line, served_name: str | None = None) -> None:
+        settings = config.classifier.mcp_category_model
+        self.line = line
+        self.fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()
+        self._threshold = settings.threshold
+        self._timeout_s = settings.timeout_seconds
+        self._known = Known.of(config, served_name)
+        self._prompted = frozenset(category.name for category in config.categories if category.system_prompt)
+
+    async def classify(self, queries: Sequence[Query]) -> list[Classification]:
+        """One classification a query; a query that may not call is answered by what is known.
+
+        Raises:
+            Unavailable: the tool cannot be reached, answers what it must not, or is left alone for a while.
+            TimeoutError: it does not answer in its time.
+        """
+        if len(queries) == 1:
+            return [await self._one(queries[0])]
+        return list(await asyncio.gather(*map(self._one, queries)))
+
+    async def _one(self, query: Query) -> Classification:
+        if (kept := self.line.kept.get(query)) is not None:
+            return kept
+        if not query.calls:
+            return self._unsure({"not_asked": "no tool is called for such a request"})
+        found = self.line.session.found
+        if not query.has_text and not (found is not None and "tenant" in found.tool.properties):
+            return self._unsure({"not_asked": "there are no words in it"})
+        return await self._ask(query)
+
+    async def _ask(self, query: Query) -> Classification:
+        breaker = self.line.breaker
+        try:
+            breaker.enter()
+        except Open as is_open:
+            text = f"the tool is left alone for {is_open.left_s:.1f} s more after {breaker.failures} failures in a row"
+            raise Unavailable(text) from None
+        self.line.calls += 1
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                found, said = await self.line.session.call(lambda found: arguments(query, found))
+            answer, category = read_answer(said, self._listed(found))
+        except TimeoutError:
+            text = f"no answer within classifier.mcp_category_model.timeout_seconds ({self._timeout_s:g} s)"
+            if self._failed(text):
+                self.line.session.renew()  # it may hang for good
+            raise TimeoutError(text) from None
+        except (Unavailable, Refused) as error:
+            self._failed(str(error))
+            raise Unavailable(str(error)) from None
+        except BadAnswer as bad:
+            text = f"the tool's answer cannot be used: {bad}"
+            self._failed(text)
+            raise Unavailable(text) from None
+        except BaseException:
+            breaker.gave_up()
+            raise
+        if breaker.succeeded():
+            logger.info("mcp: %s answers again", self.line.session.name)
+        classification = self._classification(answer, category, found)
+        self.line.kept.put(query, classification, answer.keep)
+        return classification
+
+    def _failed(self, why: str) -> bool:
+        """Whether the tool is left alone now."""
+        pause_s = self.line.breaker.failed()
+        if pause_s is not None:
+            text = "mcp: %s is left alone for %g s, %d failures in a row, the last: %s"
+            logger.warning(text, self.line.session.name, pause_s, self.line.breaker.failures, why)
+        return pause_s is not None
+
+    def _listed(self, found: Found) -> Known:
+        listed = found.categories
+        return self._known if listed is None else replace(self._known, listed=listed.categories)
+
+    def _classification(self, answer: Answer, category: str, found: Found) -> Classification:
+        evidence = _evidence(answer, category, found)
+        if category in self._known.not_by_tool:
+            return self._unsure({**evidence, "not_by": f"the methods of {category!r} leave mcp out"})
+        score = round(answer.confidence, DIGITS)
+        scores = {category: score, **_others(answer, category, found, score)}
+        return Classification(
+            category,
+            score,
+            scores,
+            "probability",
+            self._threshold,
+            score >= self._threshold,
+            evidence,
+            thresholds=dict.fromkeys(scores, self._threshold),
+            wish=self._wish(answer, category, found),
+        )
+
+    def _wish(self, answer: Answer, category: str, found: Found) -> Wish | None:
+        prompt = answer.system_prompt
+        if prompt is None and category not in self._prompted and found.categories is not None:
+            prompt = found.categories.category_system_prompts.get(category)
+        models = {one.model: one.score for one in answer.models}
+        wish = Wish(answer.model, models, answer.use_reasoning, answer.reasoning_effort, prompt)
+        return None if wish == Wish() else wish
+
+    def _unsure(self, evidence: Mapping[str, object]) -> Classification:
+        return Classification(None, 0.0, {}, "probability", self._threshold, False, evidence)
+
+
+def arguments(query: Query, found: Found) -> dict[str, Any]:
+    """What the tool is told: what its schema has room for, of what is known."""
+    text = query.text
+    if len(text) > MOST_TEXT:
+        text = text[: MOST_TEXT // 2] + text[-MOST_TEXT // 2 :]
+    caller = query.caller
+    known: dict[str, Any] = {
+        # Half of an emoji, which a client can send, is no text to any JSON writer.
+        "text": text.encode("utf-8", "replace").decode(),
+        "with_probabilities": True,
+        "tenant": caller.tenant,
+        "user": caller.user,
+        "headers": dict(caller.headers),
+        "model": query.model,
+    }
+    properties = found.tool.properties or {"text": {}, "with_probabilities": {}}
+    taken = {name: value for name, value in known.items() if name in properties and value is not None}
+    # A tool that insists on what is not known is told that it is empty.
+    return {**{name: "" for name in found.tool.required if name in known}, **taken}
+
+
+def _others(answer: Answer, category: str, found: Found, score: float) -> dict[str, float]:
+    # A tool that gives another category more than the one it names contradicts itself: then the name counts.
+    said = answer.probabilities
+    if isinstance(said, list):
+        listed = found.categories.categories if found.categories is not None else ()
+        said = dict(zip(listed, said, strict=True))
+    rounded = {name: round(value, DIGITS) for name, value in (said or {}).items() if name != category}
+    return rounded if all(value <= score for value in rounded.values()) else {}
+
+
+def _evidence(answer: Answer, category: str, found: Found) -> dict[str, object]:
+    said = answer.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"probabilities", "system_prompt"})
+    if answer.system_prompt is not None:
+        said["system_prompt"] = f"{len(answer.system_prompt)} characters"
+    return {"tool": found.tool.name, **said, "class": category}
