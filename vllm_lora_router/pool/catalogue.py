@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +43,11 @@ class Catalogue:
     snapshot: bool = True
     watch: bool = True
     client_may_name: ClientMayName = "all"
+
+    @property
+    def by_tenant(self) -> bool:
+        """Whether tenants have adapters of their own."""
+        return any(source.by_tenant for source in self.sources)
 
     @classmethod
     def of(cls, loaded: Loaded, declared: Mapping[str, Declared], *, one_node: bool = True) -> "Catalogue":
@@ -98,9 +104,20 @@ class Catalogue:
     def keys(self, name: str, tenant: str | None) -> Iterator[Key]:
         """What `name` may mean to a tenant: its own adapter before everybody's."""
         # What is no file name, such as everybody's "acme/medical", is no tenant's own.
-        if tenant is not None and "/" not in name + tenant and any(source.by_tenant for source in self.sources):
+        if tenant is not None and "/" not in name + tenant and self.by_tenant:
             yield Key(name, tenant)
         yield Key(name)
+
+    def owners(self, name: str) -> frozenset[str]:
+        """Tenants that have an adapter of their own of this name: all of them, or two of a source, so that there is
+        another than the one who asks. Looks into every tenant's folder.
+        """
+        return frozenset(chain.from_iterable(islice(source.tenants(name), 2) for source in self.sources))
+
+    def owner(self, full_name: str) -> str | None:
+        """The tenant whose own adapter's full name this is, such as acme's "acme/medical". Reads the disk."""
+        tenant, _, name = full_name.partition("/")
+        return tenant if any(source.by_tenant and source.has(name, tenant) for source in self.sources) else None
 
     def may_name(self, key: Key) -> bool:
         """Whether a client may ask for this adapter by name; a tenant's own key is only made for that tenant."""

@@ -14,6 +14,10 @@ class UnknownAdapter(NotLeased):
     """No adapter has this name."""
 
 
+class AnothersAdapter(NotLeased):
+    """The adapter is another tenant's, and neither this one's nor everybody's."""
+
+
 class Shelf(Protocol):
     """Where versions come from and go back to."""
 

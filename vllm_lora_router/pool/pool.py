@@ -12,9 +12,10 @@ from vllm_lora_router.config.schema import Adapters as AdapterSettings
 from vllm_lora_router.pool.board import Board
 from vllm_lora_router.pool.catalogue import Catalogue
 from vllm_lora_router.pool.intake import Intake
-from vllm_lora_router.pool.leases import Lease, NotLeased, UnknownAdapter
+from vllm_lora_router.pool.leases import AnothersAdapter, Lease, NotLeased, UnknownAdapter
 from vllm_lora_router.pool.ledger import Key, Ledger, Version
 from vllm_lora_router.pool.loading import Engine, Loader
+from vllm_lora_router.pool.owners import Owners
 from vllm_lora_router.pool.registry import Registry
 from vllm_lora_router.pool.report import report
 from vllm_lora_router.pool.run_directory import RunDirectory
@@ -45,6 +46,7 @@ class AdapterPool:
         self.engine, self.loader, self.slots, self.board = engine, loader, slots, board
         self.registry = Registry(engine)
         self.shelf = Shelf(run, ledger, board, catalogue, intake, loader, self.registry)
+        self._owners = Owners(self.shelf)
         self._absent: TTLCache[Key, bool] = TTLCache(maxsize=65536, ttl=ABSENT_S)
         self._names: TTLCache[str | None, list[Key]] = TTLCache(maxsize=4096, ttl=ABSENT_S)
 
@@ -75,8 +77,17 @@ class AdapterPool:
 
         Raises:
             UnknownAdapter: there is none, or none that this client may name.
+            AnothersAdapter: there is one, and it is another tenant's; a client that names it is not told so.
             NotLeased: there is one, and it cannot be served.
         """
+        try:
+            return await self._lease_first(name, tenant, by_client)
+        except NotLeased:
+            if not by_client and await self.is_anothers(name, tenant):
+                raise AnothersAdapter(f"adapter {name!r} is another tenant's") from None
+            raise
+
+    async def _lease_first(self, name: str, tenant: str | None, by_client: bool) -> Lease:
         for key in self._keys(name, tenant, by_client):
             held = self.shelf.held.get(key)
             if held is None or held.version is None:
@@ -108,6 +119,10 @@ class AdapterPool:
             if await self.shelf.on_disk(lambda key=key: self.shelf.place(key)) is not None:
                 return held is None or held.refused is None
         return False
+
+    async def is_anothers(self, name: str, tenant: str | None) -> bool:
+        """Whether an adapter is another tenant's, and neither this one's nor everybody's."""
+        return await self._owners.is_anothers(name, tenant)
 
     async def names(self, tenant: str | None) -> list[str]:
         """The adapters that this tenant may name, but for those that were found to be unfit."""
@@ -169,6 +184,7 @@ class AdapterPool:
         self.catalogue = self.shelf.catalogue = catalogue
         self.slots.max_wait_s = settings.max_wait_ms / 1000
         self.loader.max_per_s = settings.max_loads_per_s
+        self._owners = Owners(self.shelf)
         self._absent.clear()
         self._names.clear()
         places = await self.shelf.on_disk(lambda: {key: self.shelf.place(key) for key in list(self.shelf.held)})

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from vllm_lora_router.pool.leases import NotLeased
+from vllm_lora_router.pool.leases import AnothersAdapter, NotLeased
 from vllm_lora_router.requests.table import Route, is_guarded
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.serving import Adapters, Lease
@@ -37,10 +37,11 @@ async def take(
         may_load: else only what is in the engine's memory serves.
     """
     refused: list[tuple[str, str]] = []
+    instead: Reason = "not_loadable"
     deadline: float | None = None
     candidates = candidates_of(router, plan)
     for candidate in (*candidates, router.base_alone):
-        reason = _reason(router, plan, candidate)
+        reason = _reason(router, plan, candidate, instead)
         if candidate.adapter is None:
             return Taken(candidate, reason, candidate.model, None, tuple(refused))
         if adapters is None:
@@ -61,6 +62,8 @@ async def take(
                 continue
             except NotLeased as not_leased:
                 refused.append((candidate.adapter, str(not_leased)))
+                if isinstance(not_leased, AnothersAdapter) and candidate is plan.candidates[0]:
+                    instead = "not_allowed"
                 continue
         await enter(lease)
         return Taken(candidate, reason, lease.model, lease, tuple(refused))
@@ -72,15 +75,20 @@ async def foresee(router: Router, plan: Plan, adapters: Adapters | None, tenant:
 
     An adapter that nobody has asked for yet has no name in vLLM: its prompt is rendered under the base's.
     """
-    for candidate in candidates_of(router, plan):
-        reason = _reason(router, plan, candidate)
+    instead: Reason = "not_loadable"
+    for candidate in (*candidates_of(router, plan), router.base_alone):
+        reason = _reason(router, plan, candidate, instead)
         if candidate.adapter is None:
             return Taken(candidate, reason, candidate.model)
-        if adapters is not None and (lease := adapters.lease_now(candidate.adapter, tenant, loaded=False)) is not None:
+        if adapters is None:
+            continue
+        if (lease := adapters.lease_now(candidate.adapter, tenant, loaded=False)) is not None:
             return Taken(candidate, reason, lease.model, lease)
-        if adapters is not None and await adapters.can_serve(candidate.adapter, tenant):
+        if await adapters.can_serve(candidate.adapter, tenant):
             return Taken(candidate, reason, router.base_alone.model)
-    return Taken(router.base_alone, "not_loadable", router.base_alone.model)
+        if candidate is plan.candidates[0] and await adapters.is_anothers(candidate.adapter, tenant):
+            instead = "not_allowed"
+    raise AssertionError("the base stands last and needs no lease")
 
 
 async def lease_named(
@@ -114,7 +122,8 @@ def candidates_of(router: Router, plan: Plan) -> tuple[Candidate, ...]:
     return router.default if router.observes else plan.candidates
 
 
-def _reason(router: Router, plan: Plan, candidate: Candidate) -> Reason:
+def _reason(router: Router, plan: Plan, candidate: Candidate, instead: Reason) -> Reason:
+    # `instead` is why the first candidate does not serve.
     if router.observes:
         return "observe"
-    return plan.reason if candidate is plan.candidates[0] else "not_loadable"
+    return plan.reason if candidate is plan.candidates[0] else instead

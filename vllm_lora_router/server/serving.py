@@ -58,12 +58,17 @@ class Adapters(Protocol):
         """A lease on an adapter, which may have to be found, checked, copied and loaded first.
 
         Raises:
+            AnothersAdapter: it is another tenant's; never where the client named it.
             NotLeased: it cannot be served, or does not exist.
         """
         ...
 
     async def can_serve(self, name: str, tenant: str | None) -> bool:
         """Whether `lease` would give one, as far as that can be told without loading it."""
+        ...
+
+    async def is_anothers(self, name: str, tenant: str | None) -> bool:
+        """Whether there is one, and it is another tenant's alone."""
         ...
 
     async def names(self, tenant: str | None) -> Sequence[str]:

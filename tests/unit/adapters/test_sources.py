@@ -157,6 +157,53 @@ def test_every_tenant_has_its_own(tmp_path: Path) -> None:
     assert source.names("initech") == source.names(None) == []
 
 
+@pytest.mark.parametrize("template", ["{tenant}/{name}", "lora/{tenant}/own/{name}/current", "{name}/for/{tenant}"])
+def test_the_tenants_that_have_an_adapter_of_a_name_are_known(tmp_path: Path, template: str) -> None:
+    source = Source.parse(f"{tmp_path}/{template}")
+
+    def folder(tenant: str, name: str) -> Path:
+        return tmp_path / template.format(tenant=tenant, name=name)
+
+    assert list(source.tenants("medical")) == []
+    for tenant in ("acme", "globex", ".trash", "back\nup", "half"):
+        adapter(folder(tenant, "medical"))
+    (folder("half", "medical") / CONFIG).unlink()
+    adapter(folder("initech", "legal"))
+    (tmp_path / template.split("{")[0] / "notes.txt").write_text("")
+    assert sorted(source.tenants("medical")) == ["acme", "globex"]
+    assert list(source.tenants("legal")) == ["initech"]
+    assert list(source.tenants("finance")) == []
+
+
+def test_of_a_shared_source_no_tenant_is_the_owner(tmp_path: Path) -> None:
+    adapter(tmp_path / "adapters" / "medical")
+    assert list(shared(tmp_path).tenants("medical")) == []
+
+
+def test_what_a_tenant_only_links_to_is_not_its_own(tmp_path: Path) -> None:
+    adapter(tmp_path / "tenants" / "acme" / "medical")
+    for tenant, name, target in (
+        ("evil", "medical", "../acme/medical"),
+        ("evil", "legal", adapter(tmp_path / "elsewhere")),
+        ("initech", "medical", adapter(tmp_path / "tenants" / "initech" / "v1").name),
+    ):
+        (tmp_path / "tenants" / tenant).mkdir(exist_ok=True)
+        (tmp_path / "tenants" / tenant / name).symlink_to(target)
+    source = Source.parse(f"{tmp_path}/tenants/{{tenant}}/{{name}}")
+    assert sorted(source.tenants("medical")) == ["acme", "initech"]
+    assert list(source.tenants("legal")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "../acme/medical", "deep/medical", "a\nb", "a\0b", "a" * 300]
+)
+def test_nobody_has_an_adapter_of_what_is_no_plain_file_name(tmp_path: Path, name: str) -> None:
+    for folder in ("acme/medical", "acme/.hidden", "acme/deep/medical", "acme/a\nb"):
+        adapter(tmp_path / folder)
+    (tmp_path / "acme" / CONFIG).write_text("{}")
+    assert list(Source.parse(f"{tmp_path}/{{tenant}}/{{name}}").tenants(name)) == []
+
+
 def test_a_shared_source_takes_no_notice_of_the_tenant(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "adapters" / "medical")
     assert shared(tmp_path).find("medical", "auth0|12/34") == folder

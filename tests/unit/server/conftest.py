@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message
 
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
-from vllm_lora_router.pool.leases import NotLeased, UnknownAdapter
+from vllm_lora_router.pool.leases import AnothersAdapter, NotLeased, UnknownAdapter
 from vllm_lora_router.requests.table import ROUTES
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.api import routes
@@ -90,6 +90,7 @@ class FakeAdapters:
     loaded: set[str] = field(default_factory=lambda: {"medical-lora", "second-lora", "legal-lora", "odd-lora"})
     coming: dict[str, asyncio.Event] = field(default_factory=dict)  # loaded when the event is set
     broken: dict[str, str] = field(default_factory=dict)  # and why
+    anothers: set[str] = field(default_factory=set)  # another tenant's than who asks
     unasked: set[str] = field(default_factory=set)  # they could be loaded, and vLLM does not know them yet
     versions: dict[str, str] = field(default_factory=dict)  # the engine's name of one that is not called like itself
     forbidden: set[str] = field(default_factory=set)  # for clients
@@ -112,6 +113,8 @@ class FakeAdapters:
         self.waited_for.append(name)
         if name in self.broken:
             raise NotLeased(self.broken[name])
+        if name in self.anothers and not by_client:
+            raise AnothersAdapter(f"adapter {name!r} is another tenant's")
         if name not in self.coming or (by_client and name in self.forbidden):
             raise UnknownAdapter(f"there is no adapter {name!r}")
         await self.coming[name].wait()
@@ -119,6 +122,9 @@ class FakeAdapters:
 
     async def can_serve(self, name: str, tenant: str | None) -> bool:
         return name in self.loaded or name in self.unasked
+
+    async def is_anothers(self, name: str, tenant: str | None) -> bool:
+        return name in self.anothers
 
     async def names(self, tenant: str | None) -> list[str]:
         return [*sorted(self.loaded - self.forbidden), *([f"{tenant}s-own"] if tenant else [])]

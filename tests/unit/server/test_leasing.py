@@ -63,6 +63,50 @@ async def test_why_an_adapter_did_not_serve_stands_in_the_log(
     assert "[not medical-lora: its weights are for a narrower base]" in caplog.text
 
 
+async def test_where_the_first_choice_is_anothers_adapter_the_reason_is_that_it_is_not_allowed(
+    app: App, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for anothers, loaded, model, reason in (
+        ({"medical-lora"}, {"second-lora"}, "second-lora", "not_allowed"),
+        ({"medical-lora"}, set(), "served-base", "not_allowed"),
+        ({"medical-lora", "second-lora"}, set(), "served-base", "not_allowed"),
+        ({"second-lora"}, set(), "served-base", "not_loadable"),
+        ({"second-lora"}, {"medical-lora"}, "medical-lora", "routed"),
+    ):
+        app.adapters.anothers, app.adapters.loaded = anothers, loaded
+        for path, body in ((CHAT, chat("blood")), ("/tokenize", {"model": "MoM", "prompt": "blood"})):
+            with caplog.at_level("INFO"):
+                response = await client.post(path, json=body)
+            assert (app.reached.json["model"], response.headers["x-lora-router-reason"]) == (model, reason), path
+        foreseen = (await client.post("/v1/router/classify", json={"text": "blood"})).json()
+        assert (foreseen["model"], foreseen["reason"]) == (model, reason)
+    assert "second-lora not_allowed" in caplog.text
+    assert "[not medical-lora: adapter 'medical-lora' is another tenant's]" in caplog.text
+
+
+async def test_who_observes_is_told_nothing_of_what_is_not_allowed(
+    app: App, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    default = CONFIG.replace("default_model: base", "default_model: legal-lora")
+    app.configure(default + "router: {mode: observe}\n", tmp_path)
+    app.adapters.anothers, app.adapters.loaded = {"legal-lora", "medical-lora"}, set()
+    for text in ("blood", "Hello"):
+        for path in (CHAT, "/v1/chat/completions/render"):
+            response = await client.post(path, json=chat(text))
+            assert response.headers["x-lora-router-reason"] == "observe"
+            assert app.reached.json["model"] == "served-base"
+
+
+async def test_a_client_that_names_anothers_adapter_is_told_what_vllm_says_of_an_unknown_one(
+    app: App, client: httpx.AsyncClient
+) -> None:
+    app.adapters.anothers, app.adapters.loaded = {"medical-lora"}, set()
+    for name in ("medical-lora", "unknown"):
+        response = await client.post(CHAT, json=chat("blood", name))
+        assert app.reached.json == chat("blood", name)
+        assert "x-lora-router-reason" not in response.headers
+
+
 async def test_a_request_waits_for_its_adapter_to_load(app: App, client: httpx.AsyncClient) -> None:
     app.adapters.loaded.discard("medical-lora")
     loaded = app.adapters.coming["medical-lora"] = asyncio.Event()
