@@ -105,7 +105,9 @@ class Metrics:
 
     def decided(self, decision: Decision) -> None:
         plan = decision.plan
-        category, method = self._category_names.label(plan.category) or "", METHODS.get(plan.method, OTHER)
+        # A tool may have categories of its own.
+        category = self._category_names.label(plan.category) or ("" if plan.category is None else OTHER)
+        method = METHODS.get(plan.method, OTHER)
         self._decisions[category, self._adapter(decision), method, REASONS.get(decision.reason, OTHER)].inc()
         self._overhead_seconds.observe(decision.overhead_ms / 1000)
         for step in plan.steps:
@@ -118,7 +120,10 @@ class Metrics:
         if plan.confidence is not None and plan.method is not None:
             self._confidence[method,].observe(plan.confidence)
         if (draw := plan.draw) is not None and (tested := self._category_names.label(draw.category)) is not None:
-            self._arms[tested, self._arm_names.take(draw.arm)].inc()
+            wish = plan.held.wish if plan.held is not None else None
+            wished = wish is not None and draw.arm in wish.models
+            arm = self._adapter_names.label(draw.arm) or DYNAMIC if wished else self._arm_names.take(draw.arm)
+            self._arms[tested, arm].inc()
 
     def ended(self, outcome: Outcome) -> None:
         adapter = self._adapter(outcome.decision)

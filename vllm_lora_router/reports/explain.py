@@ -81,7 +81,9 @@ def _step(step: Line) -> str:
         error = f" ({step['error']})" if step.get("error") else ""
         return f"{place} gave no answer: {step['failure']}{error}."
     if step["category"] is None:
-        return f"{place} found nothing."
+        evidence = step["evidence"]
+        why = evidence.get("not_asked") or evidence.get("not_by")
+        return f"{place} found nothing{f': {why}' if why else ''}."
     if (chosen := chosen_in(step)) is None:
         return f"{place} chose {step['category']}{_evidence(step['evidence'])}."
     reached = "reaches" if chosen.sure else "stays below"
@@ -102,9 +104,17 @@ def _evidence(evidence: Mapping[str, object]) -> str:
         return f" by {rule}: {matched}"
     if "nearest" in evidence:
         return f" (nearest example: {evidence['nearest']!r}, similarity {evidence.get('similarity')})"
+    if "tool" in evidence:
+        return f" ({evidence['tool']} {_asked_for(evidence)})"
     if isinstance(labels, Mapping) and labels:
         return f" (labels: {', '.join(f'{label} {p}' for label, p in labels.items())})"
     return ""
+
+
+def _asked_for(evidence: Mapping[str, object]) -> str:
+    names = ("model", "models", "use_reasoning", "reasoning_effort", "system_prompt", "keep")
+    wishes = [f"{name} {evidence[name]}" for name in names if evidence.get(name) not in (None, [])]
+    return f"asked for {', '.join(wishes)}" if wishes else "asked for nothing else"
 
 
 def _affinity(plan: Line) -> Iterator[str]:

@@ -22,7 +22,7 @@ def tool(settings: str) -> str:
         "enabled: true, command: python, args: [tool.py], env: {TABLE: tenants.db}",
         "enabled: true, transport_type: stdio, command: python, tool_name: classify_text, threshold: 0.5",
         "enabled: true, transport_type: http, url: 'http://localhost:8090/mcp', timeout_seconds: 30",
-        "enabled: true, transport_type: streamable-http, url: 'https://tools.example/mcp', headers_env: {Authorization: TOKEN}",
+        "enabled: true, transport_type: streamable-http, url: 'https://a.example/mcp', headers_env: {Authorization: T}",
         "enabled: true, command: x, forward_headers: [X-Region, x-plan]",
         "enabled: true, command: x, forward_headers: [Authorization], allow_secrets: true",
     ],

@@ -17,7 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_lora_router.record.metrics import MOST_NAMES, Metrics
-from vllm_lora_router.values import Decision, Draw, Outcome, Step
+from vllm_lora_router.values import Decision, Draw, Held, Outcome, Step, Wish
 
 if TYPE_CHECKING:
     from .conftest import Decide
@@ -121,6 +121,18 @@ def test_draws_of_an_ab_test_are_counted_by_arm(metrics: Metrics, registry: Coll
     assert read(registry, "arms_total") == {
         labels(category="medical", arm="medical-lora"): 1,
         labels(category="medical", arm="medical-lora#2"): 2,
+    }
+
+
+def test_what_a_tool_names_makes_no_series(metrics: Metrics, registry: CollectorRegistry, decide: Decide) -> None:
+    for number in range(50):
+        arm = f"tenant-{number}-lora"
+        made = drawn(decide(), "medical", arm)
+        held = Held("medical", 0.9, "mcp", Wish(models={arm: 1.0, "medical-lora": 1.0}))
+        metrics.decided(replace(made, plan=replace(made.plan, category=f"theirs {number}", held=held)))
+    assert read(registry, "arms_total") == {labels(category="medical", arm="dynamic"): 50}
+    assert read(registry, "decisions_total") == {
+        labels(category="other", adapter="medical-lora", method="domain", reason="routed"): 50
     }
 
 

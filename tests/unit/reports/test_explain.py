@@ -67,6 +67,26 @@ def test_a_rule_is_told_with_its_words_and_what_it_would_be_without_them(
     assert f"The keyword rules chose medical {why}" in told and without in told
 
 
+def test_what_a_tool_asked_for_is_told() -> None:
+    line = decision()
+    evidence = {"tool": "classify_text", "class": "medical", "confidence": 0.83, "model": "acme-lora", "keep": None}
+    line["plan"]["steps"][0] |= {"method": "mcp", "evidence": evidence}
+    line["plan"] |= {"method": "mcp"}
+    told = said(line)
+    assert "The MCP classifier gave medical 0.8300" in told and "(classify_text asked for model acme-lora)" in told
+    line["plan"]["steps"][0] |= {"evidence": {"tool": "classify_text", "class": "medical", "models": []}}
+    assert "(classify_text asked for nothing else)" in said(line)
+
+
+def test_a_tool_that_was_not_called_is_told_with_the_reason() -> None:
+    line = decision()
+    nothing = {"category": None, "score": 0.0, "sure": False, "scores": {}, "thresholds": {}}
+    line["plan"]["steps"].insert(
+        0, {**line["plan"]["steps"][0], **nothing, "method": "mcp", "evidence": {"not_asked": "no words"}}
+    )
+    assert "The MCP classifier found nothing: no words." in said(line)
+
+
 def test_a_method_that_failed_and_one_that_was_not_sure_are_told_with_the_default() -> None:
     line = decision()
     line["plan"]["steps"][0] |= {"scores": {"medical": 0.4}, "score": 0.4, "sure": False, "cached": True}
