@@ -225,7 +225,7 @@ def test_ten_thousand_hostile_names_make_no_series(
         use(f'"{number}\n\\{{🩺}} # TYPE \ud83d')
     assert {name: series.keys() for name, series in scrape(registry).items()} == before
     assert read(registry, "decisions_total") == {
-        labels(category="", adapter="dynamic", method="other", reason="other"): 20_002
+        labels(category="other", adapter="dynamic", method="other", reason="other"): 20_002
     }
 
 
