@@ -1,47 +1,30 @@
 """The audit log: lines of JSON in a folder, written off the event loop."""
 
 import contextlib
-import errno
-import json
 import logging
 import math
-import os
 import queue
-import re
 import secrets
-import socket
-import tempfile
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from vllm_lora_router.record.lines import rfc3339
+from vllm_lora_router.record.encoding import Encoded
+from vllm_lora_router.record.files import Files, create_file
 
 logger = logging.getLogger("vllm_lora_router.record")
 
 RETRY_S = 1.0  # between two tries to write what the disk refused
-LOOK_S = 1.0  # between two looks whether the file is still where it was made
 STUCK_S = 5.0  # a disk that has not answered by then is a problem, though it said nothing
 SAID_AGAIN_S = 60.0
 WRITE_BYTES = 1 << 20
 # Python's interpreter lock is let go of after so long, for so long: the event loop would wait for it as long as a
 # whole batch takes.
 HELD_S, PAUSE_S = 0.0003, 0.0001
-
-# What room on the disk can mend; after anything else the file itself is not to be trusted any more.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def create_file(path: Path) -> int:
-    """Opens a file that was not there for appending; raises `FileExistsError` when it was."""
-    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o640)
 
 
 class AuditLog:
@@ -86,7 +69,7 @@ class AuditLog:
         self._most_bytes = most_bytes
         self._room = most_lines  # none once this is closed
         self._counted = counted
-        self._files = _Files(folder, rotate_bytes, rotate_s, create)
+        self._files = Files(folder, rotate_bytes, rotate_s, create)
         self._write_bytes = min(WRITE_BYTES, rotate_bytes, most_bytes)
 
         # Each with how many had been refused before it, so that the refused are told of in their place.
@@ -98,7 +81,7 @@ class AuditLog:
         self._deadline: float | None = None  # `time.monotonic()`, once this is closed
 
         # Only the log's thread writes these.
-        self._encoded = _Encoded(self.run)
+        self._encoded = Encoded(self.run)
         self._refused_told = 0
         self._dropped = 0
         self._failure: str | None = None
@@ -230,7 +213,7 @@ class AuditLog:
         while data:
             end = data.rfind(b"\n", 0, self._write_bytes) + 1 or data.find(b"\n") + 1
             self._asked = time.monotonic()
-            taken, error = self._files.append(data[:end])
+            taken, error = self._files.append(data if end == len(data) else data[:end])
             self._asked = None
             self._encoded.taken(taken)
             if error is not None:
@@ -261,179 +244,6 @@ class AuditLog:
         self._said[about] = now
         logger.warning(f"The audit log in %s: {message}; %d lines were lost so far", self._folder, *values, self.lost)
         return True
-
-
-class _Encoded:
-    """Lines on their way to the disk, each with its number."""
-
-    def __init__(self, run: str) -> None:
-        self.data = bytearray()
-        self.written = 0
-        self.gap = 0  # lines that were lost since the last one here
-        self._run = run
-        self._seq = 0  # of the last line here
-        self._on_disk = 0  # the number of the last line there
-        self._gaps: deque[int] = deque()  # the numbers of lines here that tell of a gap
-
-    @property
-    def lines(self) -> int:
-        return self._seq - self._on_disk - len(self._gaps)
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Raises what encoding raises; then nothing was added."""
-        seq = self._seq + (2 if self.gap else 1)
-        numbered = {"run": self._run, "seq": seq}
-        encoded = _encode({**numbered, **line, **numbered})
-        if self.gap:
-            self.tell_gap()
-        self.data += encoded
-        self._seq = seq
-
-    def tell_gap(self) -> None:
-        lost, self.gap = self.gap, 0
-        self.add({"type": "lost", "at": rfc3339(time.time()), "lines": lost})
-        self._gaps.append(self._seq)
-
-    def taken(self, size: int) -> None:
-        """The first `size` bytes are on the disk."""
-        lines = self.data.count(b"\n", 0, size)
-        del self.data[:size]
-        self._on_disk += lines
-        while self._gaps and self._gaps[0] <= self._on_disk:
-            self._gaps.popleft()
-            lines -= 1
-        self.written += lines
-
-
-class _Files:
-    """Where the lines go: one file at a time, which was not there before."""
-
-    def __init__(self, folder: Path, rotate_bytes: int, rotate_s: float, create: Callable[[Path], int]) -> None:
-        self._folder = folder
-        self._rotate_bytes = rotate_bytes
-        self._rotate_s = rotate_s
-        self._create = create
-        self._file: _File | None = None
-        self._looked = 0.0
-
-    def append(self, lines: bytes | bytearray) -> tuple[int, OSError | None]:
-        """How many bytes of whole lines the disk took, and what it said instead of taking the rest."""
-        try:
-            file = self._open(len(lines))
-        except OSError as error:
-            return 0, error
-        taken, error = file.append(lines)
-        if error is not None and error.errno not in _FULL:
-            self.close()
-        return taken, error
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _open(self, size: int) -> "_File":
-        file, now = self._file, time.monotonic()
-        if file is not None:
-            moved = False
-            if now - self._looked >= LOOK_S:
-                self._looked = now
-                moved = file.moved()
-            grown = file.size and file.size + size > self._rotate_bytes
-            if not (moved or grown or now - file.opened >= self._rotate_s):
-                return file
-            self.close()
-        _make_folder(self._folder)
-        while True:
-            path = self._folder / _name()
-            # Another container with this host's name and this process's number may have been as quick.
-            with contextlib.suppress(FileExistsError):
-                self._file = _File(path, self._create(path))
-                self._looked = now
-                return self._file
-
-
-class _File:
-    def __init__(self, path: Path, fd: int) -> None:
-        self.opened = time.monotonic()
-        self.size = 0
-        self._path = path
-        self._fd = fd
-        self._torn = False  # it ends within a line
-
-    def append(self, lines: bytes | bytearray) -> tuple[int, OSError | None]:
-        written, failure = 0, None
-        try:
-            if self._torn:
-                self.size += os.write(self._fd, b"\n")
-                self._torn = False
-            while written < len(lines):
-                written += os.write(self._fd, lines[written:] if written else lines)
-        except OSError as error:
-            failure = OSError(error.errno, error.strerror, str(self._path))
-        whole = written if failure is None else lines.rfind(b"\n", 0, written) + 1
-        if whole < written:
-            try:
-                os.ftruncate(self._fd, self.size + whole)
-                written = whole
-            except OSError:
-                self._torn = True
-        self.size += written
-        return whole, failure
-
-    def moved(self) -> bool:
-        """Whether it is not where it was made any more: nobody would look for its lines there."""
-        try:
-            return not os.path.samestat(self._path.stat(), os.fstat(self._fd))
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        except OSError:
-            return False  # writing will tell
-
-    def close(self) -> None:
-        try:
-            os.close(self._fd)
-        except OSError as error:
-            logger.warning("%s: %s: its last lines may be missing", self._path, error.strerror)
-        if not self.size:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-
-
-def check_folder(folder: Path) -> str | None:
-    """What keeps lines from being written in the folder, which is made when it is missing; None when nothing does."""
-    try:
-        _make_folder(folder)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe:
-            probe.write(b"\n")
-            probe.flush()
-    except OSError as error:
-        return f"{folder}: no file can be written there: {error.strerror}"
-    return None
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(0o750, parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
-
-
-def _name() -> str:
-    host = re.sub(r"[^\w.-]", "_", socket.gethostname(), flags=re.ASCII)
-    return f"{host}-{os.getpid()}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.jsonl"
-
-
-_ENCODER = msgspec.json.Encoder(order=None)
-
-
-def _encode(line: dict[str, Any]) -> bytes:
-    try:
-        return _ENCODER.encode(line) + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair, which a client can send
-        text = json.dumps(msgspec.to_builtins(line, str_keys=True))
-        # As msgspec writes what JSON has no number for: null.
-        return json.dumps(json.loads(text, parse_constant=lambda _: None)).encode() + b"\n"
 
 
 def _what(error: Exception) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.config.schema import Audit
-from vllm_lora_router.record.audit_log import check_folder
+from vllm_lora_router.record.files import check_folder
 from vllm_lora_router.record.lines import Words, by_hmac, in_full, none_at_all
 
 KEY_FILE = "hmac.key"
