@@ -64,6 +64,10 @@ class Incoming:
         elif self.members is not None:
             self.write(body.join({**self.members, "model": body.dump(model)}))
 
+    def rewrite(self) -> None:
+        """Takes the members as they are now for the body; every other byte stays."""
+        self.write(body.join(self.members or {}))
+
     def hand_on(self, after: Receive) -> Receive:
         """A `receive` that gives the body once, and then what `after` says. Nothing of the body is kept here."""
         content, self._content, self.members = self._content, None, None

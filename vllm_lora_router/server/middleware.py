@@ -10,11 +10,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vllm_lora_router.record.log import log, log_asked_again
 from vllm_lora_router.record.traces import RequestSpan
-from vllm_lora_router.requests import body
+from vllm_lora_router.requests import body, salt
 from vllm_lora_router.requests.shape import Shape
 from vllm_lora_router.requests.table import Route
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.server import wire
+from vllm_lora_router.server import isolation, wire
 from vllm_lora_router.server.callers import caller_of
 from vllm_lora_router.server.deciding import Considered, Named, consider, consider_named, decision_named, edit
 from vllm_lora_router.server.incoming import Incoming
@@ -29,7 +29,7 @@ T = TypeVar("T", bound="Leased")
 class LoraRouterMiddleware:
     """Routes requests whose `model` is an auto name; a request that names an adapter gets a lease on it.
 
-    Every other reaches the application byte for byte.
+    Every other reaches the application byte for byte, but for `cache_salt` where tenants are kept apart.
     """
 
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
@@ -39,6 +39,9 @@ class LoraRouterMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         router = self.serving.router
         if scope["type"] != "http" or router is None:
+            if scope["type"] == "websocket" and router is not None and router.isolates:
+                await isolation.refuse_socket(scope, receive, send)
+                return
             await self.app(scope, receive, send)
             return
         path, method = wire.path_of(scope), scope["method"]
@@ -57,6 +60,10 @@ class LoraRouterMiddleware:
 
     async def _post(self, router: Router, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         adapters = self.serving.adapters
+        isolated = router.isolates and not salt.runs_nothing(path)
+        if isolated and (refusal := isolation.refusal(scope, path)) is not None:
+            await refusal(scope, receive, send)
+            return
         if not wire.is_json(scope):
             with adapters.unread() if adapters is not None else nullcontext():
                 await self.app(scope, receive, send)
@@ -65,9 +72,13 @@ class LoraRouterMiddleware:
         if incoming is None:
             return
         route, model = incoming.route, incoming.model
+        salted = isolated and await incoming.work(lambda: isolation.salt_members(incoming, router.tenant_header))
         if route is not None and incoming.members is not None and router.takes(model, self.serving.served_names):
             await self._route(router, route, incoming, receive, send)
-        elif model is not None and model in router.auto_names:
+            return
+        if salted:
+            await incoming.work(incoming.rewrite)
+        if model is not None and model in router.auto_names:
             await self.app(incoming.scope, incoming.hand_on(receive), unrouted(model, path, send))
         elif self._watches(router, route, incoming) or (
             adapters is not None and model and model not in self.serving.served_names

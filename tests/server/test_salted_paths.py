@@ -1,0 +1,214 @@
+"""Every way into vLLM's engine has a `cache_salt`, or is one that we refuse: fails when a release adds or drops one."""
+
+import inspect
+import logging
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from pkgutil import walk_packages
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import msgspec
+import pytest
+import vllm.entrypoints
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+from vllm.entrypoints.openai.chat_completion.protocol import BatchChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.exceptions import VLLMValidationError
+
+from vllm_lora_router.requests import body
+from vllm_lora_router.requests.salt import SALTED, runs_nothing, write
+from vllm_lora_router.server.engine import VllmCommand
+from vllm_lora_router.server.isolation import salt_for
+
+# What runs prompts without a salt: we refuse it where tenants are kept apart.
+UNSALTED = {"/v2/embed", "/v1/audio/transcriptions", "/v1/audio/translations"}
+# One needs the cohere package, the other came with a later release: neither is salted.
+NOT_HERE = {"/cohere/v2/chat", "/cohere/v2/chat/render", "/v1/decisions"}
+REFUSED: list[Any] = [
+    "",
+    "x" * 129,
+    "a@b",
+    "a/b",
+    "a\\b",
+    "a\0b",
+    "\ud800",
+    1,
+    0,
+    1.5,
+    True,
+    False,
+    [],
+    ["x"],
+    {},
+    {"a": "b"},
+]
+TAKEN: list[Any] = ["x", "x" * 128, "🧂" * 128, " ", "null", 'a"b', None]
+
+
+@pytest.fixture(scope="module")
+def routes() -> Iterator[list[BaseRoute]]:
+    """All of vLLM's: those of every module that has some, and those that its app adds by itself."""
+    from vllm.entrypoints.launchers.app import build_app
+
+    found: list[BaseRoute] = []
+    root = logging.getLogger()
+    level, handlers = root.level, [*root.handlers]
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("VLLM_PLUGINS", raising=False)
+        environment.setenv("VLLM_SERVER_DEV_MODE", "1")
+        environment.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+        args, _ = VllmCommand().parse(["model", "--enable-scale-out"])
+        found += build_app(args, ("generate", "transcription", "realtime")).routes
+    for module in walk_packages(vllm.entrypoints.__path__, "vllm.entrypoints."):
+        if module.name.rpartition(".")[2].endswith("api_router"):
+            for value in vars(import_module(module.name)).values():
+                if isinstance(value, APIRouter):
+                    found += value.routes
+    # SageMaker's library sets up the root logger for the whole process, other tests among it.
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    yield found
+
+
+def posts(routes: list[BaseRoute]) -> dict[str, Route]:
+    return {route.path: route for route in routes if isinstance(route, Route) and "POST" in (route.methods or ())}
+
+
+def request_classes(annotation: Any) -> list[type[BaseModel]]:
+    """A class, or each of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [one for part in get_args(annotation) for one in request_classes(part)]
+
+
+def bodies(routes: list[BaseRoute]) -> dict[str, list[type[BaseModel]]]:
+    """What vLLM reads a POST's body as, on paths that run prompts."""
+    from vllm.entrypoints.generate.factories import get_generate_invocation_types
+    from vllm.entrypoints.pooling.factories import get_pooling_invocation_types
+
+    found: dict[str, list[type[BaseModel]]] = {}
+    for path, route in posts(routes).items():
+        if not runs_nothing(path) and isinstance(route, APIRoute) and route.body_field is not None:
+            found[path] = request_classes(route.body_field.field_info.annotation)
+    found["/invocations"] = []
+    for task in ("generate", "embed", "classify", "token_embed", "token_classify"):
+        model: Any = SimpleNamespace(
+            get_pooling_task=lambda tasks, task=task: task, hf_config=SimpleNamespace(num_labels=1)
+        )
+        for request, _ in (*get_generate_invocation_types((task,)), *get_pooling_invocation_types((task,), model)):
+            found["/invocations"] += request_classes(request)
+    return found
+
+
+def test_every_path_that_takes_a_post_is_known(routes: list[BaseRoute]) -> None:
+    paths = posts(routes).keys()
+    assert {"/v1/chat/completions", "/v1/embeddings", "/invocations", "/fault_tolerance/apply", "/pause"} <= paths
+    unknown = {path for path in paths if path not in SALTED and not runs_nothing(path)} - UNSALTED
+    assert not unknown, "requests/salt.py does not know these: they are refused where tenants are kept apart"
+    assert paths >= UNSALTED | SALTED
+    assert not NOT_HERE & paths
+
+
+def test_prompts_come_in_no_other_way(routes: list[BaseRoute]) -> None:
+    for route in routes:
+        if isinstance(route, Route):
+            others = set(route.methods or ()) - {"POST"}
+            assert others <= {"GET", "HEAD"} or (others, route.path) == ({"DELETE"}, "/adapters/{adapter_name}")
+        else:
+            assert isinstance(route, WebSocketRoute | Mount)
+    assert {route.path for route in routes if isinstance(route, WebSocketRoute)} == {"/v1/realtime"}
+    assert {route.path for route in routes if isinstance(route, Mount)} == {"/metrics"}
+
+
+def test_a_salted_path_reads_nothing_but_json(routes: list[BaseRoute]) -> None:
+    for path in SALTED:
+        route = posts(routes)[path]
+        assert isinstance(route, APIRoute)
+        assert "validate_json_request" in [getattr(one.call, "__name__", "") for one in route.dependant.dependencies]
+
+
+def test_every_salted_body_has_a_salt_and_every_refused_one_has_none(routes: list[BaseRoute]) -> None:
+    found = bodies(routes)
+    assert found.keys() == SALTED | UNSALTED
+    for path, classes in found.items():
+        assert classes, path
+        for one in classes:
+            assert ("cache_salt" in one.model_fields) is (path in SALTED), (path, one)
+    cohere = Path(vllm.entrypoints.__path__[0], "cohere")
+    assert not any("cache_salt" in file.read_text() for file in cohere.glob("*.py"))
+
+
+USER: Any = {"role": "user", "content": "x"}
+# Something of what each class needs.
+ANYTHING: dict[str, Any] = {
+    **dict.fromkeys(("model", "prompt", "input", "state", "query", "text_1", "queries"), "x"),
+    **{name: ["x"] for name in ("documents", "items", "text_2")},
+    **{"messages": [USER], "max_tokens": 1, "token_ids": [1], "label_token_ids": [1], "sampling_params": {}},
+    **{"questions": {"q": {"type": "noul"}}, "data": "x", "data_1": "x", "data_2": "x"},
+}
+
+
+def read(one: type[BaseModel], own: Any) -> Any:
+    """What vLLM makes of a body with this salt; some it reads twice."""
+    if one is BatchChatCompletionRequest:
+        batch = one.model_validate({"messages": [[USER]], "cache_salt": own})
+        return batch.to_chat_completion_request([USER])  # pyright: ignore[reportAttributeAccessIssue]
+    needed = {name for name, field in one.model_fields.items() if field.is_required()}
+    needed |= {"prompt"} if one is CompletionRequest else set()
+    request: Any = one.model_validate({**{name: ANYTHING[name] for name in needed}, "cache_salt": own})
+    return AnthropicServingMessages.to_chat_completion_request(request) if one is AnthropicMessagesRequest else request
+
+
+def is_refused(one: type[BaseModel], own: Any) -> bool:
+    """Whether vLLM says that there is something wrong with the salt; else it is what vLLM goes on with."""
+    try:
+        request = read(one, own)
+        msgspec.msgpack.encode(request.cache_salt)  # so it goes to the engine
+    except UnicodeEncodeError:
+        return True
+    except VLLMValidationError as refused:
+        return refused.parameter == "cache_salt"
+    except ValidationError as refused:
+        return any("cache_salt" in error["loc"] for error in refused.errors())
+    assert request.cache_salt == own
+    return False
+
+
+@pytest.mark.parametrize("own", [*TAKEN, *REFUSED], ids=lambda own: ascii(own)[:20])
+def test_what_we_take_for_a_salt_is_what_vllm_does(routes: list[BaseRoute], own: Any) -> None:
+    """What we leave as it is must be refused, or a client would choose its salt alone."""
+    members = {"cache_salt": body.dump(own)}
+    written = write(members, lambda own: salt_for("acme", own))
+    assert written is not any(own is one for one in REFUSED)
+    for path, classes in bodies(routes).items():
+        for one in classes if path in SALTED else ():
+            assert is_refused(one, own) is not written, (path, one)
+            assert not (written and is_refused(one, body.read(members["cache_salt"]))), (path, one)
+
+
+def test_a_salt_goes_on_to_the_engine_with_the_prompt() -> None:
+    """The classes that a body is turned into are above; these hand it on in so many words."""
+    from vllm.entrypoints.generate.generative_scoring.serving import ServingGenerativeScoring
+    from vllm.entrypoints.generate.structured_decisions.serving import ServingStructuredDecisions
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+    from vllm.entrypoints.pooling.base.serving import PoolingBaseServing
+    from vllm.renderers.online_renderer import OnlineRenderer
+    from vllm.v1.core import kv_cache_utils
+
+    for where, words in (
+        (ServingGenerativeScoring, "cache_salt=request.cache_salt"),
+        (ServingStructuredDecisions, "cache_salt=request.cache_salt"),
+        (OnlineRenderer.preprocess_cmpl, '"cache_salt"'),
+        (OnlineRenderer.preprocess_chat, '"cache_salt"'),
+        (PoolingBaseServing, '"cache_salt"'),
+        (OpenAIServingResponses._generate_with_builtin_tools, "cache_salt=cache_salt"),
+        (kv_cache_utils.generate_block_hash_extra_keys, "request.cache_salt"),
+    ):
+        assert words in inspect.getsource(where)
