@@ -58,6 +58,7 @@ def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | 
     scored: dict[Method, ScoredClassifier] = {}
     encoder = cache(lambda: _encoder(loaded, models))
     _load_together(loaded, models)
+    apart = config.router.tenant_cache == "isolated"
     mapped: Sequence[Mapped] = ()
     line: Line | None = None
     classifiers: list[Classifier] = []
@@ -70,7 +71,7 @@ def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | 
                 from vllm_lora_router.classifiers.embedding import EmbeddingScorer
 
                 scored[method] = _scored(loaded, EmbeddingScorer(rules, encoder(), config.router.text.windows))
-                classifiers.append(CachedClassifier(scored[method], cached))
+                classifiers.append(CachedClassifier(scored[method], cached, by_tenant=apart))
         elif method == "domain" and configured:
             from vllm_lora_router.classifiers.domain import DomainScorer, read_labels
 
@@ -82,7 +83,7 @@ def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | 
                     "for a category; say which do with categories[].mmlu_categories"
                 )
             scored[method] = _scored(loaded, DomainScorer(loaded, labels, mapped, models))
-            classifiers.append(CachedClassifier(scored[method], cached))
+            classifiers.append(CachedClassifier(scored[method], cached, by_tenant=apart))
         elif method == "mcp" and configured:
             line = _line(loaded, before)
             from vllm_lora_router.classifiers.tool.classifier import ToolClassifier

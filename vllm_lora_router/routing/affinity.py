@@ -69,14 +69,16 @@ class Turns:
     What a tool said is known to those who asked it alone: it may have said otherwise to somebody else.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, apart: bool = False) -> None:
+        """`apart`: what the other methods said, too."""
+        self._apart = apart
         self._found: LRUCache[bytes, Found | None] = LRUCache(REMEMBERED)
 
     def get(self, text: str, asker: bytes | None) -> tuple[Found | None] | None:
         """What was found in this text, in a tuple; None when it is not known.
 
         Args:
-            asker: as `asker_of` says; None where there is no tool.
+            asker: as `asker_of` says; None where all are told the same.
         """
         for key in (_key(text),) if asker is None else (_key(text, asker), _key(text)):
             if key in self._found:
@@ -86,8 +88,8 @@ class Turns:
     def put(self, text: str, asker: bytes | None, steps: Sequence[Step]) -> None:
         """Keeps what the methods said, unless one of them failed."""
         if not any(step.failure for step in steps):
-            asked_a_tool = any(step.method == "mcp" for step in steps)
-            self._found[_key(text, asker if asked_a_tool else None)] = found(steps)
+            own = self._apart or any(step.method == "mcp" for step in steps)
+            self._found[_key(text, asker if own else None)] = found(steps)
 
 
 def asker_of(query: Query) -> bytes:

@@ -26,14 +26,20 @@ class About:
 class Conversation:
     """Asks the methods about a request's turns: the last one, and those before that they were not asked about yet."""
 
-    def __init__(self, settings: Settings, cascade: Cascade, clean: Callable[[str], str]) -> None:
-        """`clean` takes what is not the user's question out of a turn."""
+    def __init__(
+        self, settings: Settings, cascade: Cascade, clean: Callable[[str], str], *, apart: bool = False
+    ) -> None:
+        """
+        Args:
+            clean: takes what is not the user's question out of a turn.
+            apart: nobody gains from what another has asked.
+        """
         self._settings = settings
         self._cascade = cascade
         self._earlier = cascade.without("mcp")  # a tool is asked about what is said now
-        self._has_tool = len(self._earlier.classifiers) < len(cascade.classifiers)
+        self._turns = Turns(apart=apart)
+        self._tells_apart = apart or len(self._earlier.classifiers) < len(cascade.classifiers)
         self._clean = clean
-        self._turns = Turns()
 
     async def ask(self, query: Query, before: Held | None) -> About:
         """
@@ -43,7 +49,7 @@ class Conversation:
         if not self._settings.enabled:
             return _alone(await self._cascade.ask(self._of(query.text, query)))
         turns = _earlier(query)
-        asker = asker_of(query) if self._has_tool else None
+        asker = asker_of(query) if self._tells_apart else None
         known = {text: self._turns.get(text, asker) for _, text in turns}
         unknown = self._to_ask([text for text, answer in known.items() if answer is None])
         # The last one first: it is what the request is about, and the others are nearly always known.

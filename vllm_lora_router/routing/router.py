@@ -54,7 +54,7 @@ class Router:
         self._candidates = Candidates(config, base)
         self._fallback_category = config.classifier.category_model.fallback_category
         self._drop = [re.compile(pattern) for pattern in config.router.text.drop]
-        self._conversation = Conversation(config.router.affinity, self._cascade, self._clean)
+        self._conversation = Conversation(config.router.affinity, self._cascade, self._clean, apart=self.isolates)
 
     @classmethod
     def build(cls, loaded: Loaded, base: ServedBase, before: "Router | None" = None) -> "Router":

@@ -14,8 +14,9 @@ from vllm_lora_router.server import wire
 
 T = TypeVar("T")
 
-# Larger bodies are read and written in a thread, so that the event loop gets its turn in between.
-LARGE_BYTES = 256 * 1024
+# Larger bodies are read and written in a thread, so that the event loop gets its turn in between: on a slow core this
+# many bytes of short messages take more than a millisecond.
+LARGE_BYTES = 128 * 1024
 
 
 class Incoming:

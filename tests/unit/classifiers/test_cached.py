@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from vllm_lora_router.classifiers.cached import Cache, CachedClassifier
-from vllm_lora_router.values import Classification, Method, Query
+from vllm_lora_router.values import Caller, Classification, Method, Query
 
 
 class Behind:
@@ -47,6 +47,15 @@ async def test_what_a_classifier_does_not_read_makes_no_difference_and_what_it_r
         for turns in (("a",), ("b",)):
             await cached.classify([Query("fever", turns)])
     assert (len(of_text.asked), len(of_both.asked)) == (1, 2)
+
+
+async def test_tenants_that_are_kept_apart_gain_nothing_from_what_another_asked() -> None:
+    behind = Behind()
+    cached = CachedClassifier(behind, Cache(), by_tenant=True)
+    acme, globex = (Query("fever", caller=Caller(tenant=tenant)) for tenant in ("acme", "globex"))
+    for query in (acme, globex, Query("fever"), acme, globex):
+        await cached.classify([query])
+    assert len(behind.asked) == 3
 
 
 async def test_another_fingerprint_is_another_answer_in_the_same_cache() -> None:

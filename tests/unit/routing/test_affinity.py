@@ -179,6 +179,16 @@ async def test_boilerplate_in_earlier_turns_is_dropped_too(router: Route) -> Non
     assert sorted(asked.scores.asked) == ["a fever ", "why?"]
 
 
+@pytest.mark.parametrize(("setting", "times"), [("shared", 1), ("isolated", 2)])
+async def test_what_one_tenant_asked_is_known_of_anothers_turns_unless_they_are_kept_apart(
+    router: Route, setting: str, times: int
+) -> None:
+    asked = Asked(router(more=f"router: {{tenant_cache: {setting}}}\n"))
+    for tenant in ("acme", "globex", "acme", "globex"):
+        await asked.router.plan([Query("why?", ("a fever", "why?"))], Caller(tenant=tenant))
+    assert asked.scores.asked.count("a fever") == times
+
+
 async def test_a_response_that_goes_on_from_another_is_of_its_conversation(asked: Asked) -> None:
     first = Query("a fever", ("a fever",), "responses")
     plan = await asked.router.plan([first])

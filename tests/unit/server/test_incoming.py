@@ -155,7 +155,7 @@ def call(number: int) -> list[dict[str, Any]]:
 
 OWN, QUESTION = said("system", "Be kind."), said("user", "What is a symptom?")
 SCHEMA = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(40)}}
-# A body of about `size` thousandths of the limit.
+# A body of about `size` thousandths of 256 KB.
 BODIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "many short messages": (
         CHAT,
@@ -194,18 +194,20 @@ BODIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
 }
 
 
+# The largest that is read and written on the event loop, and one that is not.
+@pytest.mark.parametrize("most_bytes", [LARGE_BYTES, 256 * 1024])
 @pytest.mark.parametrize("mode", ["insert", "replace"])
 @pytest.mark.parametrize("kind", BODIES)
-async def test_a_body_of_256_kb_holds_the_event_loop_for_less_than_2_ms(
-    app: App, kind: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_body_of_up_to_256_kb_holds_the_event_loop_for_less_than_2_ms(
+    app: App, kind: str, mode: str, most_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = "system_prompt: You are a medical expert.\n"
     app.configure(CONFIG.replace(prompt, f"{prompt}    system_prompt_mode: {mode}\n"), tmp_path)
     path, make = BODIES[kind]
     size = 1_100
-    while len(content := json.dumps({"model": "MoM", **make(size)}, ensure_ascii=False).encode()) > LARGE_BYTES:
+    while len(content := json.dumps({"model": "MoM", **make(size)}, ensure_ascii=False).encode()) > most_bytes:
         size -= 10
-    assert len(content) > LARGE_BYTES * 0.95
+    assert len(content) > most_bytes * 0.95
     longest_ms = 0.0
     run = asyncio.Handle._run
 
