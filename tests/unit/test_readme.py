@@ -9,11 +9,12 @@ from vllm_lora_router.adapters.sources import Source
 from vllm_lora_router.config import Config, load
 from vllm_lora_router.config.foreign import NOT_BUILT
 from vllm_lora_router.config.positions import dotted
-from vllm_lora_router.config.schema import RouterSettings
+from vllm_lora_router.config.schema import Classifier, McpCategoryModel, RouterSettings
 from vllm_lora_router.record.headers import NAMES
 from vllm_lora_router.releases import TESTED
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
+EXAMPLES = Path(__file__).parents[2] / "config"
 BLOCKS = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 
@@ -30,13 +31,22 @@ def test_the_defaults_of_router_are_the_defaults() -> None:
 
 
 def test_the_sources_are_sources() -> None:
-    router = RouterSettings.model_validate(yaml.safe_load(BLOCKS[2])["router"])
+    (block,) = (block for block in BLOCKS if "immutable" in block)
+    router = RouterSettings.model_validate(yaml.safe_load(block)["router"])
     sources = [Source.parse(source.path, source.immutable) for source in router.adapters.sources]
     assert [(str(source), source.by_tenant, source.immutable) for source in sources] == [
         ("/adapters/{name}", False, False),
         ("/tenants/{tenant}/{name}", True, False),
         ("/store/{name}/current", False, True),
     ]
+
+
+def test_the_tool_is_a_tool_and_every_key_of_one_is_named() -> None:
+    (block,) = (block for block in BLOCKS if "mcp_category_model" in block)
+    tool = Classifier.model_validate(yaml.safe_load(block)["classifier"]).mcp_category_model
+    assert tool.enabled and (EXAMPLES / tool.args[0]).is_file()
+    (row,) = (line for line in README.splitlines() if line.startswith("| `classifier.mcp_category_model` |"))
+    assert [name for name in McpCategoryModel.model_fields if f"`{name}`" not in row] == []
 
 
 def test_every_key_at_the_top_is_named() -> None:
