@@ -213,7 +213,7 @@ class AuditLog:
         while data:
             end = data.rfind(b"\n", 0, self._write_bytes) + 1 or data.find(b"\n") + 1
             self._asked = time.monotonic()
-            taken, error = self._files.append(data if end == len(data) else data[:end])
+            taken, error = self._files.append(data[:end])
             self._asked = None
             self._encoded.taken(taken)
             if error is not None:

