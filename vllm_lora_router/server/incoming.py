@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 # Larger bodies are read and written in a thread, so that the event loop gets its turn in between: on a slow core this
 # many bytes of short messages take more than a millisecond.
-LARGE_BYTES = 128 * 1024
+LARGE_BYTES = 96 * 1024
 
 
 class Incoming:
