@@ -193,9 +193,10 @@ class _Line:
         raise AssertionError("the second try returns or raises")
 
     async def end(self) -> None:
-        """Ends this connection; another is made."""
-        self.server = None
-        self._over.set()
+        """Ends this connection; another is made. One that is being made is left to it."""
+        if self.server is not None:
+            self.server = None
+            self._over.set()
 
 
 def _choose(tools: Sequence[Offered], name: str | None) -> Offered:

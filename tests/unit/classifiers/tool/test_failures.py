@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from .conftest import Ask, Asked
 
 TIMEOUT_S = 1.0
-STDIO: dict[str, Any] = {"command": "python", "args": [str(SERVER), "stdio"]}
 
 
 class Server:
@@ -29,20 +29,21 @@ class Server:
 
     def __init__(self, way: str) -> None:
         self.way = way
-        self.before = set(children())
+        # The processes of other tests' tools may end and begin meanwhile.
+        self.mark = uuid.uuid4().hex
         self.started = start("http" if way == "streamable-http" else "plain") if way != "stdio" else None
 
     @property
     def settings(self) -> dict[str, Any]:
         if self.started is None:
-            return STDIO
+            return {"command": "python", "args": [str(SERVER), "stdio", self.mark]}
         return {"transport_type": self.way, "url": f"http://127.0.0.1:{self.started.port}/mcp"}
 
     @property
     def process(self) -> psutil.Process:
         if self.started is not None:
             return psutil.Process(self.started.process.pid)
-        (process,) = (one for one in children() if one not in self.before)
+        (process,) = children(self.mark)
         return process
 
     def kill(self) -> None:
@@ -60,12 +61,12 @@ class Server:
             self.started.process.wait()
 
 
-def children() -> list[psutil.Process]:
-    """Tool servers that this process has started."""
+def children(mark: str) -> list[psutil.Process]:
+    """Tool servers that this process has started with such a mark."""
     found: list[psutil.Process] = []
     for one in psutil.Process().children():
         try:
-            if str(SERVER) in one.cmdline():
+            if mark in one.cmdline():
                 found.append(one)
         except psutil.Error:
             continue
@@ -235,7 +236,7 @@ def test_a_header_whose_variable_is_empty_keeps_the_server_from_starting(
 
 async def test_the_tools_process_ends_with_the_last_configuration_that_asks_it(ask: Ask) -> None:
     server = Server("stdio")
-    asked = ask(STDIO)
+    asked = ask(server.settings)
     process = server.process
     await asyncio.to_thread(asked.line.session.close)
     assert not psutil.pid_exists(process.pid)
@@ -246,7 +247,7 @@ async def test_the_tools_process_sees_no_variable_but_what_is_configured(
 ) -> None:
     monkeypatch.setenv("SERVER_SECRET", "x")
     server = Server("stdio")
-    asked = ask({**STDIO, "env": {"FOR_THE_TOOL": "y"}})
+    asked = ask({**server.settings, "env": {"FOR_THE_TOOL": "y"}})
     seen = server.process.environ()
     assert "SERVER_SECRET" not in seen and seen["FOR_THE_TOOL"] == "y" and os.environ["PATH"] == seen["PATH"]
     await asyncio.to_thread(asked.line.session.close)
