@@ -151,17 +151,19 @@ def over_http(port: int) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def tool_behind(house: House, transport: str, *options: str) -> AsyncIterator[McpCategoryModel]:
+async def tool_behind(
+    house: House, transport: str, *options: str, changes: Sequence[tuple[str, str]] = ()
+) -> AsyncIterator[McpCategoryModel]:
     """The tool with these options behind the server; gives the settings to ask it without the server."""
     command = ["tenants.py", "tenants.db", *options]
     if transport == "stdio":
         said = '"tenants.db"]'
-        await house.configure((said, ", ".join(f'"{one}"' for one in command[1:]) + "]"))
+        await house.configure((said, ", ".join(f'"{one}"' for one in command[1:]) + "]"), *changes)
         yield McpCategoryModel(command="python", args=command)
     else:
         port = free_port()
         with tool_at(house, port, *options):
-            await house.configure(over_http(port))
+            await house.configure(over_http(port), *changes)
             yield McpCategoryModel(transport_type="streamable-http", url=f"http://127.0.0.1:{port}/mcp")
 
 
@@ -573,17 +575,25 @@ async def test_a_tool_adds_its_own_time_to_a_request_and_little_more(house: Hous
 
 
 @TRANSPORTS
-async def test_an_answer_that_is_kept_adds_next_to_nothing(house: House, transport: str, full: bool) -> None:
+async def test_an_answer_that_is_kept_costs_no_more_than_a_keyword(house: House, transport: str, full: bool) -> None:
+    """Alternating with what a keyword rule decides in the same configuration; both adapters are loaded."""
     only_stdio(transport, full)
-    requests = 1000 if full else 100
-    async with tool_behind(house, transport, "--keep", "3600"), clients(house) as ask:
+    pairs = 1000 if full else 100
+    routed: dict[str, list[float]] = {"mcp": [], "keyword": []}
+    words_first = [('  methods: ["mcp", "keyword"]', '  methods: ["keyword", "mcp"]')]
+    async with tool_behind(house, transport, "--keep", "3600", changes=words_first), clients(house) as ask:
         await ask("acme")
         calls = (await house.tool())["calls"]
-        routed = [(await ask("acme", max_tokens=1)).overhead_ms for _ in range(requests)]
+        for _ in range(pairs):
+            for text in (PROMPT, f"{PROMPT} contract"):
+                answer = await ask("acme", text, max_tokens=1)
+                routed[answer.method].append(answer.overhead_ms)
         told = await house.tool()
-    say(f"an answer kept by tenant, {transport}, ms", requests=requests, routed=spread(routed))
-    assert told["calls"] == calls and told["kept"]["hits"] >= requests
-    assert statistics.median(routed) < (1 if full else 5)
+    kept, keyword = routed["mcp"], routed["keyword"]
+    say(f"an answer kept by tenant, {transport}, ms", pairs=pairs, kept=spread(kept), keyword=spread(keyword))
+    assert told["calls"] == calls and told["kept"]["hits"] >= pairs == len(kept) == len(keyword)
+    # A millisecond where everything else leaves room for it: a slow machine takes one for any request.
+    assert statistics.median(kept) < (max(1, statistics.median(keyword) + 0.5) if full else 5)
 
 
 def spread(values: Sequence[float]) -> str:
