@@ -29,7 +29,7 @@ class Overload(Exception):
 
 
 class Unavailable(Exception):
-    """A classifier that cannot answer now; the message says why, and of the request's own words nothing."""
+    """A classifier that cannot answer now; the message says why, and quotes others only behind its first colon."""
 
 
 class Stuck(Unavailable):

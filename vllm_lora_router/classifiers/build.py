@@ -21,7 +21,7 @@ from vllm_lora_router.values import Method
 if TYPE_CHECKING:
     from vllm_lora_router.classifiers.encoder import Encoder
     from vllm_lora_router.classifiers.scored import ScoredClassifier, Scorer
-    from vllm_lora_router.classifiers.tool.classifier import Line
+    from vllm_lora_router.classifiers.tool.classifier import Tool
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
@@ -39,7 +39,7 @@ class Classifiers:
     models: Models = field(default_factory=Models)
     scored: Mapping[Method, "ScoredClassifier"] = field(default_factory=dict)  # those with a model
     cache: Cache = field(default_factory=Cache)
-    tool: "Line | None" = None  # None: none is configured
+    tool: "Tool | None" = None  # None: none is configured
 
 
 def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | None = None) -> Classifiers:
@@ -60,7 +60,7 @@ def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | 
     _load_together(loaded, models)
     apart = config.router.tenant_cache == "isolated"
     mapped: Sequence[Mapped] = ()
-    line: Line | None = None
+    tool: Tool | None = None
     classifiers: list[Classifier] = []
     for method, configured in methods_of(config).items():
         if method == "keyword":
@@ -85,23 +85,23 @@ def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | 
             scored[method] = _scored(loaded, DomainScorer(loaded, labels, mapped, models))
             classifiers.append(CachedClassifier(scored[method], cached, by_tenant=apart))
         elif method == "mcp" and configured:
-            line = _line(loaded, before)
+            tool = _tool(loaded, before)
             from vllm_lora_router.classifiers.tool.classifier import ToolClassifier
 
-            classifiers.append(ToolClassifier(config, line, served_name))
-    return Classifiers(Cascade(classifiers, config.router.deadline_ms), tuple(mapped), models, scored, cached, line)
+            classifiers.append(ToolClassifier(config, tool, served_name))
+    return Classifiers(Cascade(classifiers, config.router.deadline_ms), tuple(mapped), models, scored, cached, tool)
 
 
-def _line(loaded: Loaded, before: Classifiers | None) -> "Line":
-    """The connection to the tool: the one in force, where nothing of it changed."""
+def _tool(loaded: Loaded, before: Classifiers | None) -> "Tool":
+    """The tool: with the session in force, where nothing of it changed."""
     try:
-        from vllm_lora_router.classifiers.tool.classifier import open_line
+        from vllm_lora_router.classifiers.tool.classifier import open_tool
     except ImportError as error:
         raise ClassifierError(
             f"{loaded.file}: classifier.mcp_category_model needs the package mcp, from 2.0 on ({error}); install it "
             "with: pip install 'vllm-lora-router[mcp]'"
         ) from error
-    return open_line(loaded, before.tool if before is not None else None)
+    return open_tool(loaded, before.tool if before is not None else None)
 
 
 def _load_together(loaded: Loaded, models: Models) -> None:

@@ -20,6 +20,8 @@ KeyPlace = Annotated[
     str,
     StringConstraints(pattern=rf"^(safety_identifier|metadata\.user_id|user|conversation|{_HEADER})$"),
 ]
+# Where a request names the user whom it is for, in whichever API.
+USER_PLACES = ("safety_identifier", "metadata.user_id", "user", "header:x-user")
 # YAML takes a bare `off` for false.
 _Off = BeforeValidator(lambda value: "off" if value is False else value)
 # What runs a model. ONNX Runtime runs on the CPU alone, and exports the model when it is first used.
@@ -209,9 +211,7 @@ class Affinity(Block):
 class AbTests(Block):
     """`router.ab`: who is the same user to an A/B test, and to `share`."""
 
-    key: list[KeyPlace] = Field(
-        default=["safety_identifier", "metadata.user_id", "user", "header:x-user", "conversation"], min_length=1
-    )
+    key: list[KeyPlace] = Field(default=[*USER_PLACES, "conversation"], min_length=1)
     salt: str = ""  # a secret that all replicas share; another one draws everything anew
 
 

@@ -85,6 +85,8 @@ class Conversation:
 
     def _of(self, text: str, query: Query) -> Query:
         text = self._clean(text)
+        if query.turns == (text,):
+            return query
         return Query(text, (text,), query.api, None, query.caller, query.model, query.calls)
 
 

@@ -4,6 +4,7 @@ from functools import lru_cache
 
 from starlette.types import Scope
 
+from vllm_lora_router.config.schema import USER_PLACES
 from vllm_lora_router.requests import body
 from vllm_lora_router.requests.shape import Members
 from vllm_lora_router.routing.router import Router
@@ -29,11 +30,7 @@ def caller_of(router: Router, scope: Scope, members: Members) -> Caller:
 
 
 def _user(scope: Scope, members: Members) -> str | None:
-    """Whom the request is for, wherever an API lets its client say so."""
-    for place in ("safety_identifier", "metadata.user_id", "user", "header:x-user"):
-        if (value := _said(place, scope, members)) is not None:
-            return value
-    return None
+    return next((value for place in USER_PLACES if (value := _said(place, scope, members)) is not None), None)
 
 
 def _said(place: str, scope: Scope, members: Members) -> str | None:

@@ -90,15 +90,14 @@ print(json.dumps([used, took]))
 """
 
 
-def test_a_thousand_lines_a_second_take_less_than_six_percent_of_a_core(folder: Path) -> None:
-    # About 1 % where a core is fast, up to 3 where it is slow.
+def test_a_thousand_lines_a_second_take_less_than_three_percent_of_a_core(folder: Path) -> None:
     for _ in range(3):
         running = [child(COST, where) for where in (folder, Path("/counting"))]
         (used_s, took_s), (counting_s, _) = map(said_by, running)
         share = (used_s - counting_s) / took_s
         size = files(folder)[-1].stat().st_size / 5000
         print(f"1,000 lines of {size:.0f} bytes a second take {share:.2%} of a core, {share * 1e3:.1f} us a line")
-        if share < 0.06:
+        if share < 0.03:
             return
     pytest.fail("it took more each time")
 

@@ -12,7 +12,7 @@ import pytest
 
 from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cascade import Cascade
-from vllm_lora_router.classifiers.tool.classifier import Line
+from vllm_lora_router.classifiers.tool.classifier import Tool as OpenTool
 from vllm_lora_router.values import Classification, Method, Query, Wish
 
 from .conftest import CONFIG, App, request_to
@@ -40,7 +40,7 @@ class Tool:
         return [Classification("legal", 0.9, {"legal": 0.9}, "probability", 0.6, True, wish=self.wish) for _ in queries]
 
 
-class Nobody(Line):
+class Nobody(OpenTool):
     """The connection of a tool that is none."""
 
     def __init__(self) -> None: ...

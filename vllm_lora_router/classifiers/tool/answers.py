@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -92,8 +92,6 @@ class Known:
     not_by_tool: Collection[str]  # those of them whose `methods` leave mcp out
     names: Collection[str]  # of bases and declared adapters: they alone may have a slash
     auto_names: Collection[str]
-    listed: Sequence[str] = ()  # the tool's own categories, in their order
-    prompts: Mapping[str, str] = field(default_factory=dict)  # category -> the tool's system prompt for it
 
     @classmethod
     def of(cls, config: Config, served_name: str | None) -> "Known":
@@ -107,8 +105,11 @@ class Known:
         )
 
 
-def read_answer(content: "str | Mapping[str, Any]", known: Known) -> tuple[Answer, str]:
+def read_answer(content: str | Mapping[str, Any], known: Known, listed: Sequence[str]) -> tuple[Answer, str]:
     """An answer and its category.
+
+    Args:
+        listed: the tool's own categories, in their order.
 
     Raises:
         BadAnswer: it is too long, no answer, or speaks of what nobody knows.
@@ -117,14 +118,14 @@ def read_answer(content: "str | Mapping[str, Any]", known: Known) -> tuple[Answe
     answer = _checked(Answer, said)
     category = answer.class_
     if isinstance(category, int):
-        if category >= len(known.listed):
-            raise BadAnswer(f"class is {category}, and the tool lists {len(known.listed)} categories")
-        category = known.listed[category]
-    elif category not in known.categories and category not in known.listed:
+        if category >= len(listed):
+            raise BadAnswer(f"class is {category}, and the tool lists {len(listed)} categories")
+        category = listed[category]
+    elif category not in known.categories and category not in listed:
         raise BadAnswer(f"class is no category of the configuration or of the tool's list: {category!r}")
-    if isinstance(answer.probabilities, list) and len(answer.probabilities) != len(known.listed):
+    if isinstance(answer.probabilities, list) and len(answer.probabilities) != len(listed):
         said_of = f"{len(answer.probabilities)} probabilities are given"
-        raise BadAnswer(f"{said_of}, and the tool lists {len(known.listed)} categories")
+        raise BadAnswer(f"{said_of}, and the tool lists {len(listed)} categories")
     for name in (answer.model, *(one.model for one in answer.models)):
         if name is not None and name not in known.names:
             _check_adapter(name, known)
@@ -133,7 +134,7 @@ def read_answer(content: "str | Mapping[str, Any]", known: Known) -> tuple[Answe
     return answer, category
 
 
-def read_categories(content: "str | Mapping[str, Any]") -> Categories:
+def read_categories(content: str | Mapping[str, Any]) -> Categories:
     """The tool's list of categories.
 
     Raises:
@@ -153,7 +154,7 @@ def _check_adapter(name: str, known: Known) -> None:
         raise BadAnswer(f"model: {problem}")
 
 
-def _object(content: "str | Mapping[str, Any]", most_bytes: int) -> Mapping[str, Any]:
+def _object(content: str | Mapping[str, Any], most_bytes: int) -> Mapping[str, Any]:
     if not isinstance(content, str):
         # What the SDK has parsed: as JSON it is what the tool has sent.
         content = msgspec.json.encode(content).decode()

@@ -12,8 +12,9 @@ from vllm_lora_router.classifiers.choosing import DIGITS
 from vllm_lora_router.classifiers.tool.answers import Answer, BadAnswer, Known, read_answer
 from vllm_lora_router.classifiers.tool.breaker import Breaker, Open
 from vllm_lora_router.classifiers.tool.kept import Kept
+from vllm_lora_router.classifiers.tool.servers import Refused
 from vllm_lora_router.classifiers.tool.session import CONNECT_S, Found, Session
-from vllm_lora_router.classifiers.tool.transports import Refused, transport_of
+from vllm_lora_router.classifiers.tool.transports import transport_of
 from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.config.schema import Config, McpCategoryModel
 from vllm_lora_router.values import Classification, Method, Query, Wish
@@ -24,14 +25,14 @@ MOST_TEXT = 65_536  # characters that a tool is sent of a message: half from its
 
 
 @dataclass
-class Line:
-    """What outlives a configuration that leaves the tool as it is: its connection, and what is known of it."""
+class Tool:
+    """What outlives a configuration that leaves the tool as it is: the session with it, and how it did."""
 
     settings: McpCategoryModel
     session: Session
     breaker: Breaker = field(default_factory=Breaker)
-    kept: Kept = field(default_factory=Kept)
     calls: int = 0
+    kept: Kept = field(default_factory=Kept)  # under the configuration in force: another may read answers otherwise
 
     def status(self) -> dict[str, Any]:
         """What can be said of it, for JSON."""
@@ -48,8 +49,8 @@ class Line:
         }
 
 
-def open_line(loaded: Loaded, before: Line | None) -> Line:
-    """A connection, tried once: a tool that is away is no reason not to serve.
+def open_tool(loaded: Loaded, before: Tool | None) -> Tool:
+    """A tool with its session, tried once: a tool that is away is no reason not to serve.
 
     Args:
         before: the one in force, which is kept where the settings are the same.
@@ -59,12 +60,11 @@ def open_line(loaded: Loaded, before: Line | None) -> Line:
     """
     settings = loaded.config.classifier.mcp_category_model
     if before is not None and before.settings == settings:
-        return before
+        return replace(before, kept=Kept())
     session = Session(transport_of(settings, loaded.file.parent), settings.tool_name)
     if session.wait(CONNECT_S) and (found := session.found) is not None:
-        listed = () if found.categories is None else found.categories.categories
-        logger.info("mcp classifier ready (%s: %s, %d categories)", session.name, found.tool.name, len(listed))
-    return Line(settings, session)
+        logger.info("mcp classifier ready (%s: %s, %d categories)", session.name, found.tool.name, len(found.listed))
+    return Tool(settings, session)
 
 
 class ToolClassifier:
@@ -73,9 +73,9 @@ class ToolClassifier:
     method: Method = "mcp"
     reads = frozenset({"text", "caller", "model"})
 
-    def __init__(self, config: Config, line: Line, served_name: str | None = None) -> None:
+    def __init__(self, config: Config, tool: Tool, served_name: str | None = None) -> None:
         settings = config.classifier.mcp_category_model
-        self.line = line
+        self.tool = tool
         self.fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()
         self._threshold = settings.threshold
         self._timeout_s = settings.timeout_seconds
@@ -94,31 +94,31 @@ class ToolClassifier:
         return list(await asyncio.gather(*map(self._one, queries)))
 
     async def _one(self, query: Query) -> Classification:
-        if (kept := self.line.kept.get(query)) is not None:
+        if (kept := self.tool.kept.get(query)) is not None:
             return kept
         if not query.calls:
             return self._unsure({"not_asked": "no tool is called for such a request"})
-        found = self.line.session.found
+        found = self.tool.session.found
         if not query.has_text and not (found is not None and "tenant" in found.tool.properties):
             return self._unsure({"not_asked": "there are no words in it"})
         return await self._ask(query)
 
     async def _ask(self, query: Query) -> Classification:
-        breaker = self.line.breaker
+        breaker = self.tool.breaker
         try:
             breaker.enter()
         except Open as is_open:
             text = f"the tool is left alone for {is_open.left_s:.1f} s more after {breaker.failures} failures in a row"
             raise Unavailable(text) from None
-        self.line.calls += 1
+        self.tool.calls += 1
         try:
             async with asyncio.timeout(self._timeout_s):
-                found, said = await self.line.session.call(lambda found: arguments(query, found))
-            answer, category = read_answer(said, self._listed(found))
+                found, said = await self.tool.session.call(lambda found: arguments(query, found))
+            answer, category = read_answer(said, self._known, found.listed)
         except TimeoutError:
             text = f"no answer within classifier.mcp_category_model.timeout_seconds ({self._timeout_s:g} s)"
             if self._failed(text):
-                self.line.session.renew()  # it may hang for good
+                self.tool.session.renew()  # it may hang for good
             raise TimeoutError(text) from None
         except (Unavailable, Refused) as error:
             self._failed(str(error))
@@ -131,22 +131,18 @@ class ToolClassifier:
             breaker.gave_up()
             raise
         if breaker.succeeded():
-            logger.info("mcp: %s answers again", self.line.session.name)
+            logger.info("mcp: %s answers again", self.tool.session.name)
         classification = self._classification(answer, category, found)
-        self.line.kept.put(query, classification, answer.keep)
+        self.tool.kept.put(query, classification, answer.keep)
         return classification
 
     def _failed(self, why: str) -> bool:
         """Whether the tool is left alone now."""
-        pause_s = self.line.breaker.failed()
+        pause_s = self.tool.breaker.failed()
         if pause_s is not None:
             text = "mcp: %s is left alone for %g s, %d failures in a row, the last: %s"
-            logger.warning(text, self.line.session.name, pause_s, self.line.breaker.failures, why)
+            logger.warning(text, self.tool.session.name, pause_s, self.tool.breaker.failures, why)
         return pause_s is not None
-
-    def _listed(self, found: Found) -> Known:
-        listed = found.categories
-        return self._known if listed is None else replace(self._known, listed=listed.categories)
 
     def _classification(self, answer: Answer, category: str, found: Found) -> Classification:
         evidence = _evidence(answer, category, found)
@@ -203,8 +199,7 @@ def _others(answer: Answer, category: str, found: Found, score: float) -> dict[s
     # A tool that gives another category more than the one it names contradicts itself: then the name counts.
     said = answer.probabilities
     if isinstance(said, list):
-        listed = found.categories.categories if found.categories is not None else ()
-        said = dict(zip(listed, said, strict=True))
+        said = dict(zip(found.listed, said, strict=True))
     rounded = {name: round(value, DIGITS) for name, value in (said or {}).items() if name != category}
     return rounded if all(value <= score for value in rounded.values()) else {}
 

@@ -17,7 +17,7 @@ from anyio.from_thread import start_blocking_portal
 
 from vllm_lora_router.classifiers import Unavailable
 from vllm_lora_router.classifiers.tool.answers import BadAnswer, Categories, read_categories
-from vllm_lora_router.classifiers.tool.transports import Offered, Refused, Server, Transport
+from vllm_lora_router.classifiers.tool.servers import Offered, Refused, Server, Transport
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
@@ -35,6 +35,11 @@ class Found:
     tool: Offered
     categories: Categories | None  # None: it does not list any
 
+    @property
+    def listed(self) -> Sequence[str]:
+        """Its categories, in their order."""
+        return () if self.categories is None else self.categories.categories
+
 
 class Session:
     """Calls a tool from any event loop; the connection lives on a thread of its own.
@@ -46,10 +51,10 @@ class Session:
     def __init__(self, transport: Transport, tool: str | None) -> None:
         """`tool` is its name; None looks for one that classifies."""
         self.name = transport.name
-        self._line = _Line(transport, tool)
+        self._connection = _Connection(transport, tool)
         running = start_blocking_portal("asyncio", name="lora-router-tool")
         self._portal = running.__enter__()
-        self._portal.start_task_soon(self._line.keep)
+        self._portal.start_task_soon(self._connection.keep)
         ending = self._ending = weakref.finalize(self, _end, running)
         ending.atexit = False
         _OPEN.add(self)
@@ -57,23 +62,23 @@ class Session:
     @property
     def found(self) -> Found | None:
         """What was found when it was last connected; None when it never was."""
-        return self._line.found
+        return self._connection.found
 
     @property
     def is_connected(self) -> bool:
-        return self._line.server is not None
+        return self._connection.server is not None
 
     @property
     def failure(self) -> str | None:
         """Why it is not connected."""
-        return self._line.failure
+        return self._connection.failure
 
     def wait(self, timeout_s: float) -> bool:
         """Until the first try to connect is over; whether it is connected. Blocks."""
-        self._line.tried.wait(timeout_s)
+        self._connection.tried.wait(timeout_s)
         return self.is_connected
 
-    async def call(self, arguments: "Callable[[Found], Mapping[str, Any]]") -> tuple[Found, str | Mapping[str, Any]]:
+    async def call(self, arguments: Callable[[Found], Mapping[str, Any]]) -> tuple[Found, str | Mapping[str, Any]]:
         """What the tool answers, and what was known of it then.
 
         Args:
@@ -83,11 +88,11 @@ class Session:
             Unavailable: the server cannot be reached, or ended the connection twice.
             Refused, BadAnswer: it answered something else.
         """
-        return await asyncio.wrap_future(self._portal.start_task_soon(self._line.call, arguments))
+        return await asyncio.wrap_future(self._portal.start_task_soon(self._connection.call, arguments))
 
     def renew(self) -> None:
         """Ends the connection, and a tool's process with it, and makes another: this one does not answer."""
-        self._portal.start_task_soon(self._line.end)
+        self._portal.start_task_soon(self._connection.end)
 
     def close(self) -> None:
         """Ends the connection, the tool's process and the thread. Blocks for as long as the process takes."""
@@ -110,8 +115,8 @@ def _close_all() -> None:
         session.close()
 
 
-class _Line:
-    """The connection, on its own thread."""
+class _Connection:
+    """The session's end on its own thread."""
 
     def __init__(self, transport: Transport, tool: str | None) -> None:
         self._transport, self._tool = transport, tool
@@ -172,7 +177,7 @@ class _Line:
         self._changed.set()
         self._changed = anyio.Event()
 
-    async def call(self, arguments: "Callable[[Found], Mapping[str, Any]]") -> tuple[Found, str | Mapping[str, Any]]:
+    async def call(self, arguments: Callable[[Found], Mapping[str, Any]]) -> tuple[Found, str | Mapping[str, Any]]:
         for last in (False, True):
             while self.server is None:
                 if self.failure is not None:

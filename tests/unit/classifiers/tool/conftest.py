@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from vllm_lora_router.classifiers.tool.classifier import Line
+from vllm_lora_router.classifiers.tool.classifier import Tool
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
 from vllm_lora_router.routing.router import Router
@@ -66,7 +66,7 @@ class Asked:
     router: Router
 
     @property
-    def line(self) -> Line:
+    def tool(self) -> Tool:
         assert self.router.classifiers.tool is not None
         return self.router.classifiers.tool
 
@@ -132,7 +132,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
 
     yield build
     for one in built:
-        one.line.session.close()
+        one.tool.session.close()
 
 
 @pytest.fixture(scope="module")

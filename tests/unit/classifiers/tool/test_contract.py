@@ -12,6 +12,8 @@ import pytest
 from vllm_lora_router.classifiers.tool.classifier import arguments
 from vllm_lora_router.values import Caller, Query, Reasoning
 
+from .conftest import CONFIG
+
 if TYPE_CHECKING:
     from .conftest import Ask, Asked
 
@@ -29,12 +31,12 @@ async def told(asked: Asked, **more: Any) -> dict[str, Any]:
 
 
 async def test_the_tool_is_found_among_those_that_the_server_offers(asked: Asked) -> None:
-    found = asked.line.session.found
+    found = asked.tool.session.found
     assert found is not None and found.tool.name == "classify_text"
 
 
 async def test_its_categories_are_listed_once_by_list_categories(asked: Asked) -> None:
-    found = asked.line.session.found
+    found = asked.tool.session.found
     assert found is not None and found.categories is not None
     assert list(found.categories.categories) == ["medical", "legal", "theirs"]
 
@@ -167,7 +169,7 @@ async def test_tenant_user_headers_and_the_requested_model_go_along(asked: Asked
 async def test_a_long_text_is_sent_by_its_beginning_and_its_end(asked: Asked) -> None:
     text = "echo " + "a" * 50_000 + "b" * 50_000
     await asked.plan("echo")
-    found = asked.line.session.found
+    found = asked.tool.session.found
     assert found is not None
     sent = arguments(Query(text, (text,)), found)["text"]
     assert len(sent) == 65_536 and sent.startswith("echo aaa") and sent.endswith("bbb")
@@ -184,30 +186,30 @@ async def test_a_request_without_words_is_the_tenants_all_the_same(asked: Asked)
 
 
 async def test_who_may_not_call_is_answered_without_a_call(asked: Asked) -> None:
-    calls = asked.line.calls
+    calls = asked.tool.calls
     plan = await asked.plan(says("legal"), calls=False)
     assert (plan.reason, plan.category) == ("unsure", None)
-    assert asked.line.calls == calls
+    assert asked.tool.calls == calls
 
 
 async def test_keep_by_tenant_answers_this_tenant_without_a_call(asked: Asked) -> None:
     text = f"tenant {json.dumps({'keep': {'by': 'tenant', 'seconds': 60}})}"
     first = await asked.plan(text, caller=Caller(tenant="kept"))
-    calls = asked.line.calls
+    calls = asked.tool.calls
     again = await asked.plan("something else", caller=Caller(tenant="kept"))
     assert [one.candidates[0].model for one in (first, again)] == ["kept-lora", "kept-lora"]
     assert again.steps[-1].classification is not None and again.steps[-1].classification.cached
-    assert asked.line.calls == calls
+    assert asked.tool.calls == calls
     assert (await asked.plan("something else", caller=Caller(tenant="other"))).candidates[0].model == "medical-lora"
-    assert asked.line.calls == calls + 1
+    assert asked.tool.calls == calls + 1
 
 
 async def test_keep_by_text_answers_this_text_of_this_tenant_without_a_call(asked: Asked) -> None:
     text = f"tenant {json.dumps({'keep': {'by': 'text', 'seconds': 60}})}"
     await asked.plan(text, caller=Caller(tenant="one"))
-    calls = asked.line.calls
+    calls = asked.tool.calls
     assert (await asked.plan(text, caller=Caller(tenant="one"))).candidates[0].model == "one-lora"
-    assert asked.line.calls == calls
+    assert asked.tool.calls == calls
     assert (await asked.plan(text, caller=Caller(tenant="two"))).candidates[0].model == "two-lora"
     assert (await asked.plan("hello", caller=Caller(tenant="one"))).candidates[0].model == "medical-lora"
 
@@ -221,10 +223,10 @@ async def test_a_kept_answer_serves_who_may_not_call(asked: Asked) -> None:
 @pytest.mark.parametrize("keep", [None, {"by": "nothing", "seconds": 60}, {"by": "tenant", "seconds": 0}])
 async def test_without_leave_nothing_is_kept(asked: Asked, keep: object) -> None:
     text = says("legal", keep=keep)
-    calls = asked.line.calls
+    calls = asked.tool.calls
     for _ in range(2):
         await asked.plan(text, caller=Caller(tenant="fleeting"))
-    assert asked.line.calls == calls + 2
+    assert asked.tool.calls == calls + 2
 
 
 async def test_what_the_tool_says_beside_the_contract_is_its_own(asked: Asked) -> None:
@@ -244,10 +246,21 @@ async def test_many_calls_run_at_once(asked: Asked) -> None:
 async def test_a_configuration_that_leaves_the_tool_alone_keeps_its_connection(
     ask: Ask, asked: Asked, way: dict[str, Any]
 ) -> None:
-    assert ask(way, before=asked).line is asked.line
+    assert ask(way, before=asked).tool.session is asked.tool.session
     changed = ask(way, before=asked, threshold=0.9)
-    assert changed.line is not asked.line
+    assert changed.tool.session is not asked.tool.session
     assert (await changed.plan(says("legal", 0.8))).reason == "unsure"
+
+
+async def test_what_was_kept_under_one_configuration_is_asked_again_under_the_next(
+    ask: Ask, asked: Asked, way: dict[str, Any]
+) -> None:
+    text, acme = f"tenant {json.dumps({'class': 'legal', 'keep': {'by': 'tenant', 'seconds': 60}})}", Caller("reloaded")
+    assert (await asked.plan(text, caller=acme)).candidates[0].system_prompt == "You are a lawyer."
+    lawless = {**CONFIG, "categories": [{**one, "system_prompt": "Be kind."} for one in CONFIG["categories"]]}
+    after = ask(way, before=asked, config=lawless)
+    assert (await after.plan(text, caller=acme)).candidates[0].system_prompt == "Be kind."
+    assert (await after.plan("hello", caller=acme)).category == "legal"
 
 
 async def test_the_name_of_a_tool_may_be_given(ask: Ask, way: dict[str, Any]) -> None:

@@ -84,7 +84,7 @@ async def until_routed(asked: Asked, within_s: float = 30) -> float:
     """The seconds until the tool is obeyed again."""
     began = time.monotonic()
     while (await asked.plan("hello")).reason != "routed":
-        assert time.monotonic() - began < within_s, asked.line.status()
+        assert time.monotonic() - began < within_s, asked.tool.status()
         await asyncio.sleep(0.05)
     return time.monotonic() - began
 
@@ -101,7 +101,7 @@ async def test_a_tool_that_was_killed_is_begun_again_and_obeyed(ask: Ask, server
     assert [one.model for one in plan.candidates][-1] == "acme/base"
     server.begin_again()
     await until_routed(asked)
-    assert asked.line.breaker.failures == 0
+    assert asked.tool.breaker.failures == 0
 
 
 async def test_a_tool_that_hangs_costs_its_time_and_then_nothing_until_it_answers(
@@ -120,7 +120,7 @@ async def test_a_tool_that_hangs_costs_its_time_and_then_nothing_until_it_answer
     plan = await asked.plan("hello")
     assert time.monotonic() - began < 0.5
     assert plan.reason == "error" and "the tool is left alone for" in (plan.steps[-1].error or "")
-    assert asked.line.status()["left_alone_s"] > 0
+    assert asked.tool.status()["left_alone_s"] > 0
     if server.way != "stdio":  # ours is ended and begun anew
         server.process.send_signal(signal.SIGCONT)
     await until_routed(asked)
@@ -157,10 +157,10 @@ async def test_nonsense_costs_the_request_the_next_candidate_and_the_next_one_no
 
 async def test_nonsense_again_and_again_opens_the_breaker_and_sense_closes_it(ask: Ask, way: dict[str, Any]) -> None:
     asked = ask(way, timeout_seconds=5)
-    calls = asked.line.calls
+    calls = asked.tool.calls
     for _ in range(20):
         assert (await asked.plan("html")).reason == "error"
-    assert asked.line.calls == calls + 5
+    assert asked.tool.calls == calls + 5
     assert 0.9 < await until_routed(asked) < 10
     assert (await asked.plan("hello")).reason == "routed"
 
@@ -193,7 +193,7 @@ async def test_a_client_that_leaves_is_no_failure_of_the_tools(ask: Ask, asked: 
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-    assert asked.line.breaker.failures == 0
+    assert asked.tool.breaker.failures == 0
     assert (await asked.plan("hello")).reason == "routed"
 
 
@@ -238,7 +238,7 @@ async def test_the_tools_process_ends_with_the_last_configuration_that_asks_it(a
     server = Server("stdio")
     asked = ask(server.settings)
     process = server.process
-    await asyncio.to_thread(asked.line.session.close)
+    await asyncio.to_thread(asked.tool.session.close)
     assert not psutil.pid_exists(process.pid)
 
 
@@ -250,4 +250,4 @@ async def test_the_tools_process_sees_no_variable_but_what_is_configured(
     asked = ask({**server.settings, "env": {"FOR_THE_TOOL": "y"}})
     seen = server.process.environ()
     assert "SERVER_SECRET" not in seen and seen["FOR_THE_TOOL"] == "y" and os.environ["PATH"] == seen["PATH"]
-    await asyncio.to_thread(asked.line.session.close)
+    await asyncio.to_thread(asked.tool.session.close)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,20 @@ from vllm_lora_router.config import load
 
 from .conftest import CONFIG
 
+LISTED = ("medical", "legal", "theirs")
+
 
 @pytest.fixture
 def known(tmp_path: Path) -> Known:
     file = tmp_path / "config.yaml"
     file.write_text(json.dumps(CONFIG))
-    return replace(Known.of(load(file).config, "acme/base"), listed=("medical", "legal", "theirs"))
+    return Known.of(load(file).config, "acme/base")
 
 
 def refused(said: object, known: Known) -> str:
     content = said if isinstance(said, str) else json.dumps(said)
     with pytest.raises(BadAnswer) as bad:
-        read_answer(content, known)
+        read_answer(content, known, LISTED)
     return str(bad.value)
 
 
@@ -104,12 +105,12 @@ def test_what_was_wrong_stands_before_the_first_colon_and_the_tools_words_behind
 
 def test_a_name_with_a_slash_is_right_where_the_configuration_has_it(known: Known) -> None:
     for name in ("acme/base", "acme/shared", "base"):
-        assert read_answer(json.dumps(answer(model=name)), known)[0].model == name
+        assert read_answer(json.dumps(answer(model=name)), known, LISTED)[0].model == name
 
 
 def test_a_system_prompt_may_have_lines(known: Known) -> None:
     said = "One.\n\tTwo.\r\n\u2028Three. \U0001f600"
-    assert read_answer(json.dumps(answer(system_prompt=said)), known)[0].system_prompt == said
+    assert read_answer(json.dumps(answer(system_prompt=said)), known, LISTED)[0].system_prompt == said
 
 
 @pytest.mark.parametrize(
