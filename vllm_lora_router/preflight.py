@@ -13,6 +13,7 @@ from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.networks.choice import check_runtime
 from vllm_lora_router.classifiers.networks.static import check_installed, is_static
 from vllm_lora_router.config.base import ServedBase
+from vllm_lora_router.config.heads import head_source
 from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.config.notices import Notice, methods_of
 from vllm_lora_router.config.positions import ConfigError
@@ -165,6 +166,13 @@ def _classifier_problems(loaded: Loaded) -> list[str]:
 
         try:
             check_files(loaded)
+        except ClassifierError as error:
+            problems.append(str(error))
+    if methods.get("embedding") and head_source(loaded.config) == "folder":
+        from vllm_lora_router.classifiers.head import read_stored
+
+        try:
+            read_stored(loaded)
         except ClassifierError as error:
             problems.append(str(error))
     used = {"domain": "category_model", "embedding": "embedding_model"}

@@ -13,12 +13,14 @@ from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.classifiers.keyword import KeywordClassifier
 from vllm_lora_router.classifiers.labels import Mapped, map_labels
 from vllm_lora_router.classifiers.models import Models
+from vllm_lora_router.config.heads import head_source
 from vllm_lora_router.config.loader import Loaded
-from vllm_lora_router.config.notices import methods_of
+from vllm_lora_router.config.notices import in_both, methods_of
 from vllm_lora_router.config.schema import EmbeddingRule, KeywordRule
 from vllm_lora_router.values import Method
 
 if TYPE_CHECKING:
+    from vllm_lora_router.classifiers.embedding import EmbeddingScorer
     from vllm_lora_router.classifiers.encoder import Encoder
     from vllm_lora_router.classifiers.scored import ScoredClassifier, Scorer
     from vllm_lora_router.classifiers.tool.classifier import Tool
@@ -67,10 +69,8 @@ def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | 
             if rules := _allowed(loaded, method, config.keyword_rules):
                 classifiers.append(KeywordClassifier(rules))
         elif method == "embedding":
-            if rules := _allowed(loaded, method, config.embedding_rules):
-                from vllm_lora_router.classifiers.embedding import EmbeddingScorer
-
-                scored[method] = _scored(loaded, EmbeddingScorer(rules, encoder(), config.router.text.windows))
+            if has_embedding(loaded):
+                scored[method] = _scored(loaded, _embedding(loaded, encoder()))
                 classifiers.append(CachedClassifier(scored[method], cached, by_tenant=apart))
         elif method == "domain" and configured:
             from vllm_lora_router.classifiers.domain import DomainScorer, read_labels
@@ -108,7 +108,7 @@ def _load_together(loaded: Loaded, models: Models) -> None:
     """Models that are exported when they are first used take a minute each: none waits for the other."""
     methods = methods_of(loaded.config)
     loads: list[Callable[[], object]] = []
-    if "embedding" in methods and _allowed(loaded, "embedding", loaded.config.embedding_rules):
+    if "embedding" in methods and has_embedding(loaded):
         loads.append(lambda: _encoder(loaded, models))
     if methods.get("domain"):
         from vllm_lora_router.classifiers.domain import load_model
@@ -117,6 +117,25 @@ def _load_together(loaded: Loaded, models: Models) -> None:
     with ThreadPoolExecutor(max(len(loads), 1)) as threads:
         for loading in [threads.submit(load) for load in loads]:
             loading.result()
+
+
+def has_embedding(loaded: Loaded) -> bool:
+    """Whether a rule or a head asks for the encoder."""
+    return bool(_allowed(loaded, "embedding", loaded.config.embedding_rules)) or head_source(loaded.config) is not None
+
+
+def _embedding(loaded: Loaded, encoder: "Encoder") -> "EmbeddingScorer":
+    from vllm_lora_router.classifiers.embedding import EmbeddingScorer
+    from vllm_lora_router.classifiers.head import load_head
+
+    rules = _allowed(loaded, "embedding", loaded.config.embedding_rules)
+    head = load_head(loaded, encoder)
+    allowed = [category.name for category in loaded.config.categories if category.may_be_chosen_by("embedding")]
+    if head is not None and head_source(loaded.config) == "folder":
+        for name in dict.fromkeys(rule.category for _, rule in rules):
+            if name in head.head.categories:
+                logger.warning("%s", in_both(name))
+    return EmbeddingScorer(rules, encoder, loaded.config.router.text.windows, head, allowed)
 
 
 def _encoder(loaded: Loaded, models: Models) -> "Encoder":

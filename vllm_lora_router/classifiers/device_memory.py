@@ -15,6 +15,7 @@ from vllm_lora_router.classifiers.encoder import packaged, torch_device
 from vllm_lora_router.classifiers.labels import Encode, map_labels
 from vllm_lora_router.classifiers.networks.graphs import MOST_TOKENS
 from vllm_lora_router.classifiers.networks.static import is_static
+from vllm_lora_router.config.heads import head_source
 from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.config.notices import methods_of
 from vllm_lora_router.values import Method
@@ -160,7 +161,8 @@ def _has_encoder(loaded: Loaded) -> bool:
     config = loaded.config
     methods = methods_of(config)
     allowed = {category.name for category in config.categories if category.may_be_chosen_by("embedding")}
-    if methods.get("embedding") and any(rule.category in allowed for rule in config.embedding_rules):
+    ruled = any(rule.category in allowed for rule in config.embedding_rules)
+    if methods.get("embedding") and (ruled or head_source(config) is not None):
         return True
     asked: list[bool] = []
 

@@ -16,17 +16,16 @@ from vllm_lora_router.classifiers.models import Model, Models
 from vllm_lora_router.classifiers.networks import Network
 from vllm_lora_router.classifiers.networks.choice import load_network
 from vllm_lora_router.classifiers.networks.pytorch import SequenceNetwork
-from vllm_lora_router.classifiers.scored import Choice, Scores
+from vllm_lora_router.classifiers.scored import Choice, Part, Scores
 from vllm_lora_router.classifiers.windows import windows
 from vllm_lora_router.config.loader import Loaded
-from vllm_lora_router.values import Method, Scale
+from vllm_lora_router.values import Method
 
 
 class DomainScorer:
     """The probability of each category: the sum over the labels that stand for it."""
 
     method: Method = "domain"
-    scale: Scale = "probability"
 
     def __init__(self, loaded: Loaded, labels: Sequence[str], mapped: Sequence[Mapped], models: Models) -> None:
         """Loads the model, unless it is among `models`.
@@ -37,7 +36,7 @@ class DomainScorer:
         settings = loaded.config.classifier.category_model
         self.labels = tuple(labels)
         categories = list(dict.fromkeys(one.category for one in mapped if one.category is not None))
-        self.choices = [Choice(category, settings.threshold) for category in categories]
+        self.parts = [Part("probability", [Choice(category, settings.threshold) for category in categories])]
         self._membership = np.array(
             [[one.category == category for category in categories] for one in mapped], dtype=np.float32
         )  # [labels, categories]
@@ -59,7 +58,7 @@ class DomainScorer:
     def windows(self, text: str) -> list[str]:
         return windows(text, self.network.tokenizer, self.max_tokens, self._window_count)
 
-    def score(self, texts: Sequence[str]) -> Scores:
+    def score(self, texts: Sequence[str]) -> list[Scores]:
         logits = self.network(texts, self.max_tokens).astype(np.float64)
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)  # [texts, labels]
@@ -67,7 +66,7 @@ class DomainScorer:
         for row in probabilities:
             best = row.argsort()[::-1][:3]
             evidence.append({"labels": {self.labels[int(label)]: round(float(row[label]), 4) for label in best}})
-        return Scores(probabilities @ self._membership, evidence)
+        return [Scores(probabilities @ self._membership, evidence)]
 
 
 def load_model(loaded: Loaded, models: Models) -> Model:

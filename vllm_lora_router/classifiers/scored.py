@@ -22,8 +22,16 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Choices that are told apart by scores of one kind."""
+
+    scale: Scale
+    choices: Sequence[Choice]
+
+
+@dataclass(frozen=True)
 class Scores:
-    """What a scorer says of a batch of texts."""
+    """What a part of a scorer says of a batch of texts."""
 
     values: np.ndarray  # float32 [texts, choices]
     evidence: Sequence[Mapping[str, object]]  # one a text
@@ -33,25 +41,29 @@ class Scorer(Protocol):
     """A model that scores texts; it runs on a worker's thread and may take its time."""
 
     method: Method
-    scale: Scale
     fingerprint: str
     worker: Worker
     runs_on: str  # runtime and device
 
     @property
-    def choices(self) -> Sequence[Choice]: ...
+    def parts(self) -> Sequence[Part]:
+        """At least one; the first that is sure answers."""
+        ...
 
     def windows(self, text: str) -> list[str]:
         """The parts of a text that the model can read."""
         ...
 
-    def score(self, texts: Sequence[str]) -> Scores:
-        """The scores of texts that fit the model."""
+    def score(self, texts: Sequence[str]) -> Sequence[Scores]:
+        """The scores of texts that fit the model, one for each part."""
         ...
 
 
 class ScoredClassifier:
-    """A classifier over a scorer: the best of the choices that reach their threshold, else the best of all, unsure."""
+    """A classifier over a scorer: the best of the choices that reach their threshold, else the best of all, unsure.
+
+    Of several parts the first that is sure answers, else the last says what it holds best.
+    """
 
     reads = frozenset({"text"})
 
@@ -62,7 +74,7 @@ class ScoredClassifier:
         self.method: Method = scorer.method
         self.fingerprint = scorer.fingerprint
         self.runs_on = scorer.runs_on
-        self._nothing = Classification(None, 0.0, {}, scorer.scale, 0.0, False)
+        self._nothing = Classification(None, 0.0, {}, scorer.parts[-1].scale, 0.0, False)
 
     def warm_up(self, text: str) -> float:
         """Runs the model until it is as fast as it gets, and measures it; the seconds of one text. Blocks."""
@@ -83,22 +95,26 @@ class ScoredClassifier:
         scores = self._score([window for of_text in windows for window in of_text])
         ends = np.cumsum([len(of_text) for of_text in windows])
         return [
-            self._classification(scores, slice(int(end) - len(of_text), int(end)))
+            self._first_sure(scores, slice(int(end) - len(of_text), int(end)))
             for end, of_text in zip(ends, windows, strict=True)
         ]
 
-    def _score(self, windows: Sequence[str]) -> Scores:
+    def _score(self, windows: Sequence[str]) -> Sequence[Scores]:
         """In passes of no more texts than a batch has: a device's memory was counted for that."""
-        parts = [self.scorer.score(windows[start : start + MOST]) for start in range(0, len(windows), MOST)]
-        if len(parts) == 1:
-            return parts[0]
-        values = np.concatenate([part.values for part in parts])
-        return Scores(values, [one for part in parts for one in part.evidence])
+        passes = [self.scorer.score(windows[start : start + MOST]) for start in range(0, len(windows), MOST)]
+        return passes[0] if len(passes) == 1 else [_joined(of_part) for of_part in zip(*passes, strict=True)]
 
-    def _classification(self, scores: Scores, windows: slice) -> Classification:
+    def _first_sure(self, scores: Sequence[Scores], windows: slice) -> Classification:
+        *before, last = zip(self.scorer.parts, scores, strict=True)
+        for part, of_part in before:
+            if (found := self._classification(part, of_part, windows)).sure:
+                return found
+        return self._classification(*last, windows)
+
+    def _classification(self, part: Part, scores: Scores, windows: slice) -> Classification:
         rows = scores.values[windows]  # [windows, choices]
         values = rows.mean(axis=0)
-        choices = self.scorer.choices
+        choices = part.choices
         known = zip(choices, map(float, values), strict=True)
         of_category, thresholds = by_category((choice.category, value, choice.threshold) for choice, value in known)
         chosen = choose(of_category, thresholds)
@@ -110,9 +126,14 @@ class ScoredClassifier:
             chosen.category,
             chosen.score,
             of_category,
-            self.scorer.scale,
+            part.scale,
             chosen.threshold,
             chosen.sure,
             scores.evidence[windows.start + int(rows[:, column].argmax())],
             thresholds=thresholds,
         )
+
+
+def _joined(passes: Sequence[Scores]) -> Scores:
+    values = np.concatenate([one.values for one in passes])
+    return Scores(values, [evidence for one in passes for evidence in one.evidence])

@@ -33,8 +33,6 @@ IGNORED: tuple[tuple[str | None, ...], ...] = (
 
 # Path, the feature, and the values that ask for nothing but what happens anyway.
 NOT_BUILT: tuple[tuple[tuple[str | None, ...], str, tuple[object, ...]], ...] = (
-    (("classifier", "embedding_model", "head"), "a fitted head on the encoder", (None,)),
-    (("categories", None, "examples"), "fitting categories from examples", ([],)),
     (("router", "text", "take"), "text other than the last user message", ("last",)),
 )
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vllm_lora_router.config.base import ServedBase
+from vllm_lora_router.config.heads import head_source, texts_of
 from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.config.schema import Category, Config, EmbeddingRule, KeywordRule, ModelScore
 from vllm_lora_router.values import Method
@@ -39,6 +40,7 @@ def notices(loaded: Loaded, base: ServedBase) -> Iterator[Notice]:
     yield from _unused_scores(config, base)
     yield from _not_in_force(config)
     yield from _unreachable(config)
+    yield from _of_head(config)
     if config.classifier.category_model.use_cpu and config.classifier.category_model.model_id:
         yield Notice(
             logging.INFO,
@@ -59,7 +61,7 @@ def methods_of(config: Config) -> dict[Method, bool]:
     """The methods in their order, and whether the configuration gives each anything to go by."""
     configured: dict[Method, bool] = {
         "keyword": bool(config.keyword_rules),
-        "embedding": bool(config.embedding_rules),
+        "embedding": bool(config.embedding_rules) or head_source(config) is not None,
         "domain": bool(config.classifier.category_model.model_id),
         "mcp": config.classifier.mcp_category_model.enabled,
     }
@@ -70,7 +72,9 @@ def ways_to(category: Category, config: Config) -> list[Method]:
     """The methods that can choose a category, as far as the text says: the domain model's labels are on disk."""
     ruled = {
         "keyword": any(rule.category == category.name for rule in config.keyword_rules),
-        "embedding": any(rule.category == category.name for rule in config.embedding_rules),
+        "embedding": any(rule.category == category.name for rule in config.embedding_rules)
+        or head_source(config) == "folder"  # which categories it knows stands on disk
+        or (head_source(config) is not None and category.name in texts_of(config)),
     }
     return [
         method
@@ -130,6 +134,40 @@ def _not_in_force(config: Config) -> Iterator[Notice]:
             logging.INFO,
             "router.ab.salt is empty: whoever knows a user's id can tell its arm, and find it in the audit record",
         )
+
+
+def _of_head(config: Config) -> Iterator[Notice]:
+    source = head_source(config)
+    if source == "descriptions":
+        yield Notice(
+            logging.WARNING,
+            "categories are told apart by their descriptions alone; a few `examples` each do much better "
+            "(vllm-lora-router validate --files says how well)",
+        )
+    if source in ("examples", "descriptions"):
+        ruled = {rule.category for rule in config.embedding_rules}
+        for name in texts_of(config):
+            if name in ruled and source == "examples" and _examples(config, name):
+                yield Notice(logging.WARNING, in_both(name))
+    elif source is None:
+        for category in config.categories:
+            if category.examples:
+                said = (
+                    "router.methods leaves embedding out" if "embedding" not in config.router.methods else "head is off"
+                )
+                yield Notice(logging.WARNING, f"the examples of category {category.name!r} do nothing: {said}")
+
+
+def in_both(category: str) -> str:
+    """What to say of a category that has embedding rules and is in the head, too."""
+    return (
+        f"category {category!r} is in embedding_rules and in the head: a rule that reaches its threshold comes first, "
+        "and the head is asked after it; leave one of them out, unless that is meant"
+    )
+
+
+def _examples(config: Config, name: str) -> bool:
+    return any(category.examples for category in config.categories if category.name == name)
 
 
 def _unreachable(config: Config) -> Iterator[Notice]:

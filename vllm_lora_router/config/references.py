@@ -51,7 +51,22 @@ def check(document: Document, command_line: Collection[str]) -> Iterator[Problem
     for path, name in find(data, "model_config", None, "loras", None, "name"):
         if isinstance(name, str) and name in bases:
             yield document.problem(path, f"{name!r} is also the name of a base under model_config")
+    yield from _once(document, find(data, "categories", None, "examples", None), "example", fold=True)
+    yield from _alone(document, data)
+    for path, _ in find(data, "classifier", "embedding_model", "thresholds", None):
+        if path[-1] not in categories:
+            wrong = f"{path[-1]!r} is not a category of this file{suggest(path[-1], categories)}"
+            yield document.problem(path, wrong, at_key=True)
     yield from _nobody_to_isolate(document, data)
+
+
+def _alone(document: Document, data: Any) -> Iterator[Problem]:
+    """Examples of one category, and no text of any other to tell it from."""
+    with_examples = [path for path, found in find(data, "categories", None, "examples") if found]
+    told = {path[1] for path, found in find(data, "categories", None, "description") if found}
+    if len(with_examples) == 1 and not told - {with_examples[0][1]}:
+        wrong = "no other category has examples or a description to tell these from; give another one some"
+        yield document.problem(with_examples[0], wrong, at_key=True)
 
 
 def _nobody_to_isolate(document: Document, data: Any) -> Iterator[Problem]:

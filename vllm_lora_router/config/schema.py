@@ -9,6 +9,7 @@ from vllm_lora_router.values import Method
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Threshold = Annotated[float, Field(ge=0, le=1)]
+ExampleText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16384)]
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 HeaderName = Annotated[str, StringConstraints(pattern=f"^{_TOKEN}$")]
 _HEADER = f"header:{_TOKEN}"
@@ -52,9 +53,14 @@ class CategoryModel(Block):
 
 
 class EmbeddingModel(Block):
-    """`classifier.embedding_model`: the sentence encoder of embedding rules and of labels mapped by meaning."""
+    """`classifier.embedding_model`: the sentence encoder of embedding rules, heads and labels mapped by meaning."""
 
     model_id: Name = "sentence-transformers/all-MiniLM-L6-v2"
+    # A folder that `fit` wrote. auto: fitted at start from examples and descriptions; unset: where there are examples,
+    # or where nothing else says how to tell the categories apart.
+    head: Annotated[Name | None, _Off] = None
+    threshold: Threshold | None = None  # of a category's probability by the head; unset: what `fit` chose, or 0.5
+    thresholds: dict[Name, Threshold] = {}  # the same for some of the categories
     device: str = "auto"
     runtime: Runtime = "torch"
     threads: int = Field(default=1, ge=1)  # on a CPU; the engine needs the other cores
@@ -164,6 +170,7 @@ class ModelScore(Block):
 class Category(Block):
     name: Name
     description: str = ""
+    examples: list[ExampleText] = []  # what people ask that is of this category
     mmlu_categories: list[Name] = []  # labels of the domain model that mean this category
     methods: list[Method] | None = None  # which may choose it; all when unset
     system_prompt: str | None = None

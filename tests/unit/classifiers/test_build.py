@@ -42,5 +42,5 @@ async def test_a_rule_whose_category_leaves_the_method_out_does_nothing_and_the_
 
 
 def test_without_rules_or_models_there_is_nothing_to_ask(loaded: Load) -> None:
-    assert build(loaded("")).cascade.classifiers == ()
+    assert build(loaded("classifier: {embedding_model: {head: off}}")).cascade.classifiers == ()
     assert build(loaded(RULES + "router: {methods: [embedding, domain]}\n")).cascade.classifiers == ()

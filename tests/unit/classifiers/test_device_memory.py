@@ -146,7 +146,7 @@ def test_labels_that_are_mapped_by_meaning_take_the_encoder(loaded: Load, tmp_pa
 @pytest.mark.parametrize(
     "text",
     [
-        f"classifier: {{{ENCODER}}}",
+        "classifier: {embedding_model: {model_id: encoder, head: off}}",
         f"classifier: {{{ENCODER}, {DOMAIN}}}\n{RULES}\nrouter: {{methods: [keyword]}}",
         f"classifier: {{embedding_model: {{model_id: encoder, device: cpu}}}}\n{RULES}",
         f"classifier: {{embedding_model: {{model_id: encoder, runtime: onnx-int8}}}}\n{RULES}",

@@ -162,15 +162,15 @@ def scorer(
 
 def test_a_categorys_probability_is_the_sum_over_its_labels(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     model = scorer(loaded, monkeypatch, LABELS, STAND_FOR)
-    assert [(choice.category, choice.threshold) for choice in model.choices] == [("medical", 0.7)]
-    scores = model.score(["0.25 0.45 0.3", "0.8 0.05 0.15"])
+    assert [(choice.category, choice.threshold) for choice in model.parts[0].choices] == [("medical", 0.7)]
+    (scores,) = model.score(["0.25 0.45 0.3", "0.8 0.05 0.15"])
     assert scores.values.ravel().tolist() == pytest.approx([0.75, 0.2], abs=1e-6)
 
 
 def test_the_evidence_is_the_labels_with_the_highest_probabilities_first(
     loaded: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = scorer(loaded, monkeypatch, LABELS, STAND_FOR).score(["0.25 0.45 0.3"])
+    (scores,) = scorer(loaded, monkeypatch, LABELS, STAND_FOR).score(["0.25 0.45 0.3"])
     labels: Any = scores.evidence[0]["labels"]
     assert list(labels.items()) == [("health", 0.45), ("biology", 0.3), ("law", 0.25)]
 

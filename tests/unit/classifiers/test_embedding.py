@@ -35,12 +35,12 @@ def scorer(*rules: dict[str, Any], max_tokens: int = 64) -> EmbeddingScorer:
 @pytest.mark.parametrize(("method", "score"), [("mean", 0.27), ("avg", 0.27), ("max", 0.8), ("any", 0.8)])
 def test_the_examples_of_a_rule_are_aggregated_as_it_says(method: str, score: float) -> None:
     rule = {"candidates": ["near", "opposite", "middle", "far"], "aggregation_method": method}
-    values = scorer(rule).score(["x"]).values
+    values = scorer(rule).score(["x"])[0].values
     assert values.tolist() == [[pytest.approx(score, abs=1e-6)]]
 
 
 def test_unless_a_rule_says_otherwise_its_nearest_example_counts() -> None:
-    assert float(scorer({"candidates": ["near", "far"]}).score(["x"]).values[0, 0]) == pytest.approx(0.8)
+    assert float(scorer({"candidates": ["near", "far"]}).score(["x"])[0].values[0, 0]) == pytest.approx(0.8)
 
 
 def test_each_rule_has_its_own_examples_keywords_and_candidates_together() -> None:
@@ -49,12 +49,16 @@ def test_each_rule_has_its_own_examples_keywords_and_candidates_together() -> No
         {"keywords": ["near"], "candidates": ["middle"], "aggregation_method": "mean", "category": "b"},
         {"keywords": ["opposite"]},
     )
-    assert rules.score(["x"]).values[0].tolist() == pytest.approx([0.28, 0.7, -0.6], abs=1e-6)
-    assert [(choice.category, choice.threshold) for choice in rules.choices] == [("r0", 0.2), ("b", 0.6), ("r2", 0.6)]
+    assert rules.score(["x"])[0].values[0].tolist() == pytest.approx([0.28, 0.7, -0.6], abs=1e-6)
+    assert [(choice.category, choice.threshold) for choice in rules.parts[0].choices] == [
+        ("r0", 0.2),
+        ("b", 0.6),
+        ("r2", 0.6),
+    ]
 
 
 def test_texts_are_scored_in_a_batch_each_with_its_nearest_example() -> None:
-    scores = scorer({"candidates": ["near", "opposite"]}).score(["x", "opposite"])
+    (scores,) = scorer({"candidates": ["near", "opposite"]}).score(["x", "opposite"])
     assert scores.values.shape == (2, 1)
     assert scores.values.dtype == np.float32
     assert list(scores.evidence) == [

@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from vllm_lora_router.classifiers.scored import Choice, ScoredClassifier, Scores
+from vllm_lora_router.classifiers.scored import Choice, Part, ScoredClassifier, Scores
 from vllm_lora_router.classifiers.worker import Worker
-from vllm_lora_router.values import Classification, Method, Query, Scale
+from vllm_lora_router.values import Classification, Method, Query
 
 
 class Table:
     """A scorer that knows its texts by heart; windows are split at bars."""
 
     method: Method = "domain"
-    scale: Scale = "probability"
     fingerprint = "table 1"
     runs_on = "test, cpu"
 
@@ -23,7 +22,7 @@ class Table:
         self, choices: Mapping[str, float] | Sequence[tuple[str, float]], rows: Mapping[str, list[float]]
     ) -> None:
         pairs = choices.items() if isinstance(choices, Mapping) else choices
-        self.choices = [Choice(category, threshold) for category, threshold in pairs]
+        self.parts = [Part("probability", [Choice(category, threshold) for category, threshold in pairs])]
         self.rows = rows
         self.threads: set[str] = set()
         self.worker = Worker("test")
@@ -31,10 +30,10 @@ class Table:
     def windows(self, text: str) -> list[str]:
         return text.split("|")
 
-    def score(self, texts: Sequence[str]) -> Scores:
+    def score(self, texts: Sequence[str]) -> list[Scores]:
         self.threads.add(threading.current_thread().name)
         values = np.array([self.rows[text] for text in texts], dtype=np.float32)
-        return Scores(values, [{"window": text} for text in texts])
+        return [Scores(values, [{"window": text} for text in texts])]
 
 
 def one(scored: ScoredClassifier, text: str) -> Classification:

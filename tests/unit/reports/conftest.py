@@ -18,7 +18,7 @@ import yaml
 from vllm_lora_router.classifiers import Overload, Unavailable
 from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cascade import Cascade
-from vllm_lora_router.classifiers.scored import Choice, ScoredClassifier, Scores
+from vllm_lora_router.classifiers.scored import Choice, Part, ScoredClassifier, Scores
 from vllm_lora_router.classifiers.worker import Worker
 from vllm_lora_router.cli import main
 from vllm_lora_router.config import load
@@ -60,8 +60,7 @@ class Guesses:
 
     def __init__(self, method: Method, scale: Scale, choices: Sequence[Choice], seed: int, *, close: bool) -> None:
         self.method: Method = method
-        self.scale: Scale = scale
-        self.choices = choices
+        self.parts = [Part(scale, choices)]
         self.worker = Worker("test")
         self._seed = seed
         self._range = (0.55, 0.65) if close else (0.0, 1.0)
@@ -69,12 +68,12 @@ class Guesses:
     def windows(self, text: str) -> list[str]:
         return [text]
 
-    def score(self, texts: Sequence[str]) -> Scores:
+    def score(self, texts: Sequence[str]) -> list[Scores]:
         rows = []
         for text in texts:
             chance = Random(f"{self._seed} {text}")
-            rows.append([chance.uniform(*self._range) for _ in self.choices])
-        return Scores(np.array(rows, dtype=np.float32), [{"labels": {"health": 0.5}} for _ in texts])
+            rows.append([chance.uniform(*self._range) for _ in self.parts[0].choices])
+        return [Scores(np.array(rows, dtype=np.float32), [{"labels": {"health": 0.5}} for _ in texts])]
 
 
 class Scored:
