@@ -6,9 +6,21 @@ import os
 from collections.abc import Sequence
 
 import vllm_lora_router
-from vllm_lora_router.commands import ab, audit, bench, classify, distill, doctor, validate
+from vllm_lora_router.commands import (
+    ab,
+    audit,
+    bench,
+    calibrate,
+    classify,
+    distill,
+    doctor,
+    evaluate,
+    fit,
+    prove,
+    validate,
+)
 
-COMMANDS = (validate, classify, doctor, audit, ab, distill, bench)
+COMMANDS = (validate, classify, doctor, audit, ab, fit, evaluate, calibrate, prove, distill, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

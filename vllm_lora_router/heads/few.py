@@ -37,7 +37,7 @@ def fit_few(data: Labelled) -> Few:
     """
     head = fit_exact(data, KERNEL, PENALTY)
     scores = left_out_scores(data, KERNEL, PENALTY)
-    labels = category_labels(data)
+    labels = data.labels
     inside = labels >= 0
     again = np.flatnonzero(inside)[np.bincount(labels[inside])[labels[inside]] > 1]
     calibrated = len(again) >= LEAST_HELD_OUT
@@ -54,13 +54,6 @@ def fit_few(data: Labelled) -> Few:
         head = replace(head, scale=SCALE_UNSEEN, none=NONE_UNSEEN)
     left_out = probabilities(scores, head.scale, head.none, head.membership)
     return Few(head, left_out.astype(np.float32), calibrated)
-
-
-def category_labels(data: Labelled) -> np.ndarray:
-    """int [examples]: the place of its category among the distinct ones, in their order; -1: none."""
-    distinct = list(dict.fromkeys(data.categories))
-    places = np.array([distinct.index(category) for category in data.categories])
-    return np.where(data.outputs >= 0, places[data.outputs], -1)
 
 
 def strangers(data: Labelled, labels: np.ndarray) -> np.ndarray:

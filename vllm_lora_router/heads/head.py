@@ -34,7 +34,7 @@ class Head:
     @cached_property
     def membership(self) -> np.ndarray:
         """float32 [outputs, categories]: 1 where an output is of a category."""
-        return np.array([[one == category for category in self.categories] for one in self.outputs], np.float32)
+        return membership_of(self.outputs)
 
     def scores(self, vectors: np.ndarray) -> np.ndarray:
         """float32 [texts, outputs]: not yet probabilities.
@@ -47,6 +47,12 @@ class Head:
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """float32 [texts, categories]: probabilities; what they lack to 1 is that of no category."""
         return probabilities(self.scores(vectors), self.scale, self.none, self.membership)
+
+
+def membership_of(outputs: Sequence[str]) -> np.ndarray:
+    """float32 [outputs, categories]: which of the distinct categories, in their order, each output is of."""
+    distinct = dict.fromkeys(outputs)
+    return np.array([[one == category for category in distinct] for one in outputs], np.float32)
 
 
 def probabilities(scores: np.ndarray, scale: float, none: float, membership: np.ndarray) -> np.ndarray:

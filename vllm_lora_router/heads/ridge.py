@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_lora_router.heads.head import Head
+from vllm_lora_router.heads.head import Head, membership_of
 from vllm_lora_router.heads.kernel import Kernel
 
 
@@ -20,6 +20,17 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.outputs)
+
+    @property
+    def membership(self) -> np.ndarray:
+        """float32 [outputs, categories]: which category each output is of."""
+        return membership_of(self.categories)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int [examples]: the place of its category among the distinct ones, in their order; -1: none."""
+        of_output = self.membership.argmax(axis=1)
+        return np.where(self.outputs >= 0, of_output[self.outputs], -1)
 
     def targets(self) -> np.ndarray:
         """float64 [examples, outputs]: 1 where the output is the example's, less what all have on average."""

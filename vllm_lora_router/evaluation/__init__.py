@@ -1,0 +1,1 @@
+"""How well a configuration routes: measured on labelled prompts, compared with another, and its thresholds chosen."""
