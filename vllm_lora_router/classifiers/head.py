@@ -56,12 +56,12 @@ def load_head(loaded: Loaded, encoder: Encoder) -> UsedHead | None:
                 f"{settings.model_id}: name that one as model_id, or fit the head again"
             )
         return UsedHead(stored.head, _thresholds(loaded, stored.head, stored.thresholds))
-    few = fit_few(embedded(loaded, encoder))
+    few = fit_few(*embedded(loaded, encoder))
     return UsedHead(few.head, _thresholds(loaded, few.head, {}), few)
 
 
-def embedded(loaded: Loaded, encoder: Encoder) -> Labelled:
-    """What the configuration says of each category, through the encoder.
+def embedded(loaded: Loaded, encoder: Encoder) -> tuple[Labelled, np.ndarray]:
+    """What the configuration says of each category, through the encoder; and bool [texts]: what of it people ask.
 
     Raises:
         ClassifierError: fewer than two categories have examples or a description.
@@ -74,8 +74,9 @@ def embedded(loaded: Loaded, encoder: Encoder) -> Labelled:
         )
     names = tuple(texts)
     flat = [text for own in texts.values() for text in own]
+    asked = np.array([text.asked for text in flat])
     outputs = np.repeat(np.arange(len(names)), [len(own) for own in texts.values()])
-    return Labelled(encoder.encode_elsewhere(flat), outputs, names, names)
+    return Labelled(encoder.encode_elsewhere([text.text for text in flat]), outputs, names, names), asked
 
 
 def read_stored(loaded: Loaded) -> Stored:

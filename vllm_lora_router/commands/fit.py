@@ -79,7 +79,9 @@ def gather(loaded: Loaded, data: Sequence[Path]) -> tuple[list[Example], list[st
     categories = [category.name for category in loaded.config.categories]
     found = read_examples(data, categories)
     own = [
-        Example(text, name, place=str(loaded.file)) for name, texts in texts_of(loaded.config).items() for text in texts
+        Example(text.text, name, place=str(loaded.file))
+        for name, texts in texts_of(loaded.config).items()
+        for text in texts
     ]
     kept, repeated = once_each([*found.examples, *own])
     unseen = [name for name in categories if all(example.category != name for example in kept)]

@@ -13,6 +13,7 @@ from rich.text import Text
 from vllm_lora_router.adapters.base_model import BaseModel
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.labels import MEANING_THRESHOLD, Mapped, map_labels, unreached
+from vllm_lora_router.commands.heads import print_head
 from vllm_lora_router.commands.options import adapters_of, add_base_options, load_or_report
 from vllm_lora_router.config import Loaded, configured_file
 from vllm_lora_router.config.base import ServedBase
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(_categories(loaded, base))
     console.print(_adapters(args, loaded, base, found))
     problems = [*(found.problems if found else ()), *_print_labels(console, loaded, files=args.files)]
+    problems += print_head(console, loaded, files=args.files)
     for notice in (*notices(loaded, base), *(found.notices if found else ())):
         level = logging.getLevelName(notice.level).lower()
         console.print(Text(f"{level}: {printable(notice.text)}", style="yellow" if level == "warning" else ""))

@@ -1,6 +1,7 @@
 """Whether embeddings go through a head, and what the text of a configuration gives one to be fitted from."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from vllm_lora_router.config.schema import Config
@@ -22,10 +23,21 @@ def head_source(config: Config) -> Source | None:
     return None
 
 
-def texts_of(config: Config) -> Mapping[str, list[str]]:
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What a configuration gives of a category."""
+
+    text: str
+    asked: bool  # an example of what people ask; False: the category's description
+
+
+def texts_of(config: Config) -> Mapping[str, list[Text]]:
     """What a head can be fitted from, by category: its description first, then its examples."""
     found = {
-        category.name: [text for text in (category.description.strip(), *category.examples) if text]
+        category.name: [
+            *([Text(category.description.strip(), False)] if category.description.strip() else []),
+            *(Text(example, True) for example in category.examples),
+        ]
         for category in config.categories
         if category.may_be_chosen_by("embedding")
     }

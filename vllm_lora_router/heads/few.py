@@ -29,20 +29,24 @@ class Few:
     calibrated: bool  # by these examples; False: there were too few
 
 
-def fit_few(data: Labelled) -> Few:
+def fit_few(data: Labelled, asked: np.ndarray) -> Few:
     """A calibrated head from examples of at least two categories.
 
     How sure it may be follows from its own examples: each is left out once, and where none of them is out of scope,
     each category once, whose examples then are of no category.
+
+    Args:
+        asked: bool [examples]: what people ask, by which it is calibrated; a category's description is not.
     """
     head = fit_exact(data, KERNEL, PENALTY)
     scores = left_out_scores(data, KERNEL, PENALTY)
     labels = data.labels
     inside = labels >= 0
-    again = np.flatnonzero(inside)[np.bincount(labels[inside])[labels[inside]] > 1]
+    several = np.bincount(labels[inside], minlength=labels.max() + 1)[labels] > 1
+    again = np.flatnonzero(inside & asked & several)
     calibrated = len(again) >= LEAST_HELD_OUT
     if calibrated:
-        outside = scores[~inside] if not inside.all() else strangers(data, labels)
+        outside = scores[~inside] if not inside.all() else strangers(data, asked)
         found = calibrate(
             np.concatenate([scores[again], outside]),
             np.concatenate([labels[again], np.full(len(outside), -1)]),
@@ -56,12 +60,13 @@ def fit_few(data: Labelled) -> Few:
     return Few(head, left_out.astype(np.float32), calibrated)
 
 
-def strangers(data: Labelled, labels: np.ndarray) -> np.ndarray:
-    """float32 [examples, outputs]: scores of each category's examples by a head that knows only the others."""
-    found = []
+def strangers(data: Labelled, asked: np.ndarray) -> np.ndarray:
+    """float32 [examples, outputs]: scores of what is asked of each category by a head that knows only the others."""
+    found, labels = [], data.labels
     for category in np.unique(labels[labels >= 0]):
         own = labels == category
-        found.append(fit_exact(data.at(np.flatnonzero(~own)), KERNEL, PENALTY).scores(data.vectors[own]))
+        known = fit_exact(data.at(np.flatnonzero(~own)), KERNEL, PENALTY)
+        found.append(known.scores(data.vectors[own & asked]))
     return np.concatenate(found)
 
 
