@@ -115,7 +115,7 @@ def main() -> int:
     console = Console()
     head: Head | None = None
     for model, runtime in product(args.models, args.runtime):
-        encode = _encoder(model, runtime)
+        encode = encoder_of(model, runtime)
         with console.status(model):
             if head is None or runtime == args.runtime[0]:
                 head = fit_head(encode, args.data)
@@ -143,7 +143,8 @@ def _rows(encode: Encode, texts: Sequence[str]) -> np.ndarray:
     return rows[np.argsort(order)]
 
 
-def _encoder(model: str, runtime: Runtime) -> Encode:
+def encoder_of(model: str, runtime: Runtime) -> Encode:
+    """An encoder as a function; `model` is a folder, a packaged model or a hub id."""
     from vllm_lora_router.classifiers.networks.static import is_static, load_static
 
     if is_static(Path(model)):
