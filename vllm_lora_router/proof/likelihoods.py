@@ -97,10 +97,10 @@ async def measure(
             return value
 
         told = np.array(await _each(ask, requests, at_once))
-        if told.size and not told.any():
-            raise ServerError(f"{model!r} is said to find every answer certain; {RAW}")
         by_row = np.array([row for row, _ in requests], dtype=int)
         values[:, column] = np.bincount(by_row, told, len(asked)) / [len(one.tokens) for one in asked]
+    if values.size and not values.any():
+        raise ServerError(f"every model is said to find every answer certain; {RAW}")
     left_out = tuple(f"{pair.place}: {why}; left out" for pair, why in why_not.items())
     return Measurements(_by_category(asked, values), answered, left_out, _notes(ways))
 
