@@ -15,7 +15,8 @@ from vllm_lora_router.heads.kernel import Kernel
 VERSION = 1
 # Two questions that say which encoder it was: another one puts them elsewhere.
 PROBES = ("What is the weather like today?", "Please translate this contract into French.")
-LEAST_ALIKE = 0.9  # cosine with the encoder's own embedding of a probe; the same weights in int8 come to 0.98
+# How far from where the head's encoder puts a probe it may lie: a cosine of 0.9. The same weights in int8 come to 0.98.
+FARTHEST = (2 - 2 * 0.9) ** 0.5
 
 
 class HeadError(ValueError):
@@ -89,7 +90,7 @@ def read(folder: Path) -> Stored:
             raise HeadError(f"{file}: is of version {said.version}, and this package reads {VERSION}; fit it again")
         tensors = load_file(numbers)
     except FileNotFoundError as error:
-        raise HeadError(f"{error.filename or folder}: no such file; vllm-lora-router fit writes a head") from None
+        raise HeadError(f"{error.filename or numbers}: no such file; vllm-lora-router fit writes a head") from None
     except (OSError, msgspec.MsgspecError, SafetensorError) as error:
         raise HeadError(f"{folder}: cannot be read as a head ({error}); fit it again") from None
     problem = _problem(said, tensors)
@@ -106,7 +107,8 @@ def is_of(stored: Stored, probes: np.ndarray) -> bool:
     """Whether an encoder that puts `PROBES` there, float32 [probes, dimensions], is the one that it was fitted on."""
     if probes.shape != stored.probes.shape:
         return False
-    return bool(((probes * stored.probes).sum(axis=1) >= LEAST_ALIKE).all())
+    # A distance, for a static encoder that knows no word of it puts a probe at the origin.
+    return bool((np.linalg.norm(probes - stored.probes, axis=1) <= FARTHEST).all())
 
 
 def _problem(said: _Json, tensors: Mapping[str, np.ndarray]) -> str | None:

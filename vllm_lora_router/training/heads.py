@@ -10,6 +10,7 @@ from vllm_lora_router.heads.head import Head
 from vllm_lora_router.heads.kernel import Kernel
 from vllm_lora_router.heads.ridge import Labelled, fit_at, fit_exact
 
+NEVER = -1e3  # the score of an output without examples
 MOST_POINTS = 2000  # of a kernel machine: more would make scoring slower than it need be
 Fit = Callable[[Labelled, np.ndarray | None], Head]
 
@@ -61,7 +62,7 @@ def _ridge(data: Labelled, points: np.ndarray | None, kernel: Kernel, penalty: f
 def _nearest_mean(data: Labelled, _: np.ndarray | None) -> Head:
     sums = np.array([data.vectors[data.outputs == output].sum(axis=0) for output in range(len(data.names))])
     means = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
-    return _linear(data, means, np.zeros(len(means)))
+    return _linear(data, means, np.where(sums.any(axis=1), 0.0, NEVER))
 
 
 def _logistic(data: Labelled, c: float) -> Head:
@@ -77,7 +78,7 @@ def _logistic(data: Labelled, c: float) -> Head:
     rows, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # scikit-learn has one row for both then
         rows, bias = np.concatenate([-rows, rows]) / 2, np.concatenate([-bias, bias]) / 2
-    coefficients, intercepts = np.zeros((len(data.names), data.vectors.shape[1])), np.full(len(data.names), -1e3)
+    coefficients, intercepts = np.zeros((len(data.names), data.vectors.shape[1])), np.full(len(data.names), NEVER)
     coefficients[model.classes_], intercepts[model.classes_] = rows, bias
     return _linear(data, coefficients, intercepts)
 
