@@ -84,6 +84,7 @@ def finetune(
         told(done, of)
 
     found, labels = [], []
+    made: SequenceModel | None = None
     with torch.random.fork_rng():
         for some, (_, unseen) in zip(sizes, splits, strict=False):
             made = learn(some, categories, model, seed=seed, epochs=epochs, told=step)
@@ -94,6 +95,7 @@ def finetune(
             made = learn(examples, categories, model, seed=seed, epochs=epochs, told=step)
     logits, right = np.concatenate(found), np.array(labels)
     temperature = best_temperature(logits, right)
+    assert made is not None
     write(made, categories, temperature, folder)
     return Finetuned(
         folder=folder,
@@ -141,6 +143,6 @@ def _splits(examples: Sequence[Example], seed: int) -> list[Split]:
     if len(examples) >= MANY and len(names) <= MOST_HELD_OUT:
         held_out = min(len(examples) // 10, MOST_HELD_OUT)
         known, unseen = train_test_split(places, test_size=held_out, stratify=labels, random_state=seed)
-        return [(known, unseen)]
+        return [(np.asarray(known), np.asarray(unseen))]
     folds = StratifiedKFold(max(min(FOLDS, int(counts.min())), 2), shuffle=True, random_state=seed)
-    return list(folds.split(places, labels))
+    return [(np.asarray(known), np.asarray(unseen)) for known, unseen in folds.split(places, labels)]

@@ -71,7 +71,7 @@ def lesson_of(examples: Sequence[Example], categories: Sequence[str]) -> Lesson:
     places = {category: place for place, category in enumerate(categories)}
     labels = torch.tensor([-1 if one.category is None else places[one.category] for one in examples])
     pairs = dict.fromkeys((one.category, one.intent) for one in examples if one.category and one.intent)
-    finer = {pair: place for place, pair in enumerate(pairs)}
+    finer: dict[tuple[str | None, str | None], int] = {pair: place for place, pair in enumerate(pairs)}
     intents = torch.tensor([finer.get((one.category, one.intent), -1) for one in examples])
     targets = torch.nn.functional.one_hot(labels.clamp(min=0), len(categories)).float()
     targets[labels < 0] = 1 / len(categories)

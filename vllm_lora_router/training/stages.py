@@ -85,7 +85,7 @@ def contrast(model: SequenceModel, lesson: Lesson, how: Recipe, seed: int, told:
 
     def loss_of(places: Any, chance: Random) -> Any:
         own = inside[places]
-        _, states = model([_said(lesson.texts[place], how, chance) for place in own.tolist()])
+        _, states = model([_said(lesson.texts[place], how, chance) for place in map(int, own.tolist())])
         unit = torch.nn.functional.normalize(states, dim=1)
         alike = unit @ unit.T / ALIKE
         itself = torch.eye(len(own), dtype=torch.bool, device=alike.device)
@@ -113,7 +113,7 @@ def classify(model: SequenceModel, lesson: Lesson, how: Recipe, seed: int, told:
     intents = torch.nn.Linear(model.network.config.hidden_size, int(lesson.intents.max()) + 1 or 1).to(device)
 
     def loss_of(places: Any, chance: Random) -> Any:
-        logits, states = model([_said(lesson.texts[place], how, chance) for place in places.tolist()])
+        logits, states = model([_said(lesson.texts[place], how, chance) for place in map(int, places.tolist())])
         loss = cross_entropy(logits, lesson.targets[places].to(device))
         finer = lesson.intents[places]
         if (finer >= 0).any():

@@ -1,5 +1,7 @@
 """How sure logits may be: one temperature, and how far the probabilities are from what they say."""
 
+from typing import Any
+
 import numpy as np
 
 BINS = 15
@@ -22,7 +24,8 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return -float(np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)).mean())
 
     low, high = np.log(_TEMPERATURES)
-    return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))
+    found: Any = minimize_scalar(loss, bounds=(low, high), method="bounded")
+    return float(np.exp(found.x))
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
