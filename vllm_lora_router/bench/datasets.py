@@ -25,7 +25,7 @@ def clinc150(data: Path, split: str) -> list[Example]:
     pairs = json.loads((data / "data_full.json").read_text("utf-8"))
     return [
         *(Example(text, domains[intent], intent) for text, intent in pairs[split]),
-        *(Example(text, None) for text, _ in pairs[f"oos_{split}"]),
+        *(Example(text, None) for text, _ in pairs.get(f"oos_{split}", ())),
     ]
 
 

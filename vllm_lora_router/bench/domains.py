@@ -5,7 +5,6 @@ questions are left out.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from vllm_lora_router.bench.datasets import clinc150
 from vllm_lora_router.classifiers.encoder import packaged
 from vllm_lora_router.classifiers.networks import onnx
 from vllm_lora_router.classifiers.networks.pytorch import SentenceNetwork
@@ -53,10 +53,8 @@ def questions(data: Path, split: Split) -> tuple[list[str], list[str]]:
     Args:
         data: a folder with `data_full.json` of clinc/oos-eval and `domains.json`, domain -> its intents.
     """
-    intents = json.loads((data / "domains.json").read_text("utf-8"))
-    domains = {intent: domain for domain, own in intents.items() for intent in own}
-    pairs = json.loads((data / "data_full.json").read_text("utf-8"))[split]
-    return [text for text, _ in pairs], [domains[intent] for _, intent in pairs]
+    asked = [(one.text, one.category) for one in clinc150(data, split) if one.category is not None]
+    return [text for text, _ in asked], [category for _, category in asked]
 
 
 def fit_head(encode: Encode, data: Path, *, cs: Sequence[float] = CS, gammas: Sequence[float] = GAMMAS) -> Head:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vllm_lora_router.classifiers import ClassifierError
+from vllm_lora_router.classifiers.batching import MOST
 from vllm_lora_router.classifiers.encoder import Encoder
 from vllm_lora_router.config.heads import head_source, texts_of
 from vllm_lora_router.config.loader import Loaded
@@ -76,7 +77,10 @@ def embedded(loaded: Loaded, encoder: Encoder) -> tuple[Labelled, np.ndarray]:
     flat = [text for own in texts.values() for text in own]
     asked = np.array([text.asked for text in flat])
     outputs = np.repeat(np.arange(len(names)), [len(own) for own in texts.values()])
-    return Labelled(encoder.encode_elsewhere([text.text for text in flat]), outputs, names, names), asked
+    # A device's memory was counted for batches of so many.
+    batches = [[text.text for text in flat[start : start + MOST]] for start in range(0, len(flat), MOST)]
+    vectors = np.concatenate([encoder.encode_elsewhere(batch) for batch in batches])
+    return Labelled(vectors, outputs, names, names), asked
 
 
 def read_stored(loaded: Loaded) -> Stored:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.commands.evaluate import Refused, add_data, warn_of_own
-from vllm_lora_router.commands.options import add_base_options, load_or_report
+from vllm_lora_router.commands.options import add_base_options, load_or_report, share
 from vllm_lora_router.config import Loaded, configured_file
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.positions import Path_, dotted
@@ -53,9 +53,9 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     wanted = parser.add_mutually_exclusive_group()
     wanted.add_argument(
-        "--precision", type=_share, metavar="P", help="of what each threshold lets through; default: 0.95"
+        "--precision", type=share, metavar="P", help="of what each threshold lets through; default: 0.95"
     )
-    wanted.add_argument("--share", type=_share, metavar="S", help="of the prompts that are to be answered")
+    wanted.add_argument("--share", type=share, metavar="S", help="of the prompts that are to be answered")
     parser.add_argument(
         "--confident", action="store_true", help="the lower end of the precision's 95 %% interval must reach it"
     )
@@ -171,10 +171,3 @@ def _print_notes(args: argparse.Namespace, loaded: Loaded) -> None:
     )
     if loaded.config.classifier.mcp_category_model.enabled:
         print("The tool's threshold (classifier.mcp_category_model.threshold) is left alone: no tool is asked here.")
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
-    return value

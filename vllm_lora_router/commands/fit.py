@@ -13,7 +13,7 @@ from rich.text import Text
 
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.worker import limit_cores
-from vllm_lora_router.commands.options import add_base_options, load_or_report
+from vllm_lora_router.commands.options import add_base_options, load_or_report, share
 from vllm_lora_router.config import Loaded, configured_file
 from vllm_lora_router.config.heads import texts_of
 from vllm_lora_router.evaluation.figures import Figure
@@ -45,8 +45,8 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser.add_argument("--finetune", action="store_true", help="train the encoder itself, as a category_model")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     wanted = parser.add_mutually_exclusive_group()
-    wanted.add_argument("--precision", type=_share, metavar="P", help="of what each category's threshold lets through")
-    wanted.add_argument("--share", type=_share, metavar="S", help="of the prompts that are to be answered")
+    wanted.add_argument("--precision", type=share, metavar="P", help="of what each category's threshold lets through")
+    wanted.add_argument("--share", type=share, metavar="S", help="of the prompts that are to be answered")
     add_base_options(parser)
     parser.set_defaults(run=run)
 
@@ -180,10 +180,3 @@ def _check_folder(folder: Path) -> None:
 
 def _all_cores() -> None:
     limit_cores(len(os.sched_getaffinity(0)))
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return value

@@ -19,6 +19,14 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def share(text: str) -> float:
+    """A number above 0 and at most 1, of an option."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
+    return value
+
+
 def adapters_of(args: argparse.Namespace) -> dict[str, str]:
     """The adapters of `--lora-modules`, name -> path."""
     return {name: path for name, _, path in (module.partition("=") for module in args.lora_modules)}

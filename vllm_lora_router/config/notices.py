@@ -141,8 +141,8 @@ def _of_head(config: Config) -> Iterator[Notice]:
     if source == "descriptions":
         yield Notice(
             logging.WARNING,
-            "categories are told apart by their descriptions alone; a few `examples` each do much better "
-            "(vllm-lora-router validate --files says how well)",
+            "categories are told apart by their descriptions alone; a few `examples` each do much better, and then "
+            "vllm-lora-router validate --files says how well",
         )
     if source in ("examples", "descriptions"):
         ruled = {rule.category for rule in config.embedding_rules}

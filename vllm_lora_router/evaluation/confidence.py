@@ -46,11 +46,10 @@ def reliability(answers: Sequence[Answer], seed: int = 0) -> Reliability | None:
         return None
     probabilities = np.array([one.score for one in answers])
     right = np.array([one.guessed_right for one in answers], dtype=float)
-    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    bins = _bins(probabilities)
 
     def error(counts: np.ndarray) -> float:
-        gaps = np.bincount(bins, weights=counts * (right - probabilities), minlength=BINS)
-        return float(np.abs(gaps).sum() / counts.sum())
+        return calibration_error(probabilities, right, counts)
 
     found = []
     for number in range(BINS):
@@ -59,6 +58,23 @@ def reliability(answers: Sequence[Answer], seed: int = 0) -> Reliability | None:
             found.append(Bin(number / BINS, (number + 1) / BINS, int(own.sum()), *means))
     n = len(answers)
     return Reliability(bootstrapped(error(np.ones(n)), n, error, seed), found)
+
+
+def calibration_error(probabilities: np.ndarray, right: np.ndarray, counts: np.ndarray | None = None) -> float:
+    """The expected calibration error, 0 to 1.
+
+    Args:
+        probabilities: float [prompts], of what was guessed.
+        right: bool or float [prompts]: whether the guess is right.
+        counts: how often each counts; None: once.
+    """
+    counts = np.ones(len(probabilities)) if counts is None else counts
+    gaps = np.bincount(_bins(probabilities), weights=counts * (right - probabilities), minlength=BINS)
+    return float(np.abs(gaps).sum() / counts.sum())
+
+
+def _bins(probabilities: np.ndarray) -> np.ndarray:
+    return np.minimum((probabilities * BINS).astype(int), BINS - 1)
 
 
 def out_of_scope(answers: Sequence[Answer], seed: int = 0) -> OutOfScope | None:

@@ -7,7 +7,7 @@ import numpy as np
 from vllm_lora_router.heads.head import probabilities
 
 LEAST = 1e-12
-_SCALES = (0.5, 200.0)
+_SCALES = (0.05, 200.0)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _methods(line: Line) -> Iterator[str]:
 
 
 def _step(step: Line) -> str:
-    place = place_of(step["method"])
+    place = place_of(step["method"], step.get("scale"))
     place = place[0].upper() + place[1:]
     if "scores" not in step:
         error = f" ({step['error']})" if step.get("error") else ""
@@ -143,7 +143,8 @@ def _decided(line: Line) -> Iterator[str]:
     if plan["reason"] == "named":
         yield "The client named the model itself: nothing was decided."
     elif plan["method"] is not None:
-        score = f"{plan['confidence']:.4f} by {place_of(plan['method'])}"
+        scale = next((step.get("scale") for step in reversed(plan["steps"]) if step["method"] == plan["method"]), None)
+        score = f"{plan['confidence']:.4f} by {place_of(plan['method'], scale)}"
         yield f"So the category is {plan['category']} ({score})."
     elif plan["category"] is not None:
         yield f"{why}: the fallback category {plan['category']} takes it."

@@ -20,9 +20,9 @@ _PLACES = {
 _RANGES = {"probability": (0.0, 1.0), "similarity": (-1.0, 1.0)}
 
 
-def place_of(method: str) -> str:
-    """What a method is called in a sentence."""
-    return _PLACES.get(method, method)
+def place_of(method: str, scale: str | None = None) -> str:
+    """What a method is called in a sentence; embeddings speak by rules, in similarities, or by a head."""
+    return "the head" if (method, scale) == ("embedding", "probability") else _PLACES.get(method, method)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Change:
     old: float
     new: float
     again: Again  # what would have been decided
+    scale: str | None = None  # of the method's scores
 
     @property
     def amount(self) -> float:
@@ -44,7 +45,7 @@ class Change:
     def __str__(self) -> str:
         if self.what == "margin":
             return f"With an affinity margin of {self.new:.10g} instead of {self.old:.10g}, {self._then()}."
-        place = place_of(self.method or "")
+        place = place_of(self.method or "", self.scale)
         if self.what == "score":
             way = "higher" if self.amount > 0 else "lower"
             return (
@@ -76,7 +77,8 @@ def smallest_change(line: Line) -> Change | None:
     for number in sorted(_numbers(line), key=lambda number: number.rank):
         again = decide_again(number.written(line))
         if _answer(again) != now:
-            return Change(number.what, number.method, number.categories, number.old, number.new, again)
+            of = (number.what, number.method, number.categories, number.old, number.new)
+            return Change(*of, again, scale=line["plan"]["steps"][number.place].get("scale"))
     return None
 
 
@@ -140,8 +142,8 @@ def _step_thresholds(place: int, step: Line) -> Iterator[_Number]:
     scores, thresholds = step["scores"], _thresholds(step)
     groups: dict[object, list[str]] = {}
     for name in scores:
-        # Every embedding rule has its own threshold; a domain model has one for all categories.
-        groups.setdefault(thresholds[name] if step["scale"] == "probability" else name, []).append(name)
+        # Every embedding rule, and every category of a head, has its own threshold; a domain model has one for all.
+        groups.setdefault(name if step["method"] == "embedding" else thresholds[name], []).append(name)
     for names in groups.values():
         old = thresholds[names[0]]
         for new in {new for name in names for new in (scores[name], round(scores[name] + STEP, DIGITS))} - {old}:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from vllm_lora_router.evaluation.confidence import calibration_error
+from vllm_lora_router.heads.calibration import calibrate
+from vllm_lora_router.heads.head import probabilities
 from vllm_lora_router.training.examples import Example
 from vllm_lora_router.training.fit import check_enough
 from vllm_lora_router.training.learning import learn, logits_of, steps_of
 from vllm_lora_router.training.rows import DataError
 from vllm_lora_router.training.sequence import SequenceModel, load
-from vllm_lora_router.training.temperature import best_temperature, calibration_error
 
 Split = tuple[np.ndarray, np.ndarray]  # places of examples to learn, and of those held out
 
@@ -94,15 +96,19 @@ def finetune(
         if again:
             made = learn(examples, categories, model, seed=seed, epochs=epochs, told=step)
     logits, right = np.concatenate(found), np.array(labels)
-    temperature = best_temperature(logits, right)
+    each = np.eye(len(categories), dtype=np.float32)
+    scale = calibrate(logits, right, each, np.ones(len(right))).scale
+    found_right = logits.argmax(axis=1) == right
+    sure = probabilities(logits, scale, -np.inf, each).max(axis=1)
+    temperature = 1 / scale
     assert made is not None
     write(made, categories, temperature, folder)
     return Finetuned(
         folder=folder,
         categories=categories,
         held_out=len(right),
-        accuracy=float((logits.argmax(axis=1) == right).mean()),
-        calibration_error=calibration_error(logits / temperature, right),
+        accuracy=float(found_right.mean()),
+        calibration_error=calibration_error(sure, found_right),
         temperature=temperature,
         steps=done,
         seconds=time.monotonic() - began,

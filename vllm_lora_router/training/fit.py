@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vllm_lora_router.classifiers.choosing import DIGITS
+from vllm_lora_router.classifiers.choosing import DIGITS, choose
 from vllm_lora_router.evaluation.answers import Answer
 from vllm_lora_router.evaluation.metrics import Figures, figures
 from vllm_lora_router.evaluation.progress import Told
@@ -164,9 +164,8 @@ def _thresholds(
 
 
 def _answer(example: Example, row: np.ndarray, categories: Sequence[str], thresholds: Mapping[str, float]) -> Answer:
-    column = max(range(len(categories)), key=lambda place: (row[place] >= thresholds[categories[place]], row[place]))
-    guess, score = categories[column], float(row[column])
-    sure = score >= thresholds[guess]
+    chosen = choose(dict(zip(categories, map(float, row), strict=True)), thresholds)
+    guess, score, sure = chosen.category, chosen.score, chosen.sure
     right = (not sure) if example.category is None else sure and guess == example.category
     return Answer(
         example.text, example.category, example.place, guess if sure else None, sure, right,

@@ -67,6 +67,14 @@ def test_a_rule_is_told_with_its_words_and_what_it_would_be_without_them(
     assert f"The keyword rules chose medical {why}" in told and without in told
 
 
+def test_a_head_is_told_apart_from_the_embedding_rules() -> None:
+    line = decision()
+    line["plan"]["steps"][0] |= {"method": "embedding", "scale": "probability", "evidence": {"none": 0.1}}
+    line["plan"] |= {"method": "embedding"}
+    told = said(line)
+    assert "The head gave medical" in told and "by the head)" in told and "rules" not in told
+
+
 def test_what_a_tool_asked_for_is_told() -> None:
     line = decision()
     evidence = {"tool": "classify_text", "class": "medical", "confidence": 0.83, "model": "acme-lora", "keep": None}

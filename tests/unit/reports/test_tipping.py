@@ -121,6 +121,15 @@ def test_it_says_what_would_have_been_enough(line: Line, said: str) -> None:
     assert str(smallest_change(line)) == said
 
 
+def test_a_head_is_called_so_and_each_of_its_categories_has_a_threshold() -> None:
+    line = scored("embedding", {"medical": 0.55, "legal": 0.1}, {"medical": 0.5500001, "legal": 0.5500001})
+    line["plan"]["steps"][0]["scale"] = "probability"
+    assert str(smallest_change(line)) == (
+        "With a threshold of 0.55 instead of 0.5500001 for `medical` in the head, the request would have gone to "
+        "medical."
+    )
+
+
 def test_a_threshold_is_named_where_it_is_the_nearest() -> None:
     line = scored("domain", {"medical": 0.9999, "legal": 0.0}, {"medical": 1.0, "legal": 1.0})
     change = smallest_change(line)
