@@ -1,16 +1,34 @@
-"""The short form of launch/bench.sh: routing by keyword costs no more than we say."""
+"""The short form of launch/bench.sh: what routing costs a real server, beside one without a router and a proxy."""
 
-from vllm_lora_router.bench.__main__ import MEASURED, bench_server
-from vllm_lora_router.bench.pairs import measure
+from pathlib import Path
+
+from vllm_lora_router.bench.serve import settings
+from vllm_lora_router.bench.serve.measure import Extent, measure
+from vllm_lora_router.bench.serve.models import classifier_folder, served
+from vllm_lora_router.bench.serve.questions import Mix, decided
+from vllm_lora_router.bench.serve.servers import ROUTED, fleet
 from vllm_lora_router.demo.build import DemoModels
 
-from .conftest import START_SECONDS
+METHODS = ("keyword", "embedding")
 
 
-def test_routing_by_keyword_adds_at_most_a_millisecond(models: DemoModels) -> None:
-    _, question, adapter = MEASURED[0]
-    with bench_server(models) as server:
-        server.wait(START_SECONDS)
-        difference = measure(server.url, question, adapter, 300).difference
-    # Another process may take the cores for a while: it fails when 300 pairs say that it is more.
-    assert difference.low <= 1.0, difference
+async def test_routing_costs_a_millisecond_at_most_and_less_than_a_proxy(models: DemoModels, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(settings.configuration("static", classifier_folder("static", models.directory)))
+    base = served("demo", models.directory)
+    with fleet(base, config, tmp_path, (), proxy=True, litellm_python=None) as up:
+        questions = await decided(up.urls[ROUTED], settings.asked(), METHODS)
+        extent = Extent([1, 16], [], [0], 4, [Mix(0.0)], pairs=200, rounds=6, seconds=1.0)
+        cells = {cell.method: cell.rows async for cell in measure(up, questions, METHODS, extent)}
+    for method, rows in cells.items():
+        assert not [row for row in rows if row.failed], rows
+        alone, together = rows[:4], rows[4:]
+        _, named, routed, proxied = (row.first_more for row in alone)
+        print(f"{method}: named {named}, routed {routed}, by a proxy {proxied}")
+        # Another process may take the cores for a while: it fails when the pairs say that it is more.
+        assert named is not None and named.low <= 1.0
+        assert routed is not None and routed.low <= (1.0 if method == "keyword" else 1.5)
+        assert proxied is not None and proxied.high > routed.low
+        assert routed.high < proxied.high
+        ratio = together[2].rate_ratio
+        assert ratio is not None and ratio.high >= 0.9, together

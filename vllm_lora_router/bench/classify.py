@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-import platform
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 
 from vllm_lora_router.bench.gil import gil
-from vllm_lora_router.bench.load import Ask, Load, closed_loop, open_loop, percentile
+from vllm_lora_router.bench.load import Load, closed_loop, open_loop, percentile
 from vllm_lora_router.bench.shapes import LABELS, SHAPES, word, write_model
 from vllm_lora_router.classifiers.scored import ScoredClassifier
 from vllm_lora_router.config import load
@@ -109,7 +108,7 @@ def _rows(
 
     one = asyncio.Lock()
 
-    def run(load: Any, what: str, asked: Ask = ask) -> tuple[Row, Load]:
+    def run(load: Any, what: str, asked: Callable[[str], Awaitable[None]] = ask) -> tuple[Row, Load]:
         nonlocal lost
         lost = 0
         before = (scored.batcher.done.batches, scored.batcher.done.texts)
@@ -192,18 +191,3 @@ def _config(
         "router": {"deadline_ms": DEADLINE_MS, "text": {"max_tokens": max(subject.tokens + 2, 16)}},
     }
     return yaml.safe_dump(content)
-
-
-def machine() -> dict[str, str]:
-    """What the figures were measured on."""
-    import torch
-    import transformers
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "gpu": gpu,
-    }

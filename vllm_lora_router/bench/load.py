@@ -1,12 +1,13 @@
-"""Load on a router: callers that ask one question after the other, or questions that come by themselves."""
+"""Load on a router or a server: callers that ask one after the other, or questions that come by themselves."""
 
 import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-Ask = Callable[[str], Awaitable[object]]
+Question = TypeVar("Question")
 
 
 @dataclass(frozen=True)
@@ -31,38 +32,44 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
 
 
-async def closed_loop(ask: Ask, text: Callable[[], str], callers: int, seconds: float) -> Load:
+async def closed_loop(
+    ask: Callable[[Question], Awaitable[object]], draw: Callable[[], Question], callers: int, seconds: float
+) -> Load:
     """Each of `callers` asks its next question when the last one was answered."""
     times: list[float] = []
     until = time.perf_counter() + seconds
 
     async def caller() -> None:
         while time.perf_counter() < until:
-            await _timed(ask, text(), times)
+            await _timed(ask, draw(), times)
 
     return await _with_lag(asyncio.gather(*(caller() for _ in range(callers))), times)
 
 
-async def open_loop(ask: Ask, text: Callable[[], str], per_second: float, seconds: float) -> Load:
+async def open_loop(
+    ask: Callable[[Question], Awaitable[object]], draw: Callable[[], Question], per_second: float, seconds: float
+) -> Load:
     """Questions that come at random moments, whether or not those before were answered (a Poisson process)."""
     times: list[float] = []
-    draw = random.Random(0)
+    chance = random.Random(0)
 
     async def arrivals() -> None:
         asked: list[asyncio.Future[None]] = []
         due = time.perf_counter()
         until = due + seconds
-        while (due := due + draw.expovariate(per_second)) < until:
+        while (due := due + chance.expovariate(per_second)) < until:
             await asyncio.sleep(max(due - time.perf_counter(), 0))
-            asked.append(asyncio.ensure_future(_timed(ask, text(), times, since=due)))
+            asked.append(asyncio.ensure_future(_timed(ask, draw(), times, since=due)))
         await asyncio.gather(*asked)
 
     return await _with_lag(arrivals(), times)
 
 
-async def _timed(ask: Ask, text: str, times: list[float], *, since: float | None = None) -> None:
+async def _timed(
+    ask: Callable[[Question], Awaitable[object]], question: Question, times: list[float], *, since: float | None = None
+) -> None:
     began = time.perf_counter() if since is None else since
-    await ask(text)
+    await ask(question)
     times.append((time.perf_counter() - began) * 1000)
 
 

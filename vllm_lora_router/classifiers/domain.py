@@ -44,6 +44,7 @@ class DomainScorer:
         self._window_count = loaded.config.router.text.windows
         self.network, self.worker, of_model = load_model(loaded, models)
         self.runs_on = self.network.runs_on
+        self.on_any_thread = self.network.on_any_thread
         longest = self.network.longest
         self.max_tokens = min(longest, settings.max_tokens or longest, loaded.config.router.text.max_tokens)
         outputs = self.worker.run_blocking(lambda: self.network([""], self.max_tokens)).shape[1]

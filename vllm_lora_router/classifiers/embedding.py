@@ -33,6 +33,7 @@ class EmbeddingScorer:
         self.encoder = encoder
         self.worker = encoder.worker
         self.runs_on = encoder.network.runs_on
+        self.on_any_thread = encoder.network.on_any_thread
         self.window_count = window_count
         self.head = head
         self.rules = Rules([rule for _, rule in rules], encoder) if rules else None

@@ -1,6 +1,7 @@
 """What all methods with a model have in common: windows, thresholds and batches around a scorer."""
 
 import asyncio
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,6 +45,7 @@ class Scorer(Protocol):
     fingerprint: str
     worker: Worker
     runs_on: str  # runtime and device
+    on_any_thread: bool  # and on several at once
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -57,6 +59,10 @@ class Scorer(Protocol):
     def score(self, texts: Sequence[str]) -> Sequence[Scores]:
         """The scores of texts that fit the model, one for each part."""
         ...
+
+
+# What may hold the event loop: going to another thread and back takes about as long, and longer under load.
+AT_ONCE_S = 0.001
 
 
 class ScoredClassifier:
@@ -82,21 +88,25 @@ class ScoredClassifier:
         return self.batcher.cost.seconds(1, len(text))
 
     async def classify(self, queries: Sequence[Query]) -> list[Classification]:
+        if len(queries) == 1:
+            return [await self._one(queries[0])]  # what is answered at once needs no task
         return list(await asyncio.gather(*map(self._one, queries)))
 
     async def _one(self, query: Query) -> Classification:
-        # Without words in it there is nothing to be sure of.
-        return await self.batcher.ask(query.text) if query.has_text else self._nothing
+        if not query.has_text:
+            return self._nothing  # without words in it there is nothing to be sure of
+        if self.scorer.on_any_thread and self.batcher.cost.seconds(1, len(query.text)) <= AT_ONCE_S:
+            return self.batcher.at_once(query.text)
+        return await self.batcher.ask(query.text)
 
     def decide(self, texts: Sequence[str]) -> list[Classification]:
         """The classification of each text, all their windows scored together. For the worker's thread."""
         # A lone surrogate, half of an emoji that a client cut in two, is an error to every tokenizer.
         windows = [self.scorer.windows(text.encode("utf-8", "replace").decode()) for text in texts]
         scores = self._score([window for of_text in windows for window in of_text])
-        ends = np.cumsum([len(of_text) for of_text in windows])
+        ends = itertools.accumulate(map(len, windows))
         return [
-            self._first_sure(scores, slice(int(end) - len(of_text), int(end)))
-            for end, of_text in zip(ends, windows, strict=True)
+            self._first_sure(scores, slice(end - len(of_text), end)) for end, of_text in zip(ends, windows, strict=True)
         ]
 
     def _score(self, windows: Sequence[str]) -> Sequence[Scores]:

@@ -1,4 +1,4 @@
-"""A server of ours as a process: started, waited for, stopped."""
+"""A server as a process: started, waited for, stopped."""
 
 import os
 import signal
@@ -38,10 +38,18 @@ class Server:
         directory: Path | None = None,
         environment: Mapping[str, str] | None = None,
         port: int | None = None,
+        health: str = "/health",
+        python: Path | str = sys.executable,
     ) -> None:
+        """
+        Args:
+            health: the path that answers with 200 when the server is up.
+            python: the interpreter.
+        """
         self.port = port or free_port()
         self.log = log
-        self.command = [sys.executable, "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(self.port)]
+        self.health = health
+        self.command = [str(python), "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(self.port)]
         self.directory = directory
         self.environment = {**os.environ, **ENVIRONMENT, **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
@@ -49,6 +57,12 @@ class Server:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process's; it must have been started."""
+        assert self.process is not None
+        return self.process.pid
 
     def start(self) -> None:
         with self.log.open("wb") as log:
@@ -78,7 +92,7 @@ class Server:
 
     def is_up(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as response:
+            with urllib.request.urlopen(f"{self.url}{self.health}", timeout=5) as response:
                 return response.status == 200
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False

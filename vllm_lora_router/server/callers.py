@@ -35,13 +35,18 @@ def _user(scope: Scope, members: Members) -> str | None:
 
 def _said(place: str, scope: Scope, members: Members) -> str | None:
     if place.startswith("header:"):
-        return wire.text_header(scope, place.removeprefix("header:").lower().encode())
+        return wire.text_header(scope, _name(place))
     if place == "metadata.user_id":
         try:
             return body.text(body.members(members.get("metadata")).get("user_id")) or None
         except body.NotAnObject:
             return None  # vLLM will refuse it
     return body.text(members.get(place)) or None
+
+
+@lru_cache(maxsize=64)
+def _name(place: str) -> bytes:
+    return place.removeprefix("header:").lower().encode()
 
 
 @lru_cache(maxsize=4096)

@@ -1,9 +1,7 @@
 """The middleware that walks a request's way once: bytes, queries, plan, lease, edit, and on to vLLM."""
 
-import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol, TypeVar
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,8 +20,6 @@ from vllm_lora_router.server.model_list import with_names
 from vllm_lora_router.server.outgoing import Response, RoutedResponse, unrouted
 from vllm_lora_router.server.serving import Adapters, Lease, Serving
 from vllm_lora_router.values import Decision, Plan, Query
-
-T = TypeVar("T", bound="Leased")
 
 
 class LoraRouterMiddleware:
@@ -99,7 +95,7 @@ class LoraRouterMiddleware:
         considered: Considered | None = None
         try:
             work = consider(router, route, shape, incoming, self.serving.adapters)
-            considered = await _unless_gone(ahead, work)
+            considered = await ahead.unless_gone(work)
             if considered is None:
                 return
             if (taken := considered.taken) is None:
@@ -184,7 +180,7 @@ class LoraRouterMiddleware:
         span: RequestSpan | None = None
         try:
             work = consider_named(router, incoming, adapters, caller, watched if router.observes else None)
-            named = await _unless_gone(ahead, work)
+            named = await ahead.unless_gone(work)
             if named is None:
                 return
             lease = named.lease
@@ -204,35 +200,6 @@ class LoraRouterMiddleware:
             ahead.close()
             if lease is not None:
                 lease.release()
-
-
-class Leased(Protocol):
-    """What may hold a lease."""
-
-    @property
-    def lease(self) -> Lease | None: ...
-
-
-async def _unless_gone(ahead: wire.Ahead, work: Coroutine[Any, Any, T]) -> T | None:
-    """What `work` gives; None when the client left before that, and then nothing of it goes on."""
-    task = asyncio.ensure_future(work)
-
-    def give_back(done: asyncio.Task[T]) -> None:
-        if not done.cancelled() and done.exception() is None and (lease := done.result().lease) is not None:
-            lease.release()
-
-    handed_on = False
-    try:
-        if not await ahead.done_or_gone(task):
-            return None
-        found = task.result()
-        handed_on = True
-        return found
-    finally:
-        if not handed_on:
-            # It may end in this very moment.
-            task.add_done_callback(give_back)
-            task.cancel()
 
 
 def _rejection(plan: Plan) -> JSONResponse:

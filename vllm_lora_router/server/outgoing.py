@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.types import Message, Send
 
@@ -37,10 +37,9 @@ class Response:
         self._finish: str | None = None
         self._complete = False
 
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-        elif message["type"] == "http.response.body":
+    def send(self, message: Message) -> Awaitable[None]:
+        """Notes a message and hands it on; no coroutine of its own, for a long answer comes in thousands of pieces."""
+        if message["type"] == "http.response.body":
             if content := message.get("body"):
                 if self._first_byte_ms is None:
                     self._first_byte_ms = self._ms()
@@ -48,7 +47,9 @@ class Response:
                 if (at := content.rfind(self._says)) >= 0 and (found := _WORD.match(content, at + len(self._says))):
                     self._finish = found[1].decode()
             self._complete = not message.get("more_body", False)
-        await self._send(message)
+        elif message["type"] == "http.response.start":
+            self._status = message["status"]
+        return self._send(message)
 
     def outcome(self) -> Outcome:
         aborted = not self._complete
@@ -77,17 +78,18 @@ class RoutedResponse:
     def decision(self) -> Decision:
         return self._response.decision
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
+        """Like `Response.send`, with headers at the start; nothing of what vLLM refused is sent."""
         if message["type"] == "http.response.start":
             if message["status"] == 400 and self._again is not None:
                 self._refused = True
-                return
+                return _nothing()
             self._again = None
             added = response_headers.headers(self.decision)
             message = wire.add_headers(message, [*added, *([_EXPOSED] if self._browser else ())])
         elif self._refused:
-            return
-        await self._response.send(message)
+            return _nothing()
+        return self._response.send(message)
 
     def ask_again(self) -> bytes | None:
         """The body to ask with when vLLM refused the first one; what comes after that goes to the client."""
@@ -99,6 +101,10 @@ class RoutedResponse:
 
     def outcome(self) -> Outcome:
         return self._response.outcome()
+
+
+async def _nothing() -> None:
+    pass
 
 
 def unrouted(model: str, path: str, send: Send) -> Send:

@@ -1,10 +1,12 @@
 """Reading a request from ASGI and handing it on, the same or edited."""
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
 
 from starlette.types import Message, Receive, Scope
+
+T = TypeVar("T")
 
 
 def path_of(scope: Scope) -> str:
@@ -15,7 +17,10 @@ def path_of(scope: Scope) -> str:
 
 def header(scope: Scope, name: bytes) -> bytes | None:
     """The value of the first header of this (lower-case) name."""
-    return next((value for key, value in scope["headers"] if key == name), None)
+    for key, value in scope["headers"]:
+        if key == name:
+            return value
+    return None
 
 
 def text_header(scope: Scope, name: bytes | None) -> str | None:
@@ -54,18 +59,44 @@ class Ahead:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._next: asyncio.Future[Message] | None = asyncio.ensure_future(receive())
+        self._next: asyncio.Future[Message] | None = None
 
-    async def done_or_gone(self, task: asyncio.Future[Any]) -> bool:
-        """Waits for `task`; False when the client left before it was done."""
-        if self._next is not None:
-            await asyncio.wait((task, self._next), return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return True
-            if self._next.result()["type"] == "http.disconnect":
-                return False
-        await asyncio.wait((task,))
-        return True
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """What `work` gives; None when the client left before that, and then nothing of it goes on.
+
+        It runs in the task that asks, and nobody listens before it waits for something: most work never does, and two
+        tasks for each request would cost more than the rest of it.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled_before, gone = task.cancelling(), False
+
+        def left(message: "asyncio.Future[Message]") -> None:
+            nonlocal gone
+            if not message.cancelled() and not message.exception() and message.result()["type"] == "http.disconnect":
+                gone = True
+                task.cancel()
+
+        def listen() -> None:
+            self._next = asyncio.ensure_future(self._receive())
+            self._next.add_done_callback(left)
+
+        listening = asyncio.get_running_loop().call_soon(listen)
+        try:
+            found = await work
+        except asyncio.CancelledError:
+            # Somebody else may have cancelled the task, too.
+            if not gone or task.uncancel() > cancelled_before:
+                raise
+            return None
+        else:
+            if gone:
+                task.uncancel()  # it was too late for that: the application hears of it
+            return found
+        finally:
+            listening.cancel()
+            if self._next is not None:
+                self._next.remove_done_callback(left)
 
     async def receive(self) -> Message:
         if self._next is None:

@@ -141,6 +141,7 @@ class Network:
     tokenizer = None
     longest = 128
     runs_on = "test, cpu"
+    on_any_thread = False
 
     def __call__(self, texts: Sequence[str], max_tokens: int) -> np.ndarray:
         assert max_tokens == 128

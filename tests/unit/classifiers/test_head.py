@@ -40,6 +40,7 @@ class Network:
     tokenizer = None
     longest = 512
     runs_on = "test, cpu"
+    on_any_thread = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

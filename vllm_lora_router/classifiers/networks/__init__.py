@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Network(Protocol):
-    """A loaded model; for one thread."""
+    """A loaded model."""
 
     @property
     def tokenizer(self) -> Any:
@@ -22,6 +22,11 @@ class Network(Protocol):
     @property
     def runs_on(self) -> str:
         """Runtime and device, such as "torch, cuda"."""
+        ...
+
+    @property
+    def on_any_thread(self) -> bool:
+        """Whether it may be called on any thread, and on several at once; else on one, always the same."""
         ...
 
     def __call__(self, texts: Sequence[str], max_tokens: int) -> np.ndarray:

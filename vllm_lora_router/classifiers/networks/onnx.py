@@ -41,6 +41,8 @@ class Exported:
 class OnnxNetwork:
     """A graph from `input_ids` and `attention_mask` to one row a text."""
 
+    on_any_thread = False
+
     def __init__(self, exported: Exported, tokenizer: Any, *, int8: bool, threads: int = 1) -> None:
         """Threads that have nothing to do do not spin: the engine needs the cores."""
         import onnxruntime

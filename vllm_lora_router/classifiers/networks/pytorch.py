@@ -15,6 +15,8 @@ LOAD_LOCK = threading.Lock()
 class SentenceNetwork:
     """A sentence encoder: texts to unit vectors."""
 
+    on_any_thread = False
+
     def __init__(self, model: Any) -> None:
         """Takes a `sentence_transformers.SentenceTransformer`."""
         self._model = model
@@ -32,6 +34,8 @@ class SentenceNetwork:
 
 class SequenceNetwork:
     """A sequence classifier: texts to logits."""
+
+    on_any_thread = False
 
     def __init__(self, model: Any, tokenizer: Any, device: str) -> None:
         """Takes a model of transformers, in evaluation mode on its device."""

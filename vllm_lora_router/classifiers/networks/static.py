@@ -1,6 +1,7 @@
 """Static encoders: a text is the mean of its tokens' vectors, which a table holds; microseconds on a CPU."""
 
 import json
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ class StaticNetwork:
 
     longest = 1_000_000
     runs_on = "static, cpu"
+    on_any_thread = True
 
     def __init__(self, model: Any) -> None:
         """`model` is a model2vec.StaticModel, whose tokenizer is this network's from now on.
@@ -48,14 +50,14 @@ class StaticNetwork:
     def __call__(self, texts: Sequence[str], max_tokens: int) -> np.ndarray:
         """float32 [texts, dimensions], each row of length 1, or 0 for a text without a known token."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        rows = np.zeros((len(texts), self.dimensions))
+        rows = np.zeros((len(texts), self.dimensions), np.float32)
         for row, encoding in zip(rows, encodings, strict=True):
             tokens = [token for token in encoding.ids[:max_tokens] if token != self._unknown]
             if tokens:
-                row[:] = self._sum(tokens)
-        # A mean is a sum of another length, and the length goes.
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        return np.divide(rows, lengths, out=rows, where=lengths > 0).astype(np.float32)
+                # A mean is a sum of another length, and the length goes.
+                total = self._sum(tokens)
+                row[:] = total / (math.sqrt(total @ total) or 1.0)
+        return rows
 
     def _sum(self, tokens: Sequence[int]) -> np.ndarray:
         vectors = self._table[tokens if self._places is None else self._places[tokens]]

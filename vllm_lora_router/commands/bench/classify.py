@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 
@@ -12,43 +11,42 @@ from rich.console import Console
 from rich.table import Table
 
 
-def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the subcommand."""
-    parser = subparsers.add_parser("bench", help="measure what classifying costs on this machine")
-    kinds = parser.add_subparsers(metavar="WHAT", required=True)
-    classify = kinds.add_parser("classify", help="a domain model or an encoder, alone and under load")
-    classify.add_argument(
+def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the kind."""
+    parser = kinds.add_parser("classify", help="a domain model or an encoder, alone and under load; without a server")
+    parser.add_argument(
         "--model",
         nargs="+",
         default=["MiniLM"],
         help="MiniLM or ModernBERT-base with random weights, a sequence classifier's folder, or an encoder's folder or "
         "hub id",
     )
-    classify.add_argument("--device", nargs="+", default=["auto"], help="cpu, cuda, cuda:1, auto")
-    classify.add_argument("--runtime", nargs="+", default=["torch"], choices=("torch", "onnx", "onnx-int8"))
-    classify.add_argument("--threads", type=int, default=1, help="cores of a CPU that a model may use")
-    classify.add_argument("--tokens", nargs="+", type=int, default=[16], help="of each text")
-    classify.add_argument("--callers", nargs="+", type=int, default=[1, 8, 32])
-    classify.add_argument("--seconds", type=float, default=5.0, help="each measurement takes")
-    classify.add_argument(
+    parser.add_argument("--device", nargs="+", default=["auto"], help="cpu, cuda, cuda:1, auto")
+    parser.add_argument("--runtime", nargs="+", default=["torch"], choices=("torch", "onnx", "onnx-int8"))
+    parser.add_argument("--threads", type=int, default=1, help="cores of a CPU that a model may use")
+    parser.add_argument("--tokens", nargs="+", type=int, default=[16], help="of each text")
+    parser.add_argument("--callers", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--seconds", type=float, default=5.0, help="each measurement takes")
+    parser.add_argument(
         "--batch-ms", type=float, default=25.0, help="what a batch may take; the server's is half of router.deadline_ms"
     )
-    classify.add_argument(
+    parser.add_argument(
         "--beside-load", action="store_true", help="with another process that keeps the same device busy"
     )
-    classify.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    classify.add_argument("--plot", type=Path, metavar="FILE.png", help="and a picture of them there")
-    classify.set_defaults(run=run)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="and a picture of them there")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """0 when everything was measured."""
     from vllm_lora_router.bench.busy import beside_load
-    from vllm_lora_router.bench.classify import Row, Subject, machine, measure
+    from vllm_lora_router.bench.classify import Row, Subject, measure
+    from vllm_lora_router.bench.machine import machine
     from vllm_lora_router.classifiers.encoder import torch_device
 
     console = Console()
-    about = {"date": datetime.now(UTC).date().isoformat(), **machine(), "threads": str(args.threads)}
+    about = {**machine(), "threads": str(args.threads)}
     if args.beside_load:
         about["beside"] = "a process that keeps the device busy"
     said = ", ".join(f"{name} {value}" for name, value in about.items())

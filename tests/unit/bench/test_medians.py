@@ -1,0 +1,30 @@
+"""The statistics of the benchmarks."""
+
+import random
+
+import pytest
+
+from vllm_lora_router.bench.medians import median
+
+
+@pytest.mark.parametrize(("values", "least"), [(101, 0.94), (30, 0.94), (8, 0.95), (400, 0.94)])
+def test_the_interval_holds_the_true_median_about_95_times_in_100_or_more(values: int, least: float) -> None:
+    draw = random.Random(7)
+    held = 0
+    for _ in range(1000):
+        found = median([draw.expovariate(1.0) for _ in range(values)])
+        assert found.low <= found.value <= found.high
+        held += found.low <= 0.6931 <= found.high
+    assert held / 1000 >= least - 0.01
+    assert held / 1000 <= 0.995
+
+
+def test_of_a_few_values_it_is_from_the_least_to_the_greatest() -> None:
+    found = median([3.0, 1.0, 2.0])
+    assert (found.low, found.value, found.high) == (1.0, 2.0, 3.0)
+    assert median([4.0]).low == median([4.0]).high == 4.0
+
+
+def test_a_few_values_that_are_far_off_do_not_matter() -> None:
+    found = median([10.0] * 995 + [10_000.0] * 5)
+    assert (found.low, found.value, found.high) == (10.0, 10.0, 10.0)

@@ -1,0 +1,1 @@
+"""What it costs to have more adapters than a server has slots for."""

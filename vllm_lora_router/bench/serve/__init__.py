@@ -1,0 +1,1 @@
+"""What routing costs a server, against a client that names its adapter and against a proxy in front."""

@@ -1,0 +1,83 @@
+"""A comparison as tables."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from vllm_lora_router.bench.medians import Median
+from vllm_lora_router.bench.serve.compare import Row, Spread
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was asked, and how each way did under each load."""
+
+    method: str  # that decides the questions
+    prompt_tokens: int  # at least; 0: as long as the questions are
+    mix: str
+    rows: Sequence[Row]
+
+    def __str__(self) -> str:
+        length = f", {self.prompt_tokens} tokens" if self.prompt_tokens else ""
+        return f"questions decided by {self.method}, adapters {self.mix}{length}"
+
+
+def tables(cell: Cell) -> Iterator[Table]:
+    """How fast, and what each process took for it."""
+    columns = ("first token", "end to end", "requests/s", "first token, more", "end to end, more", "requests/s, ratio")
+    title = f"{cell}; p50, p95, p99 in ms; medians with 95 % intervals"
+    table = Table("load", "way", *columns, title=title, title_justify="left")
+    load = ""
+    for row in cell.rows:
+        table.add_row(
+            row.load if row.load != load else "",
+            row.way,
+            _spread(row.first),
+            _spread(row.total),
+            "-" if row.per_second is None else f"{row.per_second:.1f}",
+            _interval(row.first_more, "+.2f"),
+            _interval(row.total_more, "+.2f"),
+            _interval(row.rate_ratio, ".3f"),
+        )
+        load = row.load
+    yield table
+    if any(row.cpu_ms for row in cell.rows):
+        yield _processors(cell.rows)
+
+
+def memory(peaks: Mapping[str, float]) -> Table:
+    """The most memory of each process."""
+    table = Table("process", "memory at most, MiB", title_justify="left")
+    for name, mib in peaks.items():
+        table.add_row(name, f"{mib:,.0f}")
+    return table
+
+
+def problems(cell: Cell) -> Iterator[str]:
+    """What was not answered as it should have been."""
+    for row in cell.rows:
+        asked = row.answered + row.failed
+        if row.failed:
+            yield f"{cell}; {row.load}, {row.way}: {row.failed} of {asked} failed: {'; '.join(row.errors)}"
+        if row.elsewhere:
+            yield f"{cell}; {row.load}, {row.way}: {row.elsewhere} of {asked} were answered by another adapter"
+
+
+def _processors(rows: Sequence[Row]) -> Table:
+    names = list(dict.fromkeys(name for row in rows for name in row.cpu_ms))
+    table = Table("load", "way", *names, title="processor time a request, in ms", title_justify="left")
+    for row in rows:
+        if row.cpu_ms:
+            table.add_row(
+                row.load, row.way, *(f"{row.cpu_ms[name]:.2f}" if name in row.cpu_ms else "" for name in names)
+            )
+    return table
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.p50:.1f} {spread.p95:.1f} {spread.p99:.1f}"
+
+
+def _interval(found: Median | None, form: str) -> str:
+    return "" if found is None else f"{found.value:{form}} ({found.low:{form}} to {found.high:{form}})"
