@@ -1,7 +1,7 @@
 """From a query to a category: one contract, one file a method, and the cascade over them."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vllm_lora_router.values import Classification, Method, Query
 
@@ -21,6 +21,15 @@ class Classifier(Protocol):
             Unavailable: it cannot answer now.
             TimeoutError: it did not answer within a time of its own.
         """
+        ...
+
+
+@runtime_checkable
+class AtOnce(Protocol):
+    """A classifier that can say most things without waiting for anything."""
+
+    def now(self, query: Query) -> Classification | None:
+        """What `classify` would say, within a few hundred microseconds; None: it is to be asked there."""
         ...
 
 

@@ -71,7 +71,7 @@ def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | 
         elif method == "embedding":
             if has_embedding(loaded):
                 scored[method] = _scored(loaded, _embedding(loaded, encoder()))
-                classifiers.append(CachedClassifier(scored[method], cached, by_tenant=apart))
+                classifiers.append(_remembered(scored[method], cached, by_tenant=apart))
         elif method == "domain" and configured:
             from vllm_lora_router.classifiers.domain import DomainScorer, read_labels
 
@@ -83,7 +83,7 @@ def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | 
                     "for a category; say which do with categories[].mmlu_categories"
                 )
             scored[method] = _scored(loaded, DomainScorer(loaded, labels, mapped, models))
-            classifiers.append(CachedClassifier(scored[method], cached, by_tenant=apart))
+            classifiers.append(_remembered(scored[method], cached, by_tenant=apart))
         elif method == "mcp" and configured:
             tool = _tool(loaded, before)
             from vllm_lora_router.classifiers.tool.classifier import ToolClassifier
@@ -142,6 +142,11 @@ def _encoder(loaded: Loaded, models: Models) -> "Encoder":
     from vllm_lora_router.classifiers.encoder import load_encoder
 
     return load_encoder(loaded, models)
+
+
+def _remembered(scored: "ScoredClassifier", cached: Cache, *, by_tenant: bool) -> Classifier:
+    """With its answers kept, unless they are had as fast as they would be found."""
+    return scored if scored.scorer.on_any_thread else CachedClassifier(scored, cached, by_tenant=by_tenant)
 
 
 def _scored(loaded: Loaded, scorer: "Scorer") -> "ScoredClassifier":

@@ -4,12 +4,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cachetools import TTLCache
 
-from vllm_lora_router.classifiers import Classifier, Overload, Unavailable
-from vllm_lora_router.values import Method, Query, Reason, Step
+from vllm_lora_router.classifiers import AtOnce, Classifier, Overload, Unavailable
+from vllm_lora_router.values import Classification, Method, Query, Reason, Step
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
@@ -31,6 +31,9 @@ class Cascade:
         self.classifiers = tuple(classifiers)
         self.deadline_ms = deadline_ms
         self.failures: Counter[tuple[Method, Reason]] = Counter() if failures is None else failures
+        self._now: dict[Method, Callable[[Query], Classification | None]] = {
+            one.method: one.now for one in self.classifiers if isinstance(one, AtOnce)
+        }
         self._said: TTLCache[Method, bool] = TTLCache(maxsize=16, ttl=SAY_AGAIN_S)
 
     def without(self, method: Method) -> "Cascade":
@@ -59,8 +62,12 @@ class Cascade:
         began = time.perf_counter()
         failure: Reason
         try:
-            async with asyncio.timeout_at(deadline):
-                (classification,) = await classifier.classify([query])
+            # Most can say at once: then there is nothing to limit, and nothing to wait for.
+            now = self._now.get(classifier.method)
+            classification = None if now is None else now(query)
+            if classification is None:
+                async with asyncio.timeout_at(deadline):
+                    (classification,) = await classifier.classify([query])
             return Step(classifier.method, _ms_since(began), classification)
         except TimeoutError as timeout:
             failure = "timeout"

@@ -32,6 +32,10 @@ class KeywordClassifier:
         # These match a text that has none of their keywords.
         self._nor = {index for index, rule in rules if rule.operator == "NOR"}
 
+    def now(self, query: Query) -> Classification | None:
+        """What can be said without waiting; None of a long text."""
+        return self.match(query.text) if len(query.text) <= _LONG else None
+
     async def classify(self, queries: Sequence[Query]) -> list[Classification]:
         if any(len(query.text) > _LONG for query in queries):
             return await asyncio.to_thread(lambda: [self.match(query.text) for query in queries])

@@ -61,8 +61,9 @@ class Scorer(Protocol):
         ...
 
 
-# What may hold the event loop: going to another thread and back takes about as long, and longer under load.
-AT_ONCE_S = 0.001
+# Going to another thread and back takes as long as a model that runs on any thread does for so many characters, and
+# longer under load.
+AT_ONCE = 512
 
 
 class ScoredClassifier:
@@ -87,17 +88,20 @@ class ScoredClassifier:
         self.batcher.cost = self.scorer.worker.run_blocking(lambda: Cost.measure(self.decide, text))
         return self.batcher.cost.seconds(1, len(text))
 
+    def now(self, query: Query) -> Classification | None:
+        """What can be said without waiting; None where the model's thread has to be asked."""
+        if not query.has_text:
+            return self._nothing  # without words in it there is nothing to be sure of
+        if self.scorer.on_any_thread and len(query.text) <= AT_ONCE:
+            return self.batcher.at_once(query.text)
+        return None
+
     async def classify(self, queries: Sequence[Query]) -> list[Classification]:
-        if len(queries) == 1:
-            return [await self._one(queries[0])]  # what is answered at once needs no task
         return list(await asyncio.gather(*map(self._one, queries)))
 
     async def _one(self, query: Query) -> Classification:
-        if not query.has_text:
-            return self._nothing  # without words in it there is nothing to be sure of
-        if self.scorer.on_any_thread and self.batcher.cost.seconds(1, len(query.text)) <= AT_ONCE_S:
-            return self.batcher.at_once(query.text)
-        return await self.batcher.ask(query.text)
+        found = self.now(query)
+        return await self.batcher.ask(query.text) if found is None else found
 
     def decide(self, texts: Sequence[str]) -> list[Classification]:
         """The classification of each text, all their windows scored together. For the worker's thread."""

@@ -70,14 +70,22 @@ class Recorder:
         if before is not None:
             before.close(timeout_s=0)
 
-    def decided(self, decision: Decision, texts: Sequence[str], request: "Request | None" = None) -> RequestSpan | None:
-        """A request's span, where traces are sent: its headers go with the request, and it with the outcome.
+    def begin(self, decision: Decision, request: Request) -> RequestSpan | None:
+        """A request's span, where traces are sent: its headers go with the request, and it with the outcome."""
+        if self.traces is None:
+            return None
+        span = self.traces.begin(request.scope["headers"], request.began_ns)
+        if span is not None:
+            span.decided(decision)
+        return span
 
+    def decided(self, decision: Decision, texts: Sequence[str], at_s: float | None = None) -> None:
+        """
         Args:
             texts: the words that were classified, one text a prompt.
-            request: None where it sends no trace.
+            at_s: when it was decided, since 1970; None: now.
         """
-        now = time.time()
+        now = time.time() if at_s is None else at_s
         if decision.reason != "named":
             self.tally.decided(decision)
             if self.metrics is not None:
@@ -87,12 +95,6 @@ class Recorder:
             self._latest.popitem(last=False)
         if self._log is not None:
             self._log.append(partial(decision_line, decision, now, texts, self._to.words))
-        if self.traces is None or request is None:
-            return None
-        span = self.traces.begin(request.scope["headers"], request.began_ns)
-        if span is not None:
-            span.decided(decision)
-        return span
 
     def ended(self, outcome: Outcome, span: RequestSpan | None = None) -> None:
         now = time.time()

@@ -29,8 +29,10 @@ class Pieces(list[Any]):
 
 def runs_on(members: dict[str, Any]) -> bool:
     """Whether the request goes on after its response ended: a Responses request in the background."""
+    if "background" not in members:
+        return False
     try:
-        return _bool.validate_python(read(members.get("background", b"false")))
+        return _bool.validate_python(read(members["background"]))
     except ValueError:
         return False  # vLLM will refuse it
 

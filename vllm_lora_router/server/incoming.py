@@ -17,6 +17,7 @@ T = TypeVar("T")
 # Larger bodies are read and written in a thread, so that the event loop gets its turn in between: on a slow core this
 # many bytes of short messages take more than a millisecond.
 LARGE_BYTES = 96 * 1024
+SMALL_BYTES = 16 * 1024
 
 
 class Incoming:
@@ -43,7 +44,12 @@ class Incoming:
 
     async def work(self, work: Callable[[], T]) -> T:
         """Does something that takes time in proportion to the body."""
-        return await asyncio.to_thread(work) if self.is_large else work()
+        if self.is_large:
+            return await asyncio.to_thread(work)
+        done = work()
+        if self._content is not None and len(self._content) > SMALL_BYTES:
+            await asyncio.sleep(0)  # others have their turn before the next of it
+        return done
 
     @property
     def is_large(self) -> bool:

@@ -1,6 +1,7 @@
 """The middleware that walks a request's way once: bytes, queries, plan, lease, edit, and on to vLLM."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
 
 from starlette.responses import JSONResponse
@@ -16,10 +17,11 @@ from vllm_lora_router.server import isolation, wire
 from vllm_lora_router.server.callers import caller_of
 from vllm_lora_router.server.deciding import Considered, Named, consider, consider_named, decision_named, edit
 from vllm_lora_router.server.incoming import Incoming
+from vllm_lora_router.server.later import Later
 from vllm_lora_router.server.model_list import with_names
 from vllm_lora_router.server.outgoing import Response, RoutedResponse, unrouted
 from vllm_lora_router.server.serving import Adapters, Lease, Serving
-from vllm_lora_router.values import Decision, Plan, Query
+from vllm_lora_router.values import Decision, Plan
 
 
 class LoraRouterMiddleware:
@@ -104,8 +106,6 @@ class LoraRouterMiddleware:
             edited = await incoming.work(lambda: edit(shape, incoming, considered, taken))
             if taken.lease is not None and edited.runs_on:
                 taken.lease.keep()
-            if router.logs_decisions and not route.dry:
-                log(edited.decision)
             if edited.request_id is not None:
                 incoming.add_headers({b"x-request-id": edited.request_id.encode()})
             if route.header is not None:
@@ -117,29 +117,37 @@ class LoraRouterMiddleware:
             if route.dry:
                 await self._hand_on(response, incoming, ahead.receive)
                 return
-            span = self._decided(router, incoming, response, considered)
+            span = self._begin(incoming, response.decision)
+            noted = Later(self._note(router, response, considered))
             try:
-                await self._hand_on(response, incoming, ahead.receive)
+                await self._hand_on(response, incoming, ahead.receive, noted)
             finally:
+                noted.now()
                 self.serving.record.ended(response.outcome(), span)
         finally:
             ahead.close()
             if considered is not None and considered.lease is not None:
                 considered.lease.release()
 
-    def _decided(
-        self, router: Router, incoming: Incoming, response: RoutedResponse, considered: Considered
-    ) -> RequestSpan | None:
-        decision, queries = response.decision, considered.queries
-        if decision.asked.api == "responses" and queries:
-            router.remember(decision.id, queries, considered.caller, considered.plan)
-        return self._recorded(incoming, decision, queries)
-
-    def _recorded(self, incoming: Incoming, decision: Decision, queries: Sequence[Query]) -> RequestSpan | None:
-        span = self.serving.record.decided(decision, [query.text for query in queries], incoming)
+    def _begin(self, incoming: Incoming, decision: Decision) -> RequestSpan | None:
+        span = self.serving.record.begin(decision, incoming)
         if span is not None:
             incoming.add_headers(span.headers)
         return span
+
+    def _note(self, router: Router, response: RoutedResponse, considered: Considered) -> Callable[[], None]:
+        """Writes down what was decided, and prepares what the response will say of it."""
+        decision, queries, decided_s = response.decision, considered.queries, time.time()
+
+        def note() -> None:
+            if router.logs_decisions:
+                log(decision)
+            if decision.asked.api == "responses" and queries:
+                router.remember(decision.id, queries, considered.caller, considered.plan)
+            self.serving.record.decided(decision, [query.text for query in queries], decided_s)
+            response.prepare()
+
+        return note
 
     def _seen(
         self, router: Router, shape: Shape, incoming: Incoming, named: Named, send: Send
@@ -148,7 +156,8 @@ class LoraRouterMiddleware:
         decision, request_id = decision_named(router, shape, incoming, named, self.serving.served_names[0])
         if request_id is not None:
             incoming.add_headers({b"x-request-id": request_id.encode()})
-        span = self._recorded(incoming, decision, named.queries)
+        span = self._begin(incoming, decision)
+        self.serving.record.decided(decision, [query.text for query in named.queries])
         if named.plan is None:
             return Response(decision, send), span
         if router.logs_decisions:
@@ -156,11 +165,15 @@ class LoraRouterMiddleware:
         browser = wire.header(incoming.scope, b"origin") is not None
         return RoutedResponse(decision, send, None, browser=browser), span
 
-    async def _hand_on(self, response: RoutedResponse, incoming: Incoming, receive: Receive) -> None:
+    async def _hand_on(
+        self, response: RoutedResponse, incoming: Incoming, receive: Receive, noted: Later | None = None
+    ) -> None:
         await self.app(incoming.scope, incoming.hand_on(receive), response.send)
         if (content := response.ask_again()) is not None:
             # A good request is never lost to what we wrote: a prompt too long for the model, or a template that knows
             # no system role.
+            if noted is not None:
+                noted.now()  # first things first
             log_asked_again(response.decision)
             incoming.write(content)
             del content

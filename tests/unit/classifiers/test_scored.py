@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from vllm_lora_router.classifiers.batching import Cost
-from vllm_lora_router.classifiers.scored import AT_ONCE_S, Choice, Part, ScoredClassifier, Scores
+from vllm_lora_router.classifiers.scored import AT_ONCE, Choice, Part, ScoredClassifier, Scores
 from vllm_lora_router.classifiers.worker import Worker
 from vllm_lora_router.values import Classification, Method, Query
 
@@ -44,16 +43,16 @@ def one(scored: ScoredClassifier, text: str) -> Classification:
 
 
 async def test_a_model_that_takes_less_than_a_hop_to_its_thread_answers_where_it_is_asked() -> None:
-    table = Table({"a": 0.5}, {"quick": [0.9], "long " * 40: [0.9]})
+    long = "long " * (AT_ONCE // 5 + 1)
+    table = Table({"a": 0.5}, {"quick": [0.9], long: [0.9]})
     table.on_any_thread = True
     scored = ScoredClassifier(table)
-    scored.batcher.cost = Cost(0.0, AT_ONCE_S / 100)
     told: list[tuple[int, int]] = []
     scored.batcher.told = lambda texts, waiting: told.append((texts, waiting))
     (found,) = await scored.classify([Query("quick")])
     assert found.sure and table.threads == {threading.current_thread().name}
     table.threads.clear()
-    await scored.classify([Query("long " * 40)])  # of a longer text it holds the event loop for too long
+    await scored.classify([Query(long)])  # of a longer text it holds the event loop for too long
     assert table.threads == {"lora-router-test"}
     assert (scored.batcher.done.texts, told) == (2, [(1, 0), (1, 0)])
     with pytest.raises(KeyError):
