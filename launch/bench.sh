@@ -18,4 +18,4 @@ if [ -n "${LITELLM:-}" ]; then
   peer=(--litellm "$LITELLM/bin/python")
 fi
 "$venv/bin/vllm-lora-router" bench serve "${peer[@]}" "$@"
-"$venv/bin/vllm-lora-router" bench adapters
+"$venv/bin/vllm-lora-router" bench adapters --switches 10 --rounds 2 --seconds 2

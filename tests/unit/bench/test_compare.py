@@ -126,6 +126,8 @@ async def test_each_method_length_and_mix_is_asked_its_own_questions() -> None:
         "adapter named, no router", "adapter named", "MoM by keyword", "proxy by keyword"
     }  # fmt: skip
     assert any(one["messages"][0]["content"].count("is it well?") == 4 for one in seen)
+    # What the router takes is told from what two servers differ by: by whoever names the adapter on the same one.
+    assert [row.first_more_here is not None for row in cells[0].rows[:4]] == [False, False, True, False]
 
 
 async def test_a_question_is_said_again_until_it_is_as_long_as_wished() -> None:

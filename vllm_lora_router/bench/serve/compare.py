@@ -66,6 +66,8 @@ class Row:
     first_more: Median | None  # of the rounds' medians, in milliseconds; None for the first way
     total_more: Median | None
     rate_ratio: Median | None
+    first_more_here: Median | None = None  # than naming the adapter on the same server; None where nobody does
+    rate_ratio_here: Median | None = None
     errors: tuple[str, ...] = ()  # the first few, each once
 
 
@@ -180,13 +182,20 @@ class Comparison:
         return way.tells and not answered.error and answered.model != question.adapter
 
     def _rows(self, load: str, seen: Sequence[_Seen]) -> list[Row]:
-        first = seen[0]
+        named = {way.server: own for way, own in zip(self._ways, seen, strict=True) if way.model is None}
         return [
-            _row(load, way, own, None if own is first else first) for way, own in zip(self._ways, seen, strict=True)
+            _row(
+                load,
+                way,
+                own,
+                first=None if own is seen[0] else seen[0],
+                here=None if way.model is None else named.get(way.server),
+            )
+            for way, own in zip(self._ways, seen, strict=True)
         ]
 
 
-def _row(load: str, way: Way, own: _Seen, other: _Seen | None) -> Row:
+def _row(load: str, way: Way, own: _Seen, *, first: _Seen | None, here: _Seen | None) -> Row:
     answered = [one for answers in own.answers for one in answers if not one.error]
     errors = [one.error for answers in own.answers for one in answers if one.error]
     firsts, totals = _medians(own, "first_ms"), _medians(own, "total_ms")
@@ -201,9 +210,11 @@ def _row(load: str, way: Way, own: _Seen, other: _Seen | None) -> Row:
         per_second=statistics.fmean(own.rates) if own.rates else None,
         cpu_ms={name: round(taken * 1000 / max(len(answered), 1), 3) for name, taken in own.cpu.items()},
         rounds=len(own.answers),
-        first_more=other and _more(firsts, _medians(other, "first_ms")),
-        total_more=other and _more(totals, _medians(other, "total_ms")),
-        rate_ratio=other and _ratio(own.rates, other.rates),
+        first_more=first and _more(firsts, _medians(first, "first_ms")),
+        total_more=first and _more(totals, _medians(first, "total_ms")),
+        rate_ratio=first and _ratio(own.rates, first.rates),
+        first_more_here=here and _more(firsts, _medians(here, "first_ms")),
+        rate_ratio_here=here and _ratio(own.rates, here.rates),
         errors=tuple(dict.fromkeys(errors))[:3],
     )
 

@@ -42,7 +42,16 @@ def fleet(
     """
     modules = ["--lora-modules", *(f"{name}={to}" for name, to in served.adapters.items())]
     lora = ["--enable-lora", "--max-loras", str(len(SUBJECTS) + 1), "--max-lora-rank", str(RANK)]
-    common = ["--served-model-name", BASE, *lora, *modules, "--disable-uvicorn-access-log", *served.flags, *flags]
+    common = [
+        "--served-model-name",
+        BASE,
+        *lora,
+        *modules,
+        "--disable-uvicorn-access-log",
+        *served.flags,
+        *flags,
+        *_room(flags),
+    ]
     plain = Server(
         ["--model", served.base, *common], log=folder / "vllm.log", module="vllm.entrypoints.openai.api_server"
     )
@@ -76,3 +85,11 @@ def fleet(
         for name, server in beside.items():
             processes[name] |= of_server(f"{name}'s embeddings", server.pid)
         yield Fleet({name: server.url for name, server in servers.items()}, processes)
+
+
+def _room(flags: Sequence[str]) -> list[str]:
+    """How much of a GPU each of the two servers takes, unless that is said."""
+    import torch
+
+    said = any(flag.startswith("--gpu-memory-utilization") for flag in flags)
+    return ["--gpu-memory-utilization", "0.42"] if torch.cuda.is_available() and not said else []

@@ -24,26 +24,40 @@ class Cell:
 
 
 def tables(cell: Cell) -> Iterator[Table]:
-    """How fast, and what each process took for it."""
-    columns = ("first token", "end to end", "requests/s", "first token, more", "end to end, more", "requests/s, ratio")
-    title = f"{cell}; p50, p95, p99 in ms; medians with 95 % intervals"
-    table = Table("load", "way", *columns, title=title, title_justify="left")
-    load = ""
-    for row in cell.rows:
-        table.add_row(
-            row.load if row.load != load else "",
-            row.way,
-            _spread(row.first),
-            _spread(row.total),
-            "-" if row.per_second is None else f"{row.per_second:.1f}",
-            _interval(row.first_more, "+.2f"),
-            _interval(row.total_more, "+.2f"),
-            _interval(row.rate_ratio, ".3f"),
-        )
-        load = row.load
-    yield table
+    """How fast, how much more than others, and what each process took for it."""
+    yield _speeds(cell)
+    yield _differences(cell)
     if any(row.cpu_ms for row in cell.rows):
         yield _processors(cell.rows)
+
+
+def _speeds(cell: Cell) -> Table:
+    title = f"{cell}; p50, p95, p99 in ms"
+    table = Table("load", "way", "first token", "end to end", "requests/s", title=title, title_justify="left")
+    for row in cell.rows:
+        rate = "-" if row.per_second is None else f"{row.per_second:.1f}"
+        table.add_row(row.load, row.way, _spread(row.first), _spread(row.total), rate)
+    return table
+
+
+def _differences(cell: Cell) -> Table:
+    """Two processes of the same server are not equally fast: the last columns are of one and the same."""
+    title = "more, in ms, and ratios; medians with 95 % intervals"
+    table = Table("load", "way", title=title, title_justify="left")
+    for column in ("first token", "end to end", "requests/s", "first token, named there", "requests/s, named there"):
+        table.add_column(column)
+    for row in cell.rows:
+        if row.first_more is not None:
+            table.add_row(
+                row.load,
+                row.way,
+                _interval(row.first_more, "+.2f"),
+                _interval(row.total_more, "+.2f"),
+                _interval(row.rate_ratio, ".3f"),
+                _interval(row.first_more_here, "+.2f"),
+                _interval(row.rate_ratio_here, ".3f"),
+            )
+    return table
 
 
 def memory(peaks: Mapping[str, float]) -> Table:

@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     from vllm_lora_router.bench.machine import machine
 
     about = {**machine(), "base": args.base, "command": " ".join(sys.argv[1:])}
-    console = Console()
+    # Not a terminal, no width to keep to.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(Text(", ".join(f"{name} {value}" for name, value in about.items())), soft_wrap=True)
     try:
         with tempfile.TemporaryDirectory() as folder:

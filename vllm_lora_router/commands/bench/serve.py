@@ -65,8 +65,8 @@ def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     load.add_argument("--prompt-tokens", nargs="+", type=int, default=[0], help="at least; 0: the questions alone")
     load.add_argument("--answer-tokens", type=int, default=8)
     load.add_argument("--zipf", nargs="+", type=float, default=[0.0], help="how much more some adapters are asked for")
-    load.add_argument("--pairs", type=int, default=300)
-    load.add_argument("--rounds", type=int, default=8)
+    load.add_argument("--pairs", type=int, default=100)
+    load.add_argument("--rounds", type=int, default=6)
     load.add_argument("--seconds", type=float, default=2.0, help="of each way in a round")
     load.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
             )
             return 1
         about["litellm"] = found
-    console = Console()
+    # Not a terminal, no width to keep to.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     said = ", ".join(f"{name} {value}" for name, value in about.items())
     console.print(Text(said), soft_wrap=True)
     try:
