@@ -154,7 +154,7 @@ class Comparison:
                 before = cpu_seconds({**way.takes, **itself()})
                 found = await self._in_turn(way, load(one, self._asking))
                 for name, taken in cpu_seconds({**way.takes, **itself()}).items():
-                    own.cpu[name] += taken - before[name]
+                    own.cpu[name] += taken - before.get(name, taken)
                 own.answers.append(answers)
                 own.rates.append(sum(not answer.error for answer in answers) / found.seconds)
                 done += 1

@@ -28,8 +28,9 @@ def cpu_seconds(processes: Mapping[str, psutil.Process]) -> dict[str, float]:
     """What each has taken of a processor since it began, user and system; in hundredths of a second."""
     taken = {}
     for name, process in processes.items():
-        times = process.cpu_times()
-        taken[name] = times.user + times.system
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            taken[name] = times.user + times.system
     return taken
 
 
@@ -48,21 +49,23 @@ def alone(processes: Mapping[str, psutil.Process], others: Iterable[psutil.Proce
     vLLM's processes look for work for a second after the last without a pause (`SpinCondition`), and those of several
     servers are bound to the same cores. A server that waits for its turn would take them from the one that has it.
     """
-    for process in others:
-        os.kill(process.pid, signal.SIGSTOP)
+    _signal(others, signal.SIGSTOP)
     let_go(processes.values())
     try:
         yield
     finally:
-        for process in processes.values():
-            os.kill(process.pid, signal.SIGSTOP)
+        _signal(processes.values(), signal.SIGSTOP)
 
 
 def let_go(processes: Iterable[psutil.Process]) -> None:
-    """Lets processes that were held go on, those that are gone left out."""
+    """Lets processes that were held go on."""
+    _signal(processes, signal.SIGCONT)
+
+
+def _signal(processes: Iterable[psutil.Process], number: int) -> None:
     for process in processes:
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # whose requests fail, and are counted
+            os.kill(process.pid, number)
 
 
 def itself() -> dict[str, psutil.Process]:

@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
                 name: round(peak_mib(process), 1)
                 for own in up.fleet.processes.values()
                 for name, process in own.items()
+                if process.is_running()
             }
     except (ServerFailed, SubjectError, ClassifierError, DistillError, OSError) as error:
         print(error, file=sys.stderr)
