@@ -17,12 +17,12 @@ from vllm_lora_router.bench.medians import Median, median
 from vllm_lora_router.bench.serve.client import Answered, ask, request, session
 from vllm_lora_router.bench.serve.processes import alone, cpu_seconds, itself, let_go
 from vllm_lora_router.bench.serve.questions import Asking, Question
+from vllm_lora_router.evaluation.progress import Told
 
 WARM_UP = 20  # requests a way
 SETTLED_S = 0.002  # that a server which was held has to itself before it is asked
 
 T = TypeVar("T")
-Told = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from vllm_lora_router.bench.serve.listening import add_options, health, listen
 from vllm_lora_router.classifiers.encoder import Encoder, load_encoder
 from vllm_lora_router.config import load
 
@@ -30,9 +31,6 @@ def app(encoder: Encoder) -> web.Application:
         usage = {"prompt_tokens": 0, "total_tokens": 0}
         return web.json_response({"object": "list", "model": asked["model"], "data": data, "usage": usage})
 
-    async def health(request: web.Request) -> web.Response:
-        return web.Response()
-
     served = web.Application()
     served.router.add_post("/v1/embeddings", embed)
     served.router.add_get("/health", health)
@@ -41,21 +39,11 @@ def app(encoder: Encoder) -> web.Application:
 
 def main() -> int:
     """Serves until it is ended."""
-    import uvloop
-
     parser = argparse.ArgumentParser(prog="python -m vllm_lora_router.bench.serve.embeddings", description=__doc__)
     parser.add_argument("config", type=Path, help="whose classifier.embedding_model it is")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
+    add_options(parser)
     args = parser.parse_args()
-    web.run_app(
-        app(load_encoder(load(args.config))),
-        host=args.host,
-        port=args.port,
-        access_log=None,
-        print=lambda *said: None,
-        loop=uvloop.new_event_loop(),
-    )
+    listen(app(load_encoder(load(args.config))), args)
     return 0
 
 

@@ -3,10 +3,11 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from vllm_lora_router.bench.serve.compare import Comparison, Row, Told, Way
+from vllm_lora_router.bench.serve.compare import Comparison, Row, Way
 from vllm_lora_router.bench.serve.questions import Asking, Mix, Question, longer
 from vllm_lora_router.bench.serve.servers import LITELLM, PLAIN, PROXY, ROUTED, Fleet
 from vllm_lora_router.bench.serve.tables import Cell
+from vllm_lora_router.evaluation.progress import Told
 
 AUTO = "MoM"
 

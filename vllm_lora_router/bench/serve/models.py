@@ -1,7 +1,7 @@
 """What is served: a base, its adapters and the classifier, built where nobody has them."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +24,7 @@ class Served:
     base: str  # a folder or a hub id
     adapters: Mapping[str, Path]
     flags: Sequence[str]  # vLLM's, that this base needs
-
-    def write(self, number: int, folder: Path) -> None:
-        """Writes one more adapter for it, whose weights tell nothing."""
-        if self.flags == FLAGS:
-            ManyAdapters(Path(self.base)).write(number, folder)
-        else:
-            write_adapter(Path(self.base), folder, RANK, number)
+    write: Callable[[int, Path], None]  # one more adapter, by its number, into a folder
 
 
 def served(base: str, directory: Path) -> Served:
@@ -45,18 +39,24 @@ def served(base: str, directory: Path) -> Served:
     """
     if base == DEMO:
         demo = build(directory)
-        return Served(str(demo.base), {name: demo.adapters[name] for name in SUBJECTS}, FLAGS)
+        return Served(
+            str(demo.base), {name: demo.adapters[name] for name in SUBJECTS}, FLAGS, ManyAdapters(demo.base).write
+        )
     if base in shapes.SHAPES:
         folder = directory / "shapes" / base
         shapes.write_base(base, folder)
         flags = shapes.FLAGS
     else:
         folder, flags = _folder(base), ()
+
+    def write(number: int, to: Path) -> None:
+        write_adapter(folder, to, RANK, number)
+
     adapters = {name: directory / "random" / folder.name / name for name in SUBJECTS}
-    for seed, to in enumerate(adapters.values()):
+    for number, to in enumerate(adapters.values()):
         if not (to / "adapter_config.json").exists():
-            write_adapter(folder, to, RANK, seed)
-    return Served(str(folder), adapters, flags)
+            write(number, to)
+    return Served(str(folder), adapters, flags, write)
 
 
 def classifier_folder(classifier: Classifier, directory: Path) -> Path | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
+from vllm_lora_router.bench.serve.listening import add_options, health, listen
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
 from vllm_lora_router.requests import body
@@ -38,7 +39,7 @@ class Proxy:
         """What is served."""
         app = web.Application(client_max_size=_MOST_BYTES)
         app.router.add_post(_PATH, self._chat)
-        app.router.add_get("/health", _health)
+        app.router.add_get("/health", health)
         app.cleanup_ctx.append(self._connected)
         return app
 
@@ -69,30 +70,16 @@ class Proxy:
             return response
 
 
-async def _health(request: web.Request) -> web.Response:
-    return web.Response()
-
-
 def main() -> int:
     """Serves until it is ended."""
-    import uvloop
-
     parser = argparse.ArgumentParser(prog="python -m vllm_lora_router.bench.serve.proxy", description=__doc__)
     parser.add_argument("config", type=Path, help="as the server with the router has it")
     parser.add_argument("upstream", help="the server without it, such as http://localhost:8000")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
+    add_options(parser)
     args = parser.parse_args()
     loaded = load(args.config)
     router = Router.build(loaded, served_base(loaded))
-    web.run_app(
-        Proxy(router, args.upstream).app(),
-        host=args.host,
-        port=args.port,
-        access_log=None,
-        print=lambda *said: None,
-        loop=uvloop.new_event_loop(),
-    )
+    listen(Proxy(router, args.upstream).app(), args)
     return 0
 
 
