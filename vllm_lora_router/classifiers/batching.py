@@ -63,8 +63,8 @@ class Batcher(Generic[T]):
         budget_s: a batch takes no longer, if that can be: who comes while it runs has to wait for it. A single text is
             a batch, however long it takes.
         limit: texts that may wait.
-        told: called on the worker's thread after each batch with its texts, 0 where all had been given up, and with
-            the texts that still wait.
+        told: called after each batch with its texts, 0 where all had been given up, and with the texts that still
+            wait; on the worker's thread, or on the loop of who was answered at once.
     """
 
     worker: Worker
@@ -105,7 +105,8 @@ class Batcher(Generic[T]):
                 self._waiting.pop(waiting, None)
 
     def at_once(self, text: str) -> T:
-        """The answer to one text, on the thread that asks; for models that run on any thread, and take less than a hop.
+        """The answer to one text, on the event loop that asks; for models that run on any thread, and take less than a
+        hop.
 
         Raises what the model raises.
         """
@@ -117,7 +118,8 @@ class Batcher(Generic[T]):
         except Exception:
             self.done.failed += 1
             raise
-        self.told(1, len(self._waiting))
+        # Later: what it raises is not this text's fault.
+        asyncio.get_running_loop().call_soon(self.told, 1, len(self._waiting))
         return answer
 
     def _run_one(self) -> None:

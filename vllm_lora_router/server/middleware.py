@@ -21,6 +21,7 @@ from vllm_lora_router.server.later import Later
 from vllm_lora_router.server.model_list import with_names
 from vllm_lora_router.server.outgoing import Response, RoutedResponse, unrouted
 from vllm_lora_router.server.serving import Adapters, Lease, Serving
+from vllm_lora_router.server.turns import Turns
 from vllm_lora_router.values import Decision, Plan
 
 
@@ -33,6 +34,7 @@ class LoraRouterMiddleware:
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self.app = app
         self.serving = serving
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         router = self.serving.router
@@ -100,6 +102,7 @@ class LoraRouterMiddleware:
             considered = await ahead.unless_gone(work)
             if considered is None:
                 return
+            await self._turns.mine()
             if (taken := considered.taken) is None:
                 await _rejection(considered.plan)(incoming.scope, receive, send)
                 return

@@ -203,6 +203,19 @@ async def test_who_is_told_and_fails_holds_nobody_up(batcher: Batcher[int]) -> N
         assert [await batcher.ask("x" * length) for length in (1, 2, 3)] == [1, 2, 3]
 
 
+async def test_nor_does_it_take_the_answer_of_who_is_answered_at_once(batcher: Batcher[int]) -> None:
+    heard: list[dict] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))
+
+    def told(texts: int, waiting: int) -> None:
+        raise RuntimeError(f"{texts} text, {waiting} wait")
+
+    batcher.told = told
+    assert batcher.at_once("four") == 4
+    await asyncio.sleep(0)
+    assert [str(context["exception"]) for context in heard] == ["1 text, 0 wait"]
+
+
 async def test_while_a_model_does_not_return_nobody_waits_for_it(
     batcher: Batcher[int], model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
