@@ -1,8 +1,9 @@
 """What an encoder is taught: first which examples are alike, then which category each is of."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -11,6 +12,7 @@ from vllm_lora_router.training.sequence import SequenceModel
 MANY = 1000  # examples; by fewer, the lower layers could only be spoilt
 ALIKE = 0.1  # the temperature of how alike two examples are
 TOGETHER = 128  # examples that are compared with each other
+_SORTED = 32  # batches whose texts are sorted by length: a batch of like lengths is half the work, filled up, of any
 _WARM_UP = 0.1  # share of the steps
 _DECAY = 0.9  # of the rate, from a layer to the one below
 _HEAD_RATE = 1e-3
@@ -100,7 +102,8 @@ def contrast(model: SequenceModel, lesson: Lesson, how: Recipe, seed: int, told:
         return (among - alike.masked_fill(~same, _NEVER).logsumexp(dim=1))[some].sum() / max(int(some.sum()), 1)
 
     steps = contrast_steps(len(inside), how)
-    _descend(model, _groups(model, how.rate), len(inside), TOGETHER, steps, loss_of, seed, told)
+    batches = _any(len(inside), TOGETHER, torch.Generator().manual_seed(seed))
+    _descend(model, _groups(model, how.rate), batches, steps, loss_of, seed, told)
 
 
 def classify(model: SequenceModel, lesson: Lesson, how: Recipe, seed: int, told: Callable[[], None]) -> None:
@@ -126,7 +129,9 @@ def classify(model: SequenceModel, lesson: Lesson, how: Recipe, seed: int, told:
 
     groups = [*_groups(model, how.rate), {"params": list(intents.parameters()), "lr": _HEAD_RATE}]
     steps = classify_steps(len(lesson.texts), how)
-    _descend(model, groups, len(lesson.texts), how.batch, steps, loss_of, seed, told)
+    generator = torch.Generator().manual_seed(seed)
+    batches = _alike([len(text) for text in lesson.texts], how.batch, generator)
+    _descend(model, groups, batches, steps, loss_of, seed, told)
 
 
 def _groups(model: SequenceModel, rate: float) -> list[dict[str, Any]]:
@@ -145,8 +150,7 @@ def _groups(model: SequenceModel, rate: float) -> list[dict[str, Any]]:
 def _descend(
     model: SequenceModel,
     groups: list[dict[str, Any]],
-    count: int,
-    batch: int,
+    batches: Iterator[Any],
     steps: int,
     loss_of: Callable[[Any, Random], Any],
     seed: int,
@@ -160,13 +164,9 @@ def _descend(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / max(steps - warm_up, 1))
     )
-    generator, chance = torch.Generator().manual_seed(seed), Random(seed)
-    order = torch.empty(0, dtype=torch.int64)
+    chance = Random(seed)
     model.network.train()
-    for _ in range(steps):
-        if not len(order):
-            order = torch.randperm(count, generator=generator)
-        places, order = order[:batch], order[batch:]
+    for places in islice(batches, steps):
         loss_of(places, chance).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -174,6 +174,25 @@ def _descend(
         schedule.step()
         told()
     model.network.eval()
+
+
+def _any(count: int, size: int, generator: Any) -> Iterator[Any]:
+    """Batches of places in random order, each place once a pass, without end."""
+    import torch
+
+    while True:
+        yield from torch.randperm(count, generator=generator).split(size)
+
+
+def _alike(lengths: Sequence[int], size: int, generator: Any) -> Iterator[Any]:
+    """The same of places of like lengths, out of some batches at a time and those in random order."""
+    import torch
+
+    sized = torch.tensor(lengths)
+    for places in _any(len(lengths), size * _SORTED, generator):
+        batches = places[sized[places].argsort()].split(size)
+        for batch in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[batch]
 
 
 def _said(text: str, how: Recipe, chance: Random) -> str:
