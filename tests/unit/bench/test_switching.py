@@ -29,7 +29,7 @@ from vllm_lora_router.bench.adapters.switching import (
     switching,
 )
 from vllm_lora_router.bench.adapters.tables import crowding_table, switching_table
-from vllm_lora_router.bench.medians import Median
+from vllm_lora_router.bench.estimates import Estimate
 from vllm_lora_router.config import load
 
 SLOTS, IN_MEMORY = 2, 4
@@ -166,7 +166,7 @@ async def test_a_load_shows_in_its_own_first_token_and_in_the_other_streams_paus
     for state in ("page cache", "disk"):
         assert 0.8 * load_ms < found.costs[state].more.value
         assert 0.8 * load_ms < found.costs[state].pause.value <= found.costs[state].longest_pause
-    assert found.costs["slot"].more == Median(0, 0, 0)
+    assert found.costs["slot"].more == Estimate(0, 0, 0)
     assert found.costs["slot"].first.value < found.costs["memory"].first.value < found.costs["disk"].first.value
     assert found.usual_gap.value < load_ms / 2
     assert all(words in shown(switching_table(found)) for words in ("in host memory", "medians of 6 rounds"))

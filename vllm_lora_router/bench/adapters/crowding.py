@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import aiohttp
 
 from vllm_lora_router.bench.adapters.serving import NotAnswered, ask_adapter, ask_each
+from vllm_lora_router.bench.estimates import Estimate, median
 from vllm_lora_router.bench.load import closed_loop, percentile
-from vllm_lora_router.bench.medians import Median, median
 from vllm_lora_router.bench.serve.client import Answered, session
 from vllm_lora_router.bench.serve.questions import Mix
 
@@ -20,9 +20,9 @@ class Crowd:
 
     adapters: int
     mix: Mix
-    first_p50: Median  # time to first token
-    first_p95: Median
-    per_second: Median  # answers
+    first_p50: Estimate  # time to first token
+    first_p95: Estimate
+    per_second: Estimate  # answers
     answers: int  # in all rounds
     errors: int
 

@@ -12,7 +12,7 @@ import aiohttp
 
 from vllm_lora_router.bench.adapters.page_cache import drop, keep, kept_share
 from vllm_lora_router.bench.adapters.serving import NotAnswered, Whereabouts, ask_adapter, ask_each, unlike, whereabouts
-from vllm_lora_router.bench.medians import Median, median
+from vllm_lora_router.bench.estimates import Estimate, median
 from vllm_lora_router.bench.serve.client import Answered, ask, request, session
 
 State = Literal["slot", "memory", "page cache", "disk"]  # the nearest place that has the adapter
@@ -25,9 +25,9 @@ SETTLED = 20  # pieces of the other stream before a request: so long nothing els
 class Cost:
     """Requests for an adapter in one state, one a round. Times are in milliseconds."""
 
-    first: Median  # time to first token
-    more: Median  # than the same round's request for an adapter in a slot
-    pause: Median  # the longest between two pieces of the other stream until the first token
+    first: Estimate  # time to first token
+    more: Estimate  # than the same round's request for an adapter in a slot
+    pause: Estimate  # the longest between two pieces of the other stream until the first token
     longest_pause: float
 
 
@@ -36,7 +36,7 @@ class Switching:
     """The cost of each state, and what it is compared with."""
 
     costs: Mapping[State, Cost]
-    usual_gap: Median  # ms between two pieces of the other stream while it is alone
+    usual_gap: Estimate  # ms between two pieces of the other stream while it is alone
     rounds: int  # that count
     astray: int  # rounds that do not: an adapter was not where it should be, or the other stream ended meanwhile
     kept_share: float  # of the files that were dropped from the page cache, how much was still there at the most

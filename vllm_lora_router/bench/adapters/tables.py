@@ -6,7 +6,7 @@ from rich.table import Table
 
 from vllm_lora_router.bench.adapters.crowding import Crowd
 from vllm_lora_router.bench.adapters.switching import Switching
-from vllm_lora_router.bench.medians import Median
+from vllm_lora_router.bench.estimates import Estimate
 
 PLACES = {
     "slot": "in a slot",
@@ -47,5 +47,5 @@ def crowding_table(found: Sequence[Crowd]) -> Table:
     return table
 
 
-def _cell(figure: Median) -> str:
+def _cell(figure: Estimate) -> str:
     return f"{figure.value:.1f} [{figure.low:.1f}, {figure.high:.1f}]"

@@ -12,8 +12,8 @@ from typing import TypeVar
 import aiohttp
 import psutil
 
+from vllm_lora_router.bench.estimates import Estimate, median
 from vllm_lora_router.bench.load import Load, closed_loop, open_loop, percentile
-from vllm_lora_router.bench.medians import Median, median
 from vllm_lora_router.bench.serve.client import Answered, ask, request, session
 from vllm_lora_router.bench.serve.processes import alone, cpu_seconds, itself, let_go
 from vllm_lora_router.bench.serve.questions import Asking, Question
@@ -63,11 +63,11 @@ class Row:
     per_second: float | None  # requests; None where one is alone
     cpu_ms: Mapping[str, float]  # of each process, a request; hundredths of a second of a round are not seen
     rounds: int
-    first_more: Median | None  # of the rounds' medians, in milliseconds; None for the first way
-    total_more: Median | None
-    rate_ratio: Median | None
-    first_more_here: Median | None = None  # than naming the adapter on the same server; None where nobody does
-    rate_ratio_here: Median | None = None
+    first_more: Estimate | None  # of the rounds' medians, in milliseconds; None for the first way
+    total_more: Estimate | None
+    rate_ratio: Estimate | None
+    first_more_here: Estimate | None = None  # than naming the adapter on the same server; None where nobody does
+    rate_ratio_here: Estimate | None = None
     errors: tuple[str, ...] = ()  # the first few, each once
 
 
@@ -228,11 +228,11 @@ def _medians(seen: _Seen, what: str) -> list[float | None]:
     return found
 
 
-def _more(values: Sequence[float | None], others: Sequence[float | None]) -> Median | None:
+def _more(values: Sequence[float | None], others: Sequence[float | None]) -> Estimate | None:
     both = [a - b for a, b in zip(values, others, strict=True) if a is not None and b is not None]
     return median(both) if both else None
 
 
-def _ratio(rates: Sequence[float], others: Sequence[float]) -> Median | None:
+def _ratio(rates: Sequence[float], others: Sequence[float]) -> Estimate | None:
     both = [a / b for a, b in zip(rates, others, strict=True) if b]
     return median(both) if both else None

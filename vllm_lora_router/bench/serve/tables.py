@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from vllm_lora_router.bench.medians import Median
+from vllm_lora_router.bench.estimates import Estimate
 from vllm_lora_router.bench.serve.compare import Row, Spread
 
 
@@ -17,10 +17,12 @@ class Cell:
     prompt_tokens: int  # at least; 0: as long as the questions are
     mix: str
     rows: Sequence[Row]
+    starts: int = 1  # of the servers
 
     def __str__(self) -> str:
         length = f", {self.prompt_tokens} tokens" if self.prompt_tokens else ""
-        return f"questions decided by {self.method}, adapters {self.mix}{length}"
+        starts = f", {self.starts} starts" if self.starts > 1 else ""
+        return f"questions decided by {self.method}, adapters {self.mix}{length}{starts}"
 
 
 def tables(cell: Cell) -> Iterator[Table]:
@@ -42,7 +44,8 @@ def _speeds(cell: Cell) -> Table:
 
 def _differences(cell: Cell) -> Table:
     """Two processes of the same server are not equally fast: the last columns are of one and the same."""
-    title = "more, in ms, and ratios; medians with 95 % intervals"
+    what = "medians" if cell.starts == 1 else f"means of {cell.starts} starts' medians"
+    title = f"more, in ms, and ratios; {what} with 95 % intervals"
     table = Table("load", "way", title=title, title_justify="left")
     for column in ("first token", "end to end", "requests/s", "first token, named there", "requests/s, named there"):
         table.add_column(column)
@@ -93,5 +96,5 @@ def _spread(spread: Spread) -> str:
     return f"{spread.p50:.1f} {spread.p95:.1f} {spread.p99:.1f}"
 
 
-def _interval(found: Median | None, form: str) -> str:
+def _interval(found: Estimate | None, form: str) -> str:
     return "" if found is None else f"{found.value:{form}} ({found.low:{form}} to {found.high:{form}})"

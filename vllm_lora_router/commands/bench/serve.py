@@ -20,6 +20,7 @@ from vllm_lora_router.bench.serve.measure import Extent, measure
 from vllm_lora_router.bench.serve.processes import peak_mib
 from vllm_lora_router.bench.serve.questions import Mix, decided
 from vllm_lora_router.bench.serve.servers import PLAIN, ROUTED, Fleet, fleet
+from vllm_lora_router.bench.serve.starts import together
 from vllm_lora_router.bench.serve.tables import Cell, memory, problems, tables
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.demo.server import ServerFailed
@@ -69,6 +70,9 @@ def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     load.add_argument("--rounds", type=int, default=6)
     load.add_argument("--seconds", type=float, default=2.0, help="of each way in a round")
     load.add_argument("--seed", type=int, default=0)
+    load.add_argument(
+        "--starts", type=int, default=1, help="of the servers; of two processes of one vLLM one is faster by itself"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="and a picture of them there")
     parser.add_argument("flags", nargs="*", metavar="FLAG", help="of vLLM, after --")
@@ -83,6 +87,9 @@ def run(args: argparse.Namespace) -> int:
     if (args.url is None) != (args.questions is None):
         print("--url and --questions go together: what there is to be asked there is not known", file=sys.stderr)
         return 1
+    if args.url is not None and args.starts > 1:
+        print("--starts: servers that are up are not started again; leave out --url, or --starts", file=sys.stderr)
+        return 1
     about = {**machine(), "base": args.url or args.base, "command": " ".join(sys.argv[1:])}
     if args.litellm is not None:
         if (found := litellm.version(args.litellm)) is None:
@@ -95,25 +102,31 @@ def run(args: argparse.Namespace) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=200)
     said = ", ".join(f"{name} {value}" for name, value in about.items())
     console.print(Text(said), soft_wrap=True)
+    starts: list[list[Cell]] = []
+    peaks: dict[str, float] = {}
     try:
-        with tempfile.TemporaryDirectory() as folder, _given(args) if args.url else _started(args, Path(folder)) as up:
-            cells = asyncio.run(_measured(args, console, up))
-            peaks = {
-                name: round(peak_mib(process), 1)
-                for own in up.fleet.processes.values()
-                for name, process in own.items()
-                if process.is_running()
-            }
+        for start in range(args.starts):
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                _given(args) if args.url else _started(args, Path(folder)) as up,
+            ):
+                starts.append(asyncio.run(_measured(args, console, up, seed=args.seed + start)))
+                peaks = {name: max(mib, peaks.get(name, 0.0)) for name, mib in _peaks(up.fleet)}
     except (ServerFailed, SubjectError, ClassifierError, DistillError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    cells = starts[0]
+    if len(starts) > 1:
+        cells = together(starts)
+        for table in (table for cell in cells for table in tables(cell)):
+            console.print(table)
     if peaks:
         console.print(memory(peaks))
     wrong = [problem for cell in cells for problem in problems(cell)]
     for problem in wrong:
         console.print(Text(printable(problem), style="yellow"), soft_wrap=True)
     if args.json:
-        content = {**about, "cells": [dataclasses.asdict(cell) for cell in cells], "memory_mib": peaks}
+        content = {**about, "cells": _plain(cells), "starts": [_plain(own) for own in starts], "memory_mib": peaks}
         args.json.write_text(json.dumps(content, indent=1) + "\n")
     if args.plot:
         from vllm_lora_router.bench.serve.plot import plot
@@ -160,7 +173,16 @@ def _started(args: argparse.Namespace, folder: Path) -> Iterator[_Up]:
         yield _Up(up, settings.asked(), ("keyword", settings.method_of(args.classifier)))
 
 
-async def _measured(args: argparse.Namespace, console: Console, up: _Up) -> list[Cell]:
+def _plain(cells: Sequence[Cell]) -> list[dict[str, object]]:
+    return [dataclasses.asdict(cell) for cell in cells]
+
+
+def _peaks(up: Fleet) -> Iterator[tuple[str, float]]:
+    for own in up.processes.values():
+        yield from ((name, round(peak_mib(process), 1)) for name, process in own.items() if process.is_running())
+
+
+async def _measured(args: argparse.Namespace, console: Console, up: _Up, *, seed: int) -> list[Cell]:
     questions = await decided(up.fleet.urls[ROUTED], up.texts, up.methods)
     if not questions:
         raise SubjectError(f"{up.fleet.urls[ROUTED]}: none of the questions goes to an adapter by {up.methods}")
@@ -173,7 +195,7 @@ async def _measured(args: argparse.Namespace, console: Console, up: _Up) -> list
         pairs=args.pairs,
         rounds=args.rounds,
         seconds=args.seconds,
-        seed=args.seed,
+        seed=seed,
     )
     methods = [method for method in up.methods if any(one.method == method for one in questions)]
     cells = []

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from vllm_lora_router.bench.medians import median
+from vllm_lora_router.bench.estimates import mean, median
 
 
 @pytest.mark.parametrize(("values", "most"), [(101, 975), (30, 980), (400, 975), (8, 998)])
@@ -27,3 +27,11 @@ def test_of_a_few_values_it_is_from_the_least_to_the_greatest() -> None:
 def test_a_few_values_that_are_far_off_do_not_matter() -> None:
     found = median([10.0] * 995 + [10_000.0] * 5)
     assert (found.low, found.value, found.high) == (10.0, 10.0, 10.0)
+
+
+def test_the_interval_of_a_mean_of_few_values_holds_it_95_times_in_100() -> None:
+    pytest.importorskip("scipy")
+    draw = random.Random(3)
+    found = [mean([draw.gauss(0.2, 0.5) for _ in range(5)]) for _ in range(1000)]
+    assert 930 <= sum(one.low <= 0.2 <= one.high for one in found) <= 970
+    assert mean([1.0, 3.0]).value == 2.0

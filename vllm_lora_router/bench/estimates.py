@@ -1,4 +1,4 @@
-"""Medians with their intervals: a few values are far off whenever the machine has something else to do."""
+"""Medians and means with their intervals: a few values are far off whenever the machine has something else to do."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ _EXACT = 200  # values; of more the normal approximation is as good
 
 
 @dataclass(frozen=True)
-class Median:
-    """A median and its 95 % confidence interval."""
+class Estimate:
+    """A value and its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
 
 
-def median(values: Sequence[float]) -> Median:
+def median(values: Sequence[float]) -> Estimate:
     """The median of at least one value, and its distribution-free interval from order statistics.
 
     The ranks are those of the sign test. Of fewer than six values the interval is from the least to the greatest, and
@@ -26,7 +26,16 @@ def median(values: Sequence[float]) -> Median:
     """
     ordered = sorted(values)
     rank = _rank(len(ordered))
-    return Median(statistics.median(ordered), ordered[rank], ordered[len(ordered) - 1 - rank])
+    return Estimate(statistics.median(ordered), ordered[rank], ordered[len(ordered) - 1 - rank])
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """The mean of at least two values, and its interval by Student's t: for few values that are medians themselves."""
+    from scipy import stats
+
+    value = statistics.fmean(values)
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / sqrt(len(values))
+    return Estimate(value, value - half, value + half)
 
 
 def _rank(count: int) -> int:
