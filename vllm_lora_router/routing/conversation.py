@@ -50,6 +50,10 @@ class Conversation:
             return _alone(await self._cascade.ask(self._of(query.text, query)))
         turns = _earlier(query)
         asker = asker_of(query) if self._tells_apart else None
+        if not turns and before is None:  # most requests begin a conversation, and need nothing of what follows
+            steps = await self._cascade.ask(self._of(query.text, query))
+            self._keep(query, asker, steps)
+            return _alone(steps)
         known = {text: self._turns.get(text, asker) for _, text in turns}
         unknown = self._to_ask([text for text, answer in known.items() if answer is None])
         # The last one first: it is what the request is about, and the others are nearly always known.
@@ -59,10 +63,13 @@ class Conversation:
         for text, answer in zip(unknown, others, strict=True):
             known[text] = (found(answer),)
             self._turns.put(text, asker, answer)
-        if query.has_text:
-            self._turns.put(query.text, asker, steps)
+        self._keep(query, asker, steps)
         sure = [(back, answer[0]) for back, text in turns if (answer := known[text]) is not None]
         return self._about(steps, [(back, one) for back, one in sure if one is not None], before)
+
+    def _keep(self, query: Query, asker: bytes | None, steps: tuple[Step, ...]) -> None:
+        if query.has_text:
+            self._turns.put(query.text, asker, steps)
 
     def _about(self, steps: tuple[Step, ...], earlier: list[tuple[int, Found]], before: Held | None) -> About:
         margin = self._settings.margin
