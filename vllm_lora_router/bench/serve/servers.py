@@ -27,7 +27,14 @@ class Fleet:
 
 @contextmanager
 def fleet(
-    served: Served, config: Path, folder: Path, flags: Sequence[str], *, proxy: bool, litellm_python: Path | None
+    served: Served,
+    config: Path,
+    folder: Path,
+    flags: Sequence[str],
+    *,
+    proxy: bool,
+    litellm_python: Path | None,
+    seed: int = 0,
 ) -> Iterator[Fleet]:
     """Starts them, and ends them at the end.
 
@@ -36,6 +43,8 @@ def fleet(
         folder: for their logs.
         flags: of vLLM, for both of its servers.
         litellm_python: the interpreter of an environment with LiteLLM; None: without it.
+        seed: of the hashes of both of vLLM's servers. Which of them collide is one of the things by which two processes
+            of one program are not equally fast.
 
     Raises:
         ServerFailed: one did not come up.
@@ -52,10 +61,16 @@ def fleet(
         *flags,
         *_room(flags),
     ]
+    hashes = {"PYTHONHASHSEED": str(seed)}
     plain = Server(
-        ["--model", served.base, *common], log=folder / "vllm.log", module="vllm.entrypoints.openai.api_server"
+        ["--model", served.base, *common],
+        log=folder / "vllm.log",
+        module="vllm.entrypoints.openai.api_server",
+        environment=hashes,
     )
-    routed = Server([served.base, "--router-config", str(config), *common], log=folder / "router.log")
+    routed = Server(
+        [served.base, "--router-config", str(config), *common], log=folder / "router.log", environment=hashes
+    )
     with ExitStack() as running:
         beside: dict[str, Server] = {}
         servers = {PLAIN: running.enter_context(plain), ROUTED: running.enter_context(routed)}

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         for start in range(args.starts):
             with (
                 tempfile.TemporaryDirectory() as folder,
-                _given(args) if args.url else _started(args, Path(folder)) as up,
+                _given(args) if args.url else _started(args, Path(folder), seed=args.seed + start) as up,
             ):
                 starts.append(asyncio.run(_measured(args, console, up, seed=args.seed + start)))
                 peaks = {name: max(mib, peaks.get(name, 0.0)) for name, mib in _peaks(up.fleet)}
@@ -154,7 +154,7 @@ def _given(args: argparse.Namespace) -> Iterator[_Up]:
 
 
 @contextmanager
-def _started(args: argparse.Namespace, folder: Path) -> Iterator[_Up]:
+def _started(args: argparse.Namespace, folder: Path, *, seed: int) -> Iterator[_Up]:
     from vllm_lora_router.bench.serve.models import classifier_folder, served
 
     directory = args.directory.resolve()
@@ -166,7 +166,7 @@ def _started(args: argparse.Namespace, folder: Path) -> Iterator[_Up]:
         contextlib.ExitStack() as running,
     ):
         up = running.enter_context(
-            fleet(base, config, directory, args.flags, proxy=not args.no_proxy, litellm_python=args.litellm)
+            fleet(base, config, directory, args.flags, proxy=not args.no_proxy, litellm_python=args.litellm, seed=seed)
         )
         stop = running.pop_all()
     with stop:
