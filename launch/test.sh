@@ -8,4 +8,4 @@ python="$venv/bin/python"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m pyright --pythonpath "$python"
-exec "$python" -m pytest "$@"
+exec "$python" -m pytest --durations=60 --durations-min=5 "$@"
