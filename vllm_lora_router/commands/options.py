@@ -27,6 +27,14 @@ def share(text: str) -> float:
     return value
 
 
+def at_least_one(text: str) -> int:
+    """A whole number from 1 up, of an option."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
 def adapters_of(args: argparse.Namespace) -> dict[str, str]:
     """The adapters of `--lora-modules`, name -> path."""
     return {name: path for name, _, path in (module.partition("=") for module in args.lora_modules)}

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from vllm_lora_router.commands.options import at_least_one
 from vllm_lora_router.config import ConfigError, Loaded, configured_file, load
 from vllm_lora_router.config.base import ServedBase, served_base
 from vllm_lora_router.proof.assigned import assigned
@@ -52,13 +53,17 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     parser.add_argument(
         "--tokens",
-        type=_count,
+        type=at_least_one,
         default=32,
         metavar="N",
         help="of an answer that are asked about, evenly spread, each by a request to every model; default: %(default)s",
     )
     parser.add_argument(
-        "--at-once", type=_count, default=16, metavar="N", help="requests under way at a time; default: %(default)s"
+        "--at-once",
+        type=at_least_one,
+        default=16,
+        metavar="N",
+        help="requests under way at a time; default: %(default)s",
     )
     parser.add_argument(
         "--timeout", type=_seconds, default=120.0, metavar="S", help="seconds for each request; default: %(default)g"
@@ -144,13 +149,6 @@ def _print(console: Console, proof: Proof) -> None:
         say(f"{row.verdict.text}.", styles.get(row.verdict.kind, ""))
     if without := [name for name in proof.assigned.served_by if name not in {row.category for row in proof.rows}]:
         say(f"Not judged, for want of pairs: {', '.join(without)}.")
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def _seconds(text: str) -> float:

@@ -12,7 +12,9 @@ from vllm_lora_router.training.sequence import SequenceModel
 MANY = 1000  # examples; by fewer, the lower layers could only be spoilt
 ALIKE = 0.1  # the temperature of how alike two examples are
 TOGETHER = 128  # examples that are compared with each other
-_SORTED = 32  # batches whose texts are sorted by length: a batch of like lengths is half the work, filled up, of any
+# Batches whose texts are sorted by length. A text of CLINC150 has 11 tokens, and is filled up to 20 in a batch of any
+# texts, to 14 in one of like lengths.
+_SORTED = 32
 _WARM_UP = 0.1  # share of the steps
 _DECAY = 0.9  # of the rate, from a layer to the one below
 _HEAD_RATE = 1e-3

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from vllm_lora_router.commands.options import at_least_one
 from vllm_lora_router.demo.server import Server, ServerFailed
 
 START_SECONDS = 900  # a large model is read first
@@ -27,14 +28,18 @@ def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "--base", default="demo", help="demo, a shape with random weights (Llama-3-8B, Llama-68M), a folder or a hub id"
     )
-    parser.add_argument("--slots", type=int, default=4, help="--max-loras; default: %(default)s")
-    parser.add_argument("--in-memory", type=int, default=12, help="--max-cpu-loras; default: %(default)s")
-    parser.add_argument("--counts", nargs="+", type=int, default=[4, 12, 48], help="adapters that are asked for")
+    parser.add_argument("--slots", type=at_least_one, default=4, help="--max-loras; default: %(default)s")
+    parser.add_argument("--in-memory", type=at_least_one, default=12, help="--max-cpu-loras; default: %(default)s")
+    parser.add_argument(
+        "--counts", nargs="+", type=at_least_one, default=[4, 12, 48], help="adapters that are asked for"
+    )
     parser.add_argument("--zipf", nargs="+", type=float, default=[0.0, 1.0], help="how much more some are asked for")
-    parser.add_argument("--callers", type=int, default=16)
-    parser.add_argument("--answer-tokens", type=int, default=8)
-    parser.add_argument("--switches", type=int, default=20, help="to adapters in each place; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--callers", type=at_least_one, default=16)
+    parser.add_argument("--answer-tokens", type=at_least_one, default=8)
+    parser.add_argument(
+        "--switches", type=at_least_one, default=20, help="to adapters in each place; default: %(default)s"
+    )
+    parser.add_argument("--rounds", type=at_least_one, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each number and mix in a round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path, default=Path(".demo"), help="where models are built and kept")

@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from vllm_lora_router.commands.options import at_least_one
+
 
 def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the kind."""
@@ -23,9 +25,9 @@ def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument("--device", nargs="+", default=["auto"], help="cpu, cuda, cuda:1, auto")
     parser.add_argument("--runtime", nargs="+", default=["torch"], choices=("torch", "onnx", "onnx-int8"))
-    parser.add_argument("--threads", type=int, default=1, help="cores of a CPU that a model may use")
-    parser.add_argument("--tokens", nargs="+", type=int, default=[16], help="of each text")
-    parser.add_argument("--callers", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--threads", type=at_least_one, default=1, help="cores of a CPU that a model may use")
+    parser.add_argument("--tokens", nargs="+", type=at_least_one, default=[16], help="of each text")
+    parser.add_argument("--callers", nargs="+", type=at_least_one, default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=5.0, help="each measurement takes")
     parser.add_argument(
         "--batch-ms", type=float, default=25.0, help="what a batch may take; the server's is half of router.deadline_ms"

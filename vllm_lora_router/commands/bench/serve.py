@@ -23,6 +23,7 @@ from vllm_lora_router.bench.serve.servers import PLAIN, ROUTED, Fleet, fleet
 from vllm_lora_router.bench.serve.starts import together
 from vllm_lora_router.bench.serve.tables import Cell, memory, problems, tables
 from vllm_lora_router.classifiers import ClassifierError
+from vllm_lora_router.commands.options import at_least_one
 from vllm_lora_router.demo.server import ServerFailed
 from vllm_lora_router.evaluation.progress import bars
 from vllm_lora_router.evaluation.subjects import SubjectError
@@ -59,19 +60,24 @@ def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     given.add_argument("--plain-url", help="of one without it, with the same base and adapters")
     given.add_argument("--questions", type=Path, metavar="FILE", help="a question a line, that go to adapters there")
     load = parser.add_argument_group("load")
-    load.add_argument("--callers", nargs="+", type=int, default=[1, 16], help="1: pairs, one request at a time")
+    load.add_argument(
+        "--callers", nargs="+", type=at_least_one, default=[1, 16], help="1: pairs, one request at a time"
+    )
     load.add_argument(
         "--open", nargs="*", type=float, default=[], metavar="SHARE", help="of the most callers' requests"
     )
     load.add_argument("--prompt-tokens", nargs="+", type=int, default=[0], help="at least; 0: the questions alone")
-    load.add_argument("--answer-tokens", type=int, default=8)
+    load.add_argument("--answer-tokens", type=at_least_one, default=8)
     load.add_argument("--zipf", nargs="+", type=float, default=[0.0], help="how much more some adapters are asked for")
-    load.add_argument("--pairs", type=int, default=100)
-    load.add_argument("--rounds", type=int, default=6)
+    load.add_argument("--pairs", type=at_least_one, default=100)
+    load.add_argument("--rounds", type=at_least_one, default=6)
     load.add_argument("--seconds", type=float, default=2.0, help="of each way in a round")
     load.add_argument("--seed", type=int, default=0)
     load.add_argument(
-        "--starts", type=int, default=1, help="of the servers; of two processes of one vLLM one is faster by itself"
+        "--starts",
+        type=at_least_one,
+        default=1,
+        help="of the servers; of two processes of one vLLM one is faster by itself",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="and a picture of them there")
@@ -80,7 +86,7 @@ def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when everything was measured and answered as it should be, else 1."""
+    """0 when everything was measured and answered as it should be, else 1; starts before one that fails are kept."""
     from vllm_lora_router.bench.machine import machine
     from vllm_lora_router.bench.serve import litellm
 
@@ -104,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(Text(said), soft_wrap=True)
     starts: list[list[Cell]] = []
     peaks: dict[str, float] = {}
+    whole = True
     try:
         for start in range(args.starts):
             with (
@@ -112,8 +119,10 @@ def run(args: argparse.Namespace) -> int:
             ):
                 starts.append(asyncio.run(_measured(args, console, up, seed=args.seed + start)))
                 peaks = {name: max(mib, peaks.get(name, 0.0)) for name, mib in _peaks(up.fleet)}
-    except (ServerFailed, SubjectError, ClassifierError, DistillError, OSError) as error:
-        print(error, file=sys.stderr)
+    except (ServerFailed, SubjectError, ClassifierError, DistillError, OSError, KeyboardInterrupt) as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        whole = False
+    if not starts:
         return 1
     cells = starts[0]
     if len(starts) > 1:
@@ -132,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         from vllm_lora_router.bench.serve.plot import plot
 
         plot(cells, args.plot, said)
-    return 1 if any(row.failed for cell in cells for row in cell.rows) else 0
+    return 0 if whole and not any(row.failed for cell in cells for row in cell.rows) else 1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,33 @@
+"""In what order examples are learnt."""
+
+from itertools import islice
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from vllm_lora_router.training import stages  # noqa: E402
+
+COUNT, SIZE = 1500, 8
+LENGTHS = [(place * 37) % 90 for place in range(COUNT)]
+
+
+def a_pass(batches: object) -> list[list[int]]:
+    return [batch.tolist() for batch in islice(batches, -(-COUNT // SIZE))]  # type: ignore[call-overload]
+
+
+def test_a_pass_by_length_has_each_example_once_and_batches_of_like_lengths() -> None:
+    batches = stages._alike(LENGTHS, SIZE, torch.Generator().manual_seed(1))
+    first, second = a_pass(batches), a_pass(batches)
+    for found in (first, second):
+        assert sorted(place for batch in found for place in batch) == list(range(COUNT))
+        assert max(map(len, found)) == SIZE
+    assert first != second
+
+    def filled_up(found: list[list[int]]) -> int:
+        return sum(max(LENGTHS[place] for place in batch) * len(batch) for batch in found)
+
+    mixed = a_pass(stages._any(COUNT, SIZE, torch.Generator().manual_seed(1)))
+    assert filled_up(first) < 0.7 * filled_up(mixed)
+    lengths = [max(LENGTHS[place] for place in batch) for batch in first]
+    assert lengths != sorted(lengths)
