@@ -60,6 +60,17 @@ def lora_modules(models: DemoModels) -> list[str]:
     return ["--lora-modules", *(f"{name}={folder}" for name, folder in models.adapters.items())]
 
 
+# They start no engine: what they look at ends before.
+WITHOUT_AN_ENGINE = {"test_install.py", "test_refusals.py"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name not in WITHOUT_AN_ENGINE:
+            item.add_marker("alone")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="faults at full length: what launch/faults.sh runs")
 

@@ -72,38 +72,44 @@ def modules(many: ManyAdapters, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.fixture(scope="module")
-def server(models: DemoModels, modules: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def servers(
+    models: DemoModels, modules: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Server]]:
+    """Ours, and vLLM's own over the same models and without us. They start together: each loads on one core."""
     folder = tmp_path_factory.mktemp("configuration")
     (folder / "config.yaml").write_text(written({}, {}))
-    server = Server(
+    named = ["--lora-modules", *(f"{name}={path}" for name, path in modules.items())]
+    ours = Server(
         [
             *(str(models.base), "--served-model-name", "base", "--router-config", str(folder / "config.yaml")),
-            *("--lora-modules", *(f"{name}={path}" for name, path in modules.items()), *FLAGS_OF_BOTH),
+            *(*named, *FLAGS_OF_BOTH),
         ],
         log=folder / "server.log",
         directory=models.directory,
         environment={ADMIN_KEY_ENV: KEY},
     )
-    with server:
-        server.wait(START_SECONDS)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def answers_without(models: DemoModels, modules: dict[str, Path]) -> list[tuple[str, dict[str, Any], httpx.Response]]:
-    """What vLLM's own server says over the same models, without us."""
     flags = ["--enable-lora", "--max-loras", "6", "--max-lora-rank", "8", "--max-cpu-loras", "6"]  # as we derive them
-    server = Server(
-        [
-            *("--model", str(models.base), "--served-model-name", "base", *flags, *FLAGS_OF_BOTH),
-            *("--lora-modules", *(f"{name}={path}" for name, path in modules.items())),
-        ],
-        log=next(iter(modules.values())).with_name("plain.log"),
+    plain = Server(
+        ["--model", str(models.base), "--served-model-name", "base", *flags, *FLAGS_OF_BOTH, *named],
+        log=folder / "plain.log",
         module="vllm.entrypoints.openai.api_server",
         environment={"VLLM_PLUGINS": ""},
     )
-    with server, httpx.Client(base_url=server.url, timeout=120) as http:
-        server.wait(START_SECONDS)
+    with ours, plain:
+        for server in (ours, plain):
+            server.wait(START_SECONDS)
+        yield ours, plain
+
+
+@pytest.fixture(scope="module")
+def server(servers: tuple[Server, Server]) -> Server:
+    return servers[0]
+
+
+@pytest.fixture(scope="module")
+def answers_without(servers: tuple[Server, Server]) -> list[tuple[str, dict[str, Any], httpx.Response]]:
+    """What vLLM's own server says, without us."""
+    with httpx.Client(base_url=servers[1].url, timeout=120) as http:
         found = []
         for _, text in ASKED.values():
             for model in NAMED:

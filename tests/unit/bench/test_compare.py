@@ -23,6 +23,8 @@ from vllm_lora_router.bench.serve.questions import Asking, Mix, Question, longer
 from vllm_lora_router.bench.serve.servers import PLAIN, PROXY, ROUTED, Fleet
 from vllm_lora_router.bench.serve.tables import Cell, problems, tables
 
+pytestmark = pytest.mark.alone
+
 QUESTIONS = [
     Question("is it legal?", "keyword", "legal-lora"),
     Question("is it healthy?", "keyword", "medical-lora"),

@@ -8,6 +8,8 @@ import pytest
 
 from vllm_lora_router.bench.load import closed_loop, open_loop, percentile
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize(("percent", "value"), [(0, 1), (50, 51), (95, 96), (99, 100), (100, 100)])
 def test_a_percentile_is_one_of_the_values(percent: float, value: int) -> None:

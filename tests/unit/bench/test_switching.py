@@ -32,6 +32,8 @@ from vllm_lora_router.bench.adapters.tables import crowding_table, switching_tab
 from vllm_lora_router.bench.estimates import Estimate
 from vllm_lora_router.config import load
 
+pytestmark = pytest.mark.alone
+
 SLOTS, IN_MEMORY = 2, 4
 NAMES = [f"lora-{number}" for number in range(7)]
 MOVE_S, LOAD_S = 0.01, 0.05

@@ -53,6 +53,7 @@ async def begun(model: Model, batches: int) -> None:
             await asyncio.sleep(0.001)
 
 
+@pytest.mark.alone
 async def test_a_lone_text_is_answered_at_once(batcher: Batcher[int], model: Model) -> None:
     began = time.perf_counter()
     assert await batcher.ask("fever") == 5

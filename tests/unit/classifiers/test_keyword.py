@@ -214,6 +214,7 @@ async def longest_pause(work: Any) -> float:
     return pause
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("piece", ["some words of a phrase, ", "Größe und Länge, ", "高血压的原因 and "])
 async def test_a_very_long_text_does_not_hold_the_event_loop(piece: str) -> None:
     rules, text = many(50), piece * (150_000 // len(piece)) + "word7"
@@ -235,6 +236,7 @@ def seconds(rules: KeywordClassifier, text: str) -> float:
     return min(once() for _ in range(7))
 
 
+@pytest.mark.alone
 def test_the_time_does_not_grow_with_the_number_of_rules() -> None:
     def only_words(count: int) -> KeywordClassifier:
         return classifier(*({"keywords": [f"word{place}", f"long phrase {place}"]} for place in range(count)))

@@ -1,5 +1,6 @@
 """Thresholds and windows around any model: what the scores of a text mean."""
 
+import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -54,6 +55,9 @@ async def test_a_model_that_takes_less_than_a_hop_to_its_thread_answers_where_it
     table.threads.clear()
     await scored.classify([Query(long)])  # of a longer text it holds the event loop for too long
     assert table.threads == {"lora-router-test"}
+    async with asyncio.timeout(5):  # it is told after the answer
+        while len(told) < 2:
+            await asyncio.sleep(0.001)
     assert (scored.batcher.done.texts, told) == (2, [(1, 0), (1, 0)])
     with pytest.raises(KeyError):
         await scored.classify([Query("unheard")])

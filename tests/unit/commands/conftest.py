@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[3] / "config"
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wide terminal without colours, and none of the variables that the commands look at."""
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setenv("NO_COLOR", "1")
     for name in (
         "VLLM_LORA_ROUTER_CONFIG",

@@ -6,6 +6,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
 from vllm_lora_router.routing.router import Router
@@ -13,6 +15,8 @@ from vllm_lora_router.server.leasing import take
 from vllm_lora_router.values import Query
 
 from .conftest import Server, put
+
+pytestmark = pytest.mark.alone
 
 MOST_MORE_US = 50.0
 

@@ -22,6 +22,8 @@ from vllm_lora_router.record.audit_log import AuditLog
 
 from .conftest import Line, Open, child, files, lines, parsed, told, until
 
+pytestmark = pytest.mark.alone
+
 NAME = re.compile(r"[\w.-]+-(\d+)-\d{8}T\d{6}\.\d{6}Z\.jsonl")
 
 

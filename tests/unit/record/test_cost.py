@@ -32,6 +32,8 @@ from vllm_lora_router.values import (
 
 from .conftest import Line, Open, child, files, lines, said_by
 
+pytestmark = pytest.mark.alone
+
 
 def test_appending_takes_less_than_two_microseconds(open_log: Open) -> None:
     log, line = open_log(flush_s=5.0), partial(dict, n=0)

@@ -5,9 +5,12 @@ import json
 import time
 from typing import Any
 
+import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from .conftest import App
+
+pytestmark = pytest.mark.alone
 
 PIXELS = "A" * 20_000_000  # a base64 image of 15 MB
 

@@ -10,6 +10,8 @@ from vllm_lora_router.server.turns import Turns
 
 from .conftest import App, ask
 
+pytestmark = pytest.mark.alone
+
 TOGETHER = 30
 WORK_S = 0.004  # of the event loop, by what vLLM does with a request until the engine has it
 

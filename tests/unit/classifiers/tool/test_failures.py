@@ -18,6 +18,8 @@ from vllm_lora_router.classifiers import ClassifierError
 
 from .conftest import SERVER, start
 
+pytestmark = pytest.mark.alone
+
 if TYPE_CHECKING:
     from .conftest import Ask, Asked
 
