@@ -24,6 +24,8 @@ API_KEY = "sk-of-the-tests"
 BASE = "meta-llama/Llama-2-7b-hf"  # as the guide serves it; its configuration calls it llama2-7b
 START_SECONDS = 420
 ADMIN_KEY_ENV = "ROUTER_ADMIN_KEY"
+# vLLM's engine on a CPU is two processes, and each imports vLLM: one is enough for servers of which no time is taken.
+ONE_ENGINE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 
 TEMPLATE = """\
 {{- bos_token }}
@@ -88,23 +90,6 @@ def many(models: DemoModels) -> ManyAdapters:
 
 
 @pytest.fixture(scope="session")
-def server(models: DemoModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`python -m vllm_lora_router.serve` with the guide's configuration and the guide's flags."""
-    server = Server(
-        [
-            *(str(models.base), "--served-model-name", BASE, "--router-config", str(ROOT / "config/guide.yaml")),
-            *(*lora_modules(models), "--api-key", API_KEY, *FLAGS),
-        ],
-        log=tmp_path_factory.mktemp("guide") / "server.log",
-        directory=models.directory,
-    )
-    with server:
-        server.wait(START_SECONDS)
-        greet(server.url, api_key=API_KEY)
-        yield server
-
-
-@pytest.fixture(scope="session")
 def plugin_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of `plugin_server`, which a test may change as long as it puts it back."""
     file = tmp_path_factory.mktemp("plugin") / "config.yaml"
@@ -114,14 +99,21 @@ def plugin_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def plugin_server(models: DemoModels, plugin_config: Path) -> Iterator[Server]:
-    """vLLM's own server with our plugin named, the configuration that combines all methods, and vLLM's render routes.
-
-    Its chat template is as strict as Qwen's, and listens to what Qwen's, DeepSeek's and gpt-oss's listen to.
-    """
+def both_servers(
+    models: DemoModels, plugin_config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Server]]:
+    """`server` and `plugin_server`. They start together: each loads on one core."""
+    guide = Server(
+        [
+            *(str(models.base), "--served-model-name", BASE, "--router-config", str(ROOT / "config/guide.yaml")),
+            *(*lora_modules(models), "--api-key", API_KEY, *FLAGS),
+        ],
+        log=tmp_path_factory.mktemp("guide") / "server.log",
+        directory=models.directory,
+    )
     template = plugin_config.with_name("template.jinja")
     template.write_text(TEMPLATE)
-    server = Server(
+    plugin = Server(
         [
             *("--model", str(models.base), "--served-model-name", "tiny", "--enable-lora", "--max-loras", "3"),
             *(*lora_modules(models), "--chat-template", str(template), "--enable-scale-out"),
@@ -134,9 +126,27 @@ def plugin_server(models: DemoModels, plugin_config: Path) -> Iterator[Server]:
             "VLLM_PLUGINS": "lora_router",
             "VLLM_LORA_ROUTER_CONFIG": str(plugin_config),
             ADMIN_KEY_ENV: "boss",
+            **ONE_ENGINE_PROCESS,
         },
     )
-    with server:
-        server.wait(START_SECONDS)
-        greet(server.url)
-        yield server
+    with guide, plugin:
+        for server in (guide, plugin):
+            server.wait(START_SECONDS)
+        greet(guide.url, api_key=API_KEY)
+        greet(plugin.url)
+        yield guide, plugin
+
+
+@pytest.fixture(scope="session")
+def server(both_servers: tuple[Server, Server]) -> Server:
+    """`python -m vllm_lora_router.serve` with the guide's configuration and the guide's flags."""
+    return both_servers[0]
+
+
+@pytest.fixture(scope="session")
+def plugin_server(both_servers: tuple[Server, Server]) -> Server:
+    """vLLM's own server with our plugin named, the configuration that combines all methods, and vLLM's render routes.
+
+    Its chat template is as strict as Qwen's, and listens to what Qwen's, DeepSeek's and gpt-oss's listen to.
+    """
+    return both_servers[1]

@@ -21,7 +21,7 @@ from vllm_lora_router.demo.many import ManyAdapters
 from vllm_lora_router.demo.server import FLAGS, Server
 
 from ..conversations import CONVERSATIONS, TOPICS
-from .conftest import ADMIN_KEY_ENV, START_SECONDS
+from .conftest import ADMIN_KEY_ENV, ONE_ENGINE_PROCESS, START_SECONDS
 
 CONFIG = Path(__file__).parents[1] / "conversations.yaml"
 KEY = "of the admin"
@@ -86,14 +86,14 @@ def servers(
         ],
         log=folder / "server.log",
         directory=models.directory,
-        environment={ADMIN_KEY_ENV: KEY},
+        environment={ADMIN_KEY_ENV: KEY, **ONE_ENGINE_PROCESS},
     )
     flags = ["--enable-lora", "--max-loras", "6", "--max-lora-rank", "8", "--max-cpu-loras", "6"]  # as we derive them
     plain = Server(
         ["--model", str(models.base), "--served-model-name", "base", *flags, *FLAGS_OF_BOTH, *named],
         log=folder / "plain.log",
         module="vllm.entrypoints.openai.api_server",
-        environment={"VLLM_PLUGINS": ""},
+        environment={"VLLM_PLUGINS": "", **ONE_ENGINE_PROCESS},
     )
     with ours, plain:
         for server in (ours, plain):

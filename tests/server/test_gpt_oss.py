@@ -11,7 +11,7 @@ import pytest
 from vllm_lora_router.demo.server import FLAGS, Server
 from vllm_lora_router.demo.tokenizer import demo_tokenizer
 
-from .conftest import START_SECONDS
+from .conftest import ONE_ENGINE_PROCESS, START_SECONDS
 
 CONFIG = """
 model_config:
@@ -57,7 +57,9 @@ def gpt_oss(encoding: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     write_model(folder / "base", folder / "adapter")
     (folder / "config.yaml").write_text(CONFIG.format(adapter=folder / "adapter"))
     arguments = [str(folder / "base"), "--served-model-name", "tiny", "--router-config", str(folder / "config.yaml")]
-    server = Server([*arguments, "--enable-scale-out", *FLAGS], log=folder / "server.log")
+    server = Server(
+        [*arguments, "--enable-scale-out", *FLAGS], log=folder / "server.log", environment=ONE_ENGINE_PROCESS
+    )
     with server:
         server.wait(START_SECONDS)
         with httpx.Client(base_url=server.url, timeout=120) as client:

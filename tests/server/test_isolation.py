@@ -15,7 +15,7 @@ import yaml
 from vllm_lora_router.demo.build import DemoModels
 from vllm_lora_router.demo.server import FLAGS, Server
 
-from .conftest import ADMIN_KEY_ENV, START_SECONDS, lora_modules
+from .conftest import ADMIN_KEY_ENV, ONE_ENGINE_PROCESS, START_SECONDS, lora_modules
 
 CONFIG = """
 model_config: {tiny: {loras: [{name: medical-lora}]}}
@@ -114,7 +114,7 @@ def server(models: DemoModels, tmp_path_factory: pytest.TempPathFactory) -> Iter
         ],
         log=folder / "server.log",
         directory=models.directory,
-        environment={ADMIN_KEY_ENV: KEY},
+        environment={ADMIN_KEY_ENV: KEY, **ONE_ENGINE_PROCESS},
     )
     with server:
         server.wait(START_SECONDS)

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from vllm_lora_router.demo.build import DemoModels
 from vllm_lora_router.demo.server import FLAGS, Server
 
-from .conftest import START_SECONDS, lora_modules
+from .conftest import ONE_ENGINE_PROCESS, START_SECONDS, lora_modules
 from .traffic import session
 
 CONFIG = """
@@ -108,6 +108,7 @@ def pair(models: DemoModels, collector: Collector, tmp_path_factory: pytest.Temp
             "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
             "OTEL_BSP_SCHEDULE_DELAY": "200",  # milliseconds
             "NO_PROXY": "127.0.0.1",
+            **ONE_ENGINE_PROCESS,
         },
     )
     with server:

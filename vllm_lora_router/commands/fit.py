@@ -114,9 +114,9 @@ def _fit(console: Console, args: argparse.Namespace, loaded: Loaded, examples: S
 
 def tables(fitted: Fitted) -> list[Table]:
     """What was tried, and how good the chosen head is on prompts that it did not see."""
-    tried = Table("head", "accuracy, held out", title=f"{fitted.chosen} was chosen", title_justify="left")
-    for name, accuracy in sorted(fitted.tried, key=lambda one: -one[1])[:5]:
-        tried.add_row(name, f"{accuracy:.4f}")
+    tried = Table("head, held out", "accuracy", "macro F1", title=f"{fitted.chosen} was chosen", title_justify="left")
+    for one in sorted(fitted.tried, key=lambda one: -one.accuracy):
+        tried.add_row(one.way.name, f"{one.accuracy:.4f}", f"{one.macro_f1:.4f}")
     found, stored = fitted.figures, fitted.stored
     held_out = Table("held-out prompts", "figure", "95 %", title_justify="left")
     rows: list[tuple[str, Figure | None]] = [

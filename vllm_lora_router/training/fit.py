@@ -45,7 +45,7 @@ class Fitted:
     """A head to store, and how it came about."""
 
     stored: Stored
-    tried: Sequence[tuple[str, float]]  # each way, and its accuracy on held-out prompts
+    tried: Sequence[HeldOut]  # each way
     chosen: str
     figures: Figures  # of held-out prompts
     unmet: Mapping[str, str]  # category -> why no threshold reaches what is wanted
@@ -83,18 +83,19 @@ def fit(
         _answer(example, row, head.categories, thresholds) for example, row in zip(examples, unseen, strict=True)
     ]
     measured = figures(answers, seed)
-    tried = [(one.way.name, one.accuracy) for one in found]
     about = {
         "chosen": chosen.way.name,
         "seed": seed,
         "examples": len(examples),
         "data_sha256": digest(examples),
         "held_out": _summary(measured),
-        "tried": {name: round(accuracy, 4) for name, accuracy in tried},
+        "tried": {
+            one.way.name: {"accuracy": round(one.accuracy, 4), "macro_f1": round(one.macro_f1, 4)} for one in found
+        },
         "goal": {"precision": goal and goal.precision, "share": goal and goal.share},
     }
     stored = Stored(head, encoder, encode(PROBES), thresholds, about)
-    return Fitted(stored, tried, chosen.way.name, measured, unmet)
+    return Fitted(stored, found, chosen.way.name, measured, unmet)
 
 
 def check_enough(examples: Sequence[Example]) -> None:

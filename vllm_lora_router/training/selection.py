@@ -21,11 +21,13 @@ class HeldOut:
 
     way: Way
     scores: np.ndarray  # float32 [examples, outputs]
-    accuracy: float  # over the examples in scope
+    accuracy: float  # of the best guess, over the examples in scope
+    macro_f1: float  # of the same
 
 
 def held_out(data: Labelled, ways: Sequence[Way], seed: int, told: Told) -> list[HeldOut]:
     """Of all ways, by stratified cross-validation in the same folds."""
+    from sklearn.metrics import f1_score
     from sklearn.model_selection import StratifiedKFold
 
     labels = data.labels
@@ -43,10 +45,12 @@ def held_out(data: Labelled, ways: Sequence[Way], seed: int, told: Told) -> list
             told("trying heads", done, of)
     inside = labels >= 0
     of_output = data.membership.argmax(axis=1)
-    return [
-        HeldOut(way, own, float((of_output[own[inside].argmax(axis=1)] == labels[inside]).mean()))
-        for way, own in zip(ways, scores, strict=True)
-    ]
+    found = []
+    for way, own in zip(ways, scores, strict=True):
+        guessed = of_output[own[inside].argmax(axis=1)]
+        accuracy = float((guessed == labels[inside]).mean())
+        found.append(HeldOut(way, own, accuracy, float(f1_score(labels[inside], guessed, average="macro"))))
+    return found
 
 
 def best(found: Sequence[HeldOut]) -> HeldOut:

@@ -7,6 +7,7 @@ from itertools import islice
 from random import Random
 from typing import Any
 
+from vllm_lora_router.evaluation.changes import typos
 from vllm_lora_router.training.sequence import SequenceModel
 
 MANY = 1000  # examples; by fewer, the lower layers could only be spoilt
@@ -33,6 +34,7 @@ class Recipe:
     rate: float  # of the uppermost layer
     batch: int = 32
     changed: float = 0.3  # share of the texts that are put as somebody else might put them
+    mistyped: float = 0.0  # share of the texts with a typo or more, as `evaluate` makes them
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ def recipe(examples: int, passes: float | None = None) -> Recipe:
     """
     if examples < MANY:
         return Recipe(frozen=0.6, contrast=16, passes=4 if passes is None else passes, rate=1e-4)
-    return Recipe(frozen=0, contrast=0, passes=5 if passes is None else passes, rate=1e-4)
+    return Recipe(frozen=0, contrast=0, passes=5 if passes is None else passes, rate=1e-4, mistyped=0.4)
 
 
 def contrast_steps(examples: int, how: Recipe) -> int:
@@ -199,6 +201,8 @@ def _alike(lengths: Sequence[int], size: int, generator: Any) -> Iterator[Any]:
 
 def _said(text: str, how: Recipe, chance: Random) -> str:
     """The text, or as somebody else might put it; without these, politeness is taken for small talk."""
+    if chance.random() < how.mistyped:
+        text = typos(text, chance)
     if chance.random() >= how.changed:
         return text
     text = text.lower() if chance.random() < 0.3 else text

@@ -56,8 +56,14 @@ def test_the_head_finds_the_categories_of_other_texts_and_is_as_sure_as_it_says(
     assert fitted.figures.reliability is not None and fitted.figures.reliability.error.value < 0.1
     assert fitted.figures.out_of_scope is not None and fitted.figures.out_of_scope.auroc.value > 0.9
     assert fitted.stored.thresholds == dict.fromkeys(TOPICS, 0.5)
-    assert fitted.chosen == max(fitted.tried, key=lambda one: one[1])[0]
-    assert {name.partition(",")[0].split()[0] for name, _ in fitted.tried} == {"nearest", "logistic", "cosine", "rbf"}
+    assert fitted.chosen == max(fitted.tried, key=lambda one: one.accuracy).way.name
+    names = {one.way.name.partition(",")[0].split()[0] for one in fitted.tried}
+    assert names == {"nearest", "logistic", "cosine", "rbf"}
+    assert all(0 < one.macro_f1 <= 1 for one in fitted.tried)
+    # As many questions of each topic: what finds most of them has about that macro F1, too.
+    assert max(one.macro_f1 for one in fitted.tried) == pytest.approx(
+        max(one.accuracy for one in fitted.tried), abs=0.03
+    )
 
 
 def test_the_same_seed_gives_the_same_head() -> None:

@@ -1,6 +1,7 @@
 """In what order examples are learnt."""
 
 from itertools import islice
+from random import Random
 
 import pytest
 
@@ -31,3 +32,13 @@ def test_a_pass_by_length_has_each_example_once_and_batches_of_like_lengths() ->
     assert filled_up(first) < 0.7 * filled_up(mixed)
     lengths = [max(LENGTHS[place] for place in batch) for batch in first]
     assert lengths != sorted(lengths)
+
+
+def test_texts_are_learnt_with_the_slips_that_people_make() -> None:
+    text, chance = "what fever is too high for a small child", Random(1)
+    never, always = (stages.Recipe(0, 0, 1, 1e-4, changed=0, mistyped=share) for share in (0.0, 1.0))
+    assert {stages._said(text, never, chance) for _ in range(50)} == {text}
+    slipped = {stages._said(text, always, chance) for _ in range(50)}
+    assert len(slipped - {text}) > 20
+    assert all(abs(len(one) - len(text)) <= 2 for one in slipped)
+    assert stages.recipe(stages.MANY).mistyped > 0
