@@ -62,14 +62,15 @@ def lora_modules(models: DemoModels) -> list[str]:
     return ["--lora-modules", *(f"{name}={folder}" for name, folder in models.adapters.items())]
 
 
-# They start no engine: what they look at ends before.
-WITHOUT_AN_ENGINE = {"test_install.py", "test_refusals.py"}
+WITHOUT_A_SERVER = {
+    f"test_{name}.py" for name in ("classifying", "graphs", "install", "many", "refusals", "salted_paths", "vllm_seam")
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.parent == Path(__file__).parent and item.path.name not in WITHOUT_AN_ENGINE:
+        if item.path.parent == Path(__file__).parent and item.path.name not in WITHOUT_A_SERVER:
             item.add_marker("alone")
 
 

@@ -113,6 +113,7 @@ def test_a_text_scores_in_a_batch_as_it_does_alone(router: Router, method: Any) 
         assert found.scores == pytest.approx(alone.scores, abs=1e-3)
 
 
+@pytest.mark.alone
 async def test_questions_that_come_together_go_together(router: Router) -> None:
     scored = router.classifiers.scored["domain"]
     before = (scored.batcher.done.batches, scored.batcher.done.texts)
@@ -126,6 +127,7 @@ async def test_questions_that_come_together_go_together(router: Router) -> None:
     assert scored.batcher.done.texts - before[1] == asked
 
 
+@pytest.mark.alone
 async def test_a_model_that_runs_out_of_memory_loses_that_batch_and_no_request(
     router: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +150,7 @@ async def test_a_model_that_runs_out_of_memory_loses_that_batch_and_no_request(
     assert plan.steps[-1].failure is None and scored.batcher.done.failed == 1
 
 
+@pytest.mark.alone
 async def test_a_forward_pass_that_never_returns_costs_a_request_its_deadline_and_nobody_else_anything(
     models: DemoModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +179,7 @@ async def test_a_forward_pass_that_never_returns_costs_a_request_its_deadline_an
     go.set()
 
 
+@pytest.mark.alone
 def test_the_benchmark_measures_what_the_server_runs() -> None:
     rows = list(measure(Subject("MiniLM", "cpu", "torch", 16), [1, 8], seconds=0.5, batch_ms=50))
     assert [row.load for row in rows][:3] == ["1 caller", "8 callers", "8 callers, one at a time"]

@@ -115,6 +115,34 @@ def test_a_wrong_assignment_that_was_planted_is_found(proving: Proving, seed: in
     assert (status, accused) == (3, {name: OWN[name] or BASE for name in wrong})
 
 
+def test_what_wrong_routes_cost_is_told_of_a_running_server(proving: Proving, server: Server, tmp_path: Path) -> None:
+    _, proved = proving.prove(ROOT / "config/guide.yaml")
+    right = {
+        "Explain async/await in JavaScript": "technical",
+        "What causes high blood pressure?": "medical",
+        "Can my landlord keep my deposit?": "legal",
+        "What should I cook tonight?": "general",
+    }
+    # Labelled so that where they go is wrong.
+    wrong = {"How is high blood pressure treated?": "legal", "What should I cook for dinner?": "technical"}
+    asked, found = tmp_path / "asked.jsonl", tmp_path / "evaluated.json"
+    asked.write_text(
+        "".join(json.dumps({"text": text, "category": own}) + "\n" for text, own in (right | wrong).items())
+    )
+    how = ("--small-changes", "0", "--regret", str(tmp_path / "matrix.json"), "--json", str(found))
+    assert main(["evaluate", "--data", str(asked), "--url", server.url, "--api-key-env", "DEMO_KEY", *how]) == 0
+    evaluated = json.loads(found.read_text())
+    assert [one["right"] for one in evaluated["evaluation"]["answers"]] == [True] * 4 + [False] * 2
+    loglik = proved["matrix"]
+    costs = {
+        ("legal", "medical-lora"): loglik["legal"]["legal-lora"] - loglik["legal"]["medical-lora"],
+        ("technical", BASE): loglik["technical"]["technical-lora"] - loglik["technical"][BASE],
+    }
+    ways = {(way["label"], way["taken"]): way["nats"] for way in evaluated["regret"]["ways"]}
+    assert ways == pytest.approx(costs) and min(costs.values()) > 1
+    assert evaluated["regret"]["mean"]["value"] == pytest.approx(sum(costs.values()) / 6)
+
+
 def test_likelihoods_are_those_of_the_models_themselves(proving: Proving, models: DemoModels) -> None:
     """By transformers and PEFT in float32; the server computes in bfloat16."""
     _, matrix = proving.prove(ROOT / "config/guide.yaml", "--models", "medical-lora")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vllm_lora_router.training.examples import Example
+from vllm_lora_router.data.examples import Example
 
 SPLITS = ("train", "val", "test")
 

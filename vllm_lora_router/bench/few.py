@@ -12,9 +12,9 @@ from rich.table import Table
 from vllm_lora_router.bench.datasets import clinc150
 from vllm_lora_router.bench.domains import Encode, encoder_of
 from vllm_lora_router.classifiers.encoder import packaged
+from vllm_lora_router.data.examples import Example
 from vllm_lora_router.heads.few import fit_few
 from vllm_lora_router.heads.ridge import Labelled
-from vllm_lora_router.training.examples import Example
 from vllm_lora_router.training.fit import embedded
 from vllm_lora_router.training.learning import learn, logits_of
 

@@ -13,6 +13,8 @@ from vllm_lora_router.commands.options import add_base_options, load_or_report, 
 from vllm_lora_router.config import Loaded, configured_file
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.positions import Path_, dotted
+from vllm_lora_router.data.examples import read_examples
+from vllm_lora_router.data.rows import DataError
 from vllm_lora_router.evaluation.progress import bars
 from vllm_lora_router.evaluation.thresholds.choosing import (
     Chosen,
@@ -36,8 +38,6 @@ from vllm_lora_router.record.log import printable
 from vllm_lora_router.reports.filters import Filter, moment
 from vllm_lora_router.reports.joining import joined
 from vllm_lora_router.reports.reading import Record, RecordError
-from vllm_lora_router.training.examples import read_examples
-from vllm_lora_router.training.rows import DataError
 
 Choose = Callable[[Scored], Chosen]
 

@@ -18,6 +18,8 @@ from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.commands.options import add_base_options, load_or_report
 from vllm_lora_router.config import Loaded, configured_file
 from vllm_lora_router.config.base import ServedBase
+from vllm_lora_router.data.examples import Example, read_examples
+from vllm_lora_router.data.rows import DataError
 from vllm_lora_router.evaluation.comparing import Comparison, compare
 from vllm_lora_router.evaluation.evaluate import SMALL_CHANGES, Evaluation, evaluate
 from vllm_lora_router.evaluation.plots import plot
@@ -26,8 +28,6 @@ from vllm_lora_router.evaluation.regret import Matrix, MatrixError, Regret, read
 from vllm_lora_router.evaluation.subjects import Configuration, Server, Subject, SubjectError
 from vllm_lora_router.evaluation.tables import comparison_tables, details, headline, regret_table
 from vllm_lora_router.record.log import printable
-from vllm_lora_router.training.examples import Example, read_examples
-from vllm_lora_router.training.rows import DataError
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -16,14 +16,14 @@ from vllm_lora_router.classifiers.worker import limit_cores
 from vllm_lora_router.commands.options import add_base_options, load_or_report, share
 from vllm_lora_router.config import Loaded, configured_file
 from vllm_lora_router.config.heads import texts_of
+from vllm_lora_router.data.examples import Example, once_each, read_examples
+from vllm_lora_router.data.rows import DataError
 from vllm_lora_router.evaluation.figures import Figure
 from vllm_lora_router.evaluation.metrics import Figures
 from vllm_lora_router.evaluation.progress import bars
 from vllm_lora_router.heads import files
 from vllm_lora_router.record.log import printable
-from vllm_lora_router.training.examples import Example, once_each, read_examples
 from vllm_lora_router.training.fit import Fitted, Goal, fit
-from vllm_lora_router.training.rows import DataError
 
 CONFUSED = 3  # categories that one is taken for
 

@@ -14,13 +14,13 @@ from rich.text import Text
 from vllm_lora_router.commands.options import at_least_one
 from vllm_lora_router.config import ConfigError, Loaded, configured_file, load
 from vllm_lora_router.config.base import ServedBase, served_base
+from vllm_lora_router.data.rows import DataError
 from vllm_lora_router.proof.assigned import assigned
 from vllm_lora_router.proof.endpoint import Endpoint, ProofError, Served
 from vllm_lora_router.proof.pairs import Read, read_pairs
 from vllm_lora_router.proof.proof import Proof, prove
 from vllm_lora_router.proof.tables import columns, differences, matrix
 from vllm_lora_router.record.log import printable
-from vllm_lora_router.training.rows import DataError
 
 WRONG = 3  # exit status
 

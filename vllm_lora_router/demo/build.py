@@ -1,6 +1,7 @@
 """Builds the demo's models on first use: base, adapters and domain model, each once and whole."""
 
 import argparse
+import fcntl
 import hashlib
 import os
 import shutil
@@ -63,8 +64,12 @@ def build(directory: Path, *, seed: int = 0) -> DemoModels:
         ),
     ]
     recipe = _recipe(seed)
-    missing = [step for step in steps if not _is_built(step[1], recipe)]
-    if missing:
+    if all(_is_built(folder, recipe) for _, folder, _, _ in steps):
+        return models
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".building").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two that begin together, one builds
+        missing = [step for step in steps if not _is_built(step[1], recipe)]
         _quiet()
         with Progress(
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), transient=True

@@ -6,11 +6,11 @@ from random import Random
 
 import numpy as np
 
+from vllm_lora_router.data.examples import Example
 from vllm_lora_router.evaluation.answers import Answer, answer
 from vllm_lora_router.evaluation.changes import CHANGES, changed
 from vllm_lora_router.evaluation.figures import Figure, bootstrapped, share
 from vllm_lora_router.evaluation.subjects import Subject, plans
-from vllm_lora_router.training.examples import Example
 
 
 @dataclass(frozen=True, slots=True)

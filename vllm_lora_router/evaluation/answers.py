@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vllm_lora_router.training.examples import Example
+from vllm_lora_router.data.examples import Example
 from vllm_lora_router.values import Method, Plan, Reason, Scale
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vllm_lora_router.data.examples import Example
 from vllm_lora_router.evaluation.agreement import Agreement, agreement, ask_again, sample, variants
 from vllm_lora_router.evaluation.answers import Answer, answer
 from vllm_lora_router.evaluation.figures import Figure
@@ -12,7 +13,6 @@ from vllm_lora_router.evaluation.metrics import Figures, figures
 from vllm_lora_router.evaluation.progress import Told
 from vllm_lora_router.evaluation.slices import Slice, by_length, by_script
 from vllm_lora_router.evaluation.subjects import Subject, plans
-from vllm_lora_router.training.examples import Example
 
 SMALL_CHANGES = 500  # prompts that are changed
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from vllm_lora_router.data.examples import Example
+from vllm_lora_router.data.rows import DataError
 from vllm_lora_router.evaluation.confidence import calibration_error
 from vllm_lora_router.heads.calibration import calibrate
 from vllm_lora_router.heads.head import probabilities
-from vllm_lora_router.training.examples import Example
 from vllm_lora_router.training.fit import check_enough
 from vllm_lora_router.training.learning import learn, logits_of, steps_of
-from vllm_lora_router.training.rows import DataError
 from vllm_lora_router.training.sequence import SequenceModel, load
 
 Split = tuple[np.ndarray, np.ndarray]  # places of examples to learn, and of those held out

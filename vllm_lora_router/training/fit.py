@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from vllm_lora_router.classifiers.choosing import DIGITS, choose
+from vllm_lora_router.data.examples import Example
+from vllm_lora_router.data.rows import DataError
 from vllm_lora_router.evaluation.answers import Answer
 from vllm_lora_router.evaluation.metrics import Figures, figures
 from vllm_lora_router.evaluation.progress import Told
@@ -20,9 +22,7 @@ from vllm_lora_router.heads.few import outside_weight
 from vllm_lora_router.heads.files import PROBES, Stored
 from vllm_lora_router.heads.head import probabilities
 from vllm_lora_router.heads.ridge import Labelled
-from vllm_lora_router.training.examples import Example
 from vllm_lora_router.training.heads import choose_points, output_names, ways
-from vllm_lora_router.training.rows import DataError
 from vllm_lora_router.training.selection import HeldOut, best, held_out, strangers
 
 Encode = Callable[[Sequence[str]], np.ndarray]  # texts to unit vectors, float32 [texts, dimensions]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vllm_lora_router.training.examples import Example
+from vllm_lora_router.data.examples import Example
 from vllm_lora_router.training.kernel_start import start
 from vllm_lora_router.training.sequence import SequenceModel, load
 from vllm_lora_router.training.stages import (

@@ -13,6 +13,7 @@ from vllm_lora_router.training.sequence import SequenceModel
 MANY = 1000  # examples; by fewer, the lower layers could only be spoilt
 ALIKE = 0.1  # the temperature of how alike two examples are
 TOGETHER = 128  # examples that are compared with each other
+_FORWARD = 32  # of them, in the order of their lengths, that pass through the encoder at once
 # Batches whose texts are sorted by length. A text of CLINC150 has 11 tokens, and is filled up to 20 in a batch of any
 # texts, to 14 in one of like lengths.
 _SORTED = 32
@@ -95,7 +96,7 @@ def contrast(model: SequenceModel, lesson: Lesson, how: Recipe, seed: int, told:
 
     def loss_of(places: Any, chance: Random) -> Any:
         own = inside[places]
-        _, states = model([_said(lesson.texts[place], how, chance) for place in map(int, own.tolist())])
+        states = _states(model, [_said(lesson.texts[place], how, chance) for place in map(int, own.tolist())])
         unit = torch.nn.functional.normalize(states, dim=1)
         alike = unit @ unit.T / ALIKE
         itself = torch.eye(len(own), dtype=torch.bool, device=alike.device)
@@ -136,6 +137,16 @@ def classify(model: SequenceModel, lesson: Lesson, how: Recipe, seed: int, told:
     generator = torch.Generator().manual_seed(seed)
     batches = _alike([len(text) for text in lesson.texts], how.batch, generator)
     _descend(model, groups, batches, steps, loss_of, seed, told)
+
+
+def _states(model: SequenceModel, texts: Sequence[str]) -> Any:
+    """What the last layer makes of each text's first token [texts, width]; none is filled up to a much longer one."""
+    import torch
+
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    parts = [order[start : start + _FORWARD] for start in range(0, len(order), _FORWARD)]
+    states = torch.cat([model([texts[place] for place in part])[1] for part in parts])
+    return states[torch.tensor(order).argsort().to(states.device)]
 
 
 def _groups(model: SequenceModel, rate: float) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from rich.console import Console
 
+from vllm_lora_router.bench.serve import compare
 from vllm_lora_router.bench.serve.compare import Comparison, Row, Way
 from vllm_lora_router.bench.serve.measure import Extent, measure
 from vllm_lora_router.bench.serve.processes import alone, let_go
@@ -23,13 +24,16 @@ from vllm_lora_router.bench.serve.questions import Asking, Mix, Question, longer
 from vllm_lora_router.bench.serve.servers import PLAIN, PROXY, ROUTED, Fleet
 from vllm_lora_router.bench.serve.tables import Cell, problems, tables
 
-pytestmark = pytest.mark.alone
-
 QUESTIONS = [
     Question("is it legal?", "keyword", "legal-lora"),
     Question("is it healthy?", "keyword", "medical-lora"),
     Question("is it well?", "embedding", "medical-lora"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def hardly_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "WARM_UP", 2)
 
 
 @asynccontextmanager
@@ -67,19 +71,20 @@ def asking(mix: Mix | None = None, questions: list[Question] | None = None) -> A
     return Asking(questions, {one.text: one.text for one in questions}, mix or Mix(0.0), seed=3)
 
 
-async def compared(second_s: float, **how: object) -> tuple[list[Row], list[dict], list[dict]]:
+async def compared(second_s: float, rounds: int = 1, **how: object) -> tuple[list[Row], list[dict], list[dict]]:
     first_seen, second_seen = [], []
     async with served(0.01, first_seen) as first, served(second_s, second_seen, **how) as second:  # type: ignore[arg-type]
         ways = [Way("named", "a", None), Way("MoM", "b", "MoM")]
         async with Comparison({"a": first, "b": second}, ways, asking(), 4, seed=1) as comparison:
             rows = await comparison.alone(20)
-            rows += await comparison.callers(4, 6, 0.2)
-            rows += await comparison.arriving(30, 2, 0.5)
+            rows += await comparison.callers(4, rounds, 0.2)
+            rows += await comparison.arriving(30, 2, 0.2)
     return rows, first_seen, second_seen
 
 
+@pytest.mark.alone
 async def test_what_a_way_takes_longer_is_seen_as_that_much() -> None:
-    rows, named, routed = await compared(0.03)
+    rows, named, routed = await compared(0.03, rounds=6)
     alone, together, _ = rows[1::2]
     assert alone.first_more is not None and alone.total_more is not None
     assert 15 < alone.first_more.low <= alone.first_more.value <= alone.first_more.high < 40

@@ -11,7 +11,7 @@ from vllm_lora_router.bench.datasets import clinc150, exemplars, main, write_con
 from vllm_lora_router.bench.few import drawn
 from vllm_lora_router.config import load
 from vllm_lora_router.config.heads import head_source
-from vllm_lora_router.training.examples import Example, read_examples
+from vllm_lora_router.data.examples import Example, read_examples
 
 INTENTS = {"banking": ["balance", "transfer"], "travel": ["book_flight"]}
 DATA = {

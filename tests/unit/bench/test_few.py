@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vllm_lora_router.bench import few
-from vllm_lora_router.training.examples import Example
+from vllm_lora_router.data.examples import Example
 
 # A text is its place on a circle, in degrees; travel lies around 90, banking around 0.
 TRAIN = [Example(text, "travel", "flight") for text in ("80", "95", "100")]

@@ -8,9 +8,9 @@ import pytest
 
 from vllm_lora_router.config import load
 from vllm_lora_router.config.base import served_base
+from vllm_lora_router.data.examples import Example
 from vllm_lora_router.evaluation.answers import Answer
 from vllm_lora_router.evaluation.subjects import Configuration
-from vllm_lora_router.training.examples import Example
 from vllm_lora_router.values import Candidate, Classification, Method, Plan, Scale, Step
 
 Configure = Callable[..., Configuration]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vllm_lora_router.data.examples import Example
 from vllm_lora_router.evaluation.answers import answer
-from vllm_lora_router.training.examples import Example
 from vllm_lora_router.values import Step
 
 from .conftest import plan, step

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vllm_lora_router.data.examples import Example
 from vllm_lora_router.evaluation.evaluate import evaluate
 from vllm_lora_router.evaluation.plots import plot
 from vllm_lora_router.evaluation.sweep import sweeps
-from vllm_lora_router.training.examples import Example
 from vllm_lora_router.values import Plan
 
 from .conftest import answer, plan, step

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from vllm_lora_router.data.rows import DataError
 from vllm_lora_router.proof.pairs import Pair, read_pairs
-from vllm_lora_router.training.rows import DataError
 
 CATEGORIES = ("medical", "legal")
 

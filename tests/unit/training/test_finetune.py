@@ -13,9 +13,9 @@ from vllm_lora_router.classifiers.domain import DomainScorer, read_labels
 from vllm_lora_router.classifiers.labels import map_labels
 from vllm_lora_router.classifiers.models import Models
 from vllm_lora_router.config import load
-from vllm_lora_router.training.examples import Example
+from vllm_lora_router.data.examples import Example
+from vllm_lora_router.data.rows import DataError
 from vllm_lora_router.training.finetune import finetune
-from vllm_lora_router.training.rows import DataError
 
 for name in ("torch", "transformers", "sentence_transformers", "sklearn"):
     pytest.importorskip(name)

@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("sklearn")
 
+from vllm_lora_router.data.examples import Example
+from vllm_lora_router.data.rows import DataError
 from vllm_lora_router.heads.ridge import Labelled
-from vllm_lora_router.training.examples import Example
 from vllm_lora_router.training.fit import Goal, check_enough, digest, embedded, fit
 from vllm_lora_router.training.heads import choose_points, ways
-from vllm_lora_router.training.rows import DataError
 
 DIMENSIONS = 16
 

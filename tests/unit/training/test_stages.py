@@ -42,3 +42,16 @@ def test_texts_are_learnt_with_the_slips_that_people_make() -> None:
     assert len(slipped - {text}) > 20
     assert all(abs(len(one) - len(text)) <= 2 for one in slipped)
     assert stages.recipe(stages.MANY).mistyped > 0
+
+
+def test_states_come_in_the_order_of_the_texts_whatever_their_lengths() -> None:
+    texts = ["x" * length for length in LENGTHS[: 2 * stages._FORWARD + 5]]
+    asked: list[int] = []
+
+    def model(some: list[str]) -> tuple[None, object]:
+        asked.append(len(some))
+        return None, torch.tensor([[float(len(text))] for text in some])
+
+    states = stages._states(model, texts)  # type: ignore[arg-type]
+    assert states.flatten().tolist() == [len(text) for text in texts]
+    assert asked == [stages._FORWARD, stages._FORWARD, 5]

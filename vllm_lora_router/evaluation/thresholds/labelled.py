@@ -13,9 +13,9 @@ from vllm_lora_router.config import Loaded
 from vllm_lora_router.config.notices import methods_of
 from vllm_lora_router.config.positions import Path_
 from vllm_lora_router.config.schema import EmbeddingRule
+from vllm_lora_router.data.examples import Example
 from vllm_lora_router.evaluation.progress import Told
 from vllm_lora_router.evaluation.thresholds.scored import Knob, Scored
-from vllm_lora_router.training.examples import Example
 from vllm_lora_router.values import Method, Scale
 
 TOGETHER = 32  # texts of one pass

@@ -11,8 +11,8 @@ import yaml
 
 from vllm_lora_router.classifiers.build import build
 from vllm_lora_router.config import Loaded, load
+from vllm_lora_router.data.examples import Example
 from vllm_lora_router.evaluation.thresholds.labelled import score
-from vllm_lora_router.training.examples import Example
 
 from ..encoder import RULES, needs_encoder, write_encoder
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_lora_router.config.references import suggest
-from vllm_lora_router.training.rows import DataError, read_rows, shortened
+from vllm_lora_router.data.rows import DataError, read_rows, shortened
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_lora_router.training.examples import Example, read_examples
-from vllm_lora_router.training.rows import SHOWN, DataError, read_rows
+from vllm_lora_router.data.examples import Example, read_examples
+from vllm_lora_router.data.rows import SHOWN, DataError, read_rows
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:

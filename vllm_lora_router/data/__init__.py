@@ -1,0 +1,1 @@
+"""Labelled prompts and other rows, as users keep them in files."""
