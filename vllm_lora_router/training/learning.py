@@ -42,7 +42,7 @@ def learn(
 
     torch.manual_seed(seed)
     made = load(model, categories)
-    lesson, how = lesson_of(examples, categories), recipe(len(examples), epochs)
+    lesson, how = lesson_of(examples, categories), recipe(len(examples), epochs, layered=made.layered)
     if made.layered:
         contrast(made, lesson, how, seed, told)
         states = torch.from_numpy(_forward(made, lesson.texts)[1]).to(made.network.device)
@@ -54,7 +54,7 @@ def learn(
 
 def steps_of(examples: Sequence[Example], *, layered: bool, epochs: float | None = None) -> int:
     """How many steps `learn` takes."""
-    how = recipe(len(examples), epochs)
+    how = recipe(len(examples), epochs, layered=layered)
     inside = sum(example.category is not None for example in examples)
     return classify_steps(len(examples), how) + (contrast_steps(inside, how) if layered else 0)
 
