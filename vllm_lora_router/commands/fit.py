@@ -165,7 +165,8 @@ def _finetune(console: Console, args: argparse.Namespace, loaded: Loaded, exampl
             seed=args.seed,
             told=lambda done, of: told("training", done, of),
         )
-    seen = f"accuracy {made.accuracy:.4f}, expected calibration error {made.calibration_error:.4f}"
+    seen = f"accuracy {made.accuracy:.4f}, macro F1 {made.macro_f1:.4f}"
+    seen += f", expected calibration error {made.calibration_error:.4f}"
     console.print(Text(f"{args.output}: {made.steps} steps in {made.seconds:.0f} s; {made.held_out} held out: {seen}"))
     print(f"classifier:\n  category_model: {{model_id: {json.dumps(str(args.output), ensure_ascii=False)}}}")
     return 0

@@ -32,6 +32,7 @@ class Finetuned:
     categories: tuple[str, ...]  # of the outputs, in their order
     held_out: int  # examples
     accuracy: float  # share of them
+    macro_f1: float
     calibration_error: float  # expected calibration error, 0 to 1
     temperature: float  # what the logits were divided by
     steps: int
@@ -73,6 +74,7 @@ def finetune(
     categories = tuple(dict.fromkeys(one.category for one in examples if one.category is not None))
     layered = load(model, categories).layered
     import torch
+    from sklearn.metrics import f1_score
 
     splits = _splits(examples, seed)
     again = len(splits) > 1
@@ -98,7 +100,8 @@ def finetune(
     logits, right = np.concatenate(found), np.array(labels)
     each = np.eye(len(categories), dtype=np.float32)
     scale = calibrate(logits, right, each, np.ones(len(right))).scale
-    found_right = logits.argmax(axis=1) == right
+    guessed = logits.argmax(axis=1)
+    found_right = guessed == right
     sure = probabilities(logits, scale, -np.inf, each).max(axis=1)
     temperature = 1 / scale
     assert made is not None
@@ -108,6 +111,7 @@ def finetune(
         categories=categories,
         held_out=len(right),
         accuracy=float(found_right.mean()),
+        macro_f1=float(f1_score(right, guessed, average="macro")),
         calibration_error=calibration_error(sure, found_right),
         temperature=temperature,
         steps=done,
