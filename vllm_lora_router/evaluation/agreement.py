@@ -38,6 +38,7 @@ class Agreement:
     guess: Figure
     chosen: Figure
     kinds: list[Agreed]
+    in_scope: Agreed | None  # of what has a category alone; None where all has one, or nothing
 
 
 def sample(answers: Sequence[Answer], count: int, seed: int = 0) -> list[Answer]:
@@ -79,7 +80,14 @@ def agreement(found: Sequence[Changed], seed: int = 0) -> Agreement | None:
         guess, chosen = share(map(_same_guess, own)), share(map(_same_choice, own))
         assert guess is not None and chosen is not None
         kinds.append(Agreed(kind, guess, chosen))
-    return Agreement(_over_all(found, _same_guess, seed), _over_all(found, _same_choice, seed), kinds)
+    inside = [one for one in found if one.before.label is not None]
+    in_scope = _overall("in scope", inside, seed) if 0 < len(inside) < len(found) else None
+    overall = _overall("all", found, seed)
+    return Agreement(overall.guess, overall.chosen, kinds, in_scope)
+
+
+def _overall(kind: str, found: Sequence[Changed], seed: int) -> Agreed:
+    return Agreed(kind, _over_all(found, _same_guess, seed), _over_all(found, _same_choice, seed))
 
 
 def _over_all(found: Sequence[Changed], same: Callable[[Changed], bool], seed: int) -> Figure:

@@ -131,6 +131,8 @@ def _agreement(evaluation: Evaluation) -> Table:
     found = evaluation.agreement
     assert found is not None
     rows = [*((one.kind, one.guess, one.chosen) for one in found.kinds), ("all", found.guess, found.chosen)]
+    if found.in_scope is not None:
+        rows.append(("all in scope", found.in_scope.guess, found.in_scope.chosen))
     for kind, guess, chosen in rows:
         shown = (figure for one in (guess, chosen) for figure in (_share(one), _interval(one, "{:.2%}")))
         table.add_row(kind, f"{guess.of:,}", *shown)

@@ -83,7 +83,15 @@ def test_agreement_counts_the_guess_and_the_choice_apart() -> None:
     }
     assert (found.guess.value, found.guess.of) == (pytest.approx(2 / 3), 2)
     assert found.chosen.value == pytest.approx(1 / 3)
-    assert agreement([]) is None
+    assert agreement([]) is None and found.in_scope is None  # all of them are in scope
+
+
+def test_what_is_in_scope_is_also_said_by_itself() -> None:
+    # Which category is the likeliest of a prompt that is of none means little.
+    legal, none = answer("legal", "legal"), answer(None, "legal", text="other")
+    found = agreement([Changed(legal, "typos", legal), Changed(none, "typos", answer(None, "medical", text="other"))])
+    assert found is not None and found.in_scope is not None
+    assert (found.guess.value, found.in_scope.guess.value, found.in_scope.guess.of) == (0.5, 1.0, 1)
 
 
 def test_a_sample_is_drawn_by_the_seed_and_changes_that_change_nothing_are_left_out() -> None:
