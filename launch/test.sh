@@ -18,6 +18,6 @@ tests() {
   if [ "$code" != "$NONE_SELECTED" ] && { [ "$status" = 0 ] || [ "$status" = "$NONE_SELECTED" ]; }; then status=$code; fi
 }
 # With more threads than cores, those that wait must not take the cores from those that they wait for.
-OMP_WAIT_POLICY=passive tests -m "not alone" --numprocesses 2 --dist loadfile "$@"
+OMP_WAIT_POLICY=passive tests -m "not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
 tests -m alone "$@"
 exit "$status"
