@@ -100,7 +100,7 @@ async def test_files_that_change_in_every_way_under_load(
     """Two slots, memory for three, prefix caching, an old stream alive at each swap, others loaded meanwhile."""
     if processes == 1 and not full:
         pytest.skip("with two processes only, unless at full length")
-    swaps, requests = (200, 20_000) if full else (8, 300)
+    swaps, requests = (200, 20_000) if full else (16, 600)
     source = tmp_path / "adapters"
     source.mkdir()
     swapped = SwappedAdapter(source / "swapped", many, count(1000))
@@ -323,7 +323,7 @@ async def test_a_thousand_adapters_and_few_slots(
     models: DemoModels, many: ManyAdapters, tmp_path: Path, full: bool
 ) -> None:
     """Requests over all of them, the frequent and the rare, while some are swapped and the configuration changes."""
-    adapters_on_disk, requests, minutes = (1000, 5000, 20) if full else (120, 300, 0)
+    adapters_on_disk, requests, minutes = (1000, 5000, 20) if full else (120, 500, 0)
     source = tmp_path / "adapters"
     for number in range(adapters_on_disk):
         many.write(number, source / f"a{number}")
