@@ -4,8 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_lora_router.config.references import suggest
-from vllm_lora_router.data.rows import DataError, read_rows, shortened
+from vllm_lora_router.data.rows import DataError, read_rows, shortened, unknown_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,8 @@ def read_examples(files: Sequence[Path], categories: Collection[str] | None = No
             else:
                 warnings.append(f"{place}: its text is empty; left out")
     if categories is not None:
-        problems += _unknown(found, categories)
+        labels = ((one.place, one.category) for one in found if one.category is not None)
+        problems += unknown_labels(labels, categories)
     if problems:
         raise DataError(problems)
     kept, repeated = once_each(found)
@@ -84,13 +84,3 @@ def once_each(examples: Sequence[Example]) -> tuple[list[Example], list[str]]:
 
 def _label(example: Example) -> str:
     return "out of scope" if example.category is None else repr(example.category)
-
-
-def _unknown(examples: Sequence[Example], categories: Collection[str]) -> list[str]:
-    problems = [
-        f"{example.place}: category {example.category!r} is not one of the configuration's"
-        f"{suggest(example.category, categories)}"
-        for example in examples
-        if example.category is not None and example.category not in categories
-    ]
-    return shortened(problems, "labels that are no category")

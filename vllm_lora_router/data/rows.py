@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,16 @@ def shortened(problems: Sequence[str], what: str) -> list[str]:
     """The first problems, and how many more there are of `what`."""
     more = len(problems) - SHOWN
     return [*problems[:SHOWN], *([f"and {more} more {what}"] if more > 0 else [])]
+
+
+def unknown_labels(labels: Iterable[tuple[str, str]], categories: Collection[str]) -> list[str]:
+    """A problem for each label, given as its place and the category that it names, that is none of the categories."""
+    problems = [
+        f"{place}: category {category!r} is not one of the configuration's{suggest(category, categories)}"
+        for place, category in labels
+        if category not in categories
+    ]
+    return shortened(problems, "labels that are no category")
 
 
 def _decoded(file: Path, content: bytes) -> str:

@@ -4,8 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_lora_router.config.references import suggest
-from vllm_lora_router.data.rows import DataError, Row, read_rows, shortened
+from vllm_lora_router.data.rows import DataError, Row, read_rows, shortened, unknown_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ def read_pairs(files: Sequence[Path], categories: Collection[str]) -> Read:
                 warnings.append(f"{place}: its {missing} is empty; left out")
             else:
                 found.append(_pair(row, place))
-    problems += _unknown(found, categories)
+    problems += unknown_labels(((one.place, one.category) for one in found), categories)
     if problems:
         raise DataError(problems)
     kept, repeated = _once_each(found)
@@ -73,16 +72,6 @@ def _missing(row: Row) -> str | None:
 
 def _pair(row: Row, place: str) -> Pair:
     return Pair(_prompt(row), row.values["answer"] or "", row.values["category"] or "", place)
-
-
-def _unknown(pairs: Sequence[Pair], categories: Collection[str]) -> list[str]:
-    problems = [
-        f"{pair.place}: category {pair.category!r} is not one of the configuration's"
-        f"{suggest(pair.category, categories)}"
-        for pair in pairs
-        if pair.category not in categories
-    ]
-    return shortened(problems, "labels that are no category")
 
 
 def _once_each(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
