@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vllm_lora_router.classifiers import Classifier, ClassifierError
 from vllm_lora_router.classifiers.cached import Cache, CachedClassifier
 from vllm_lora_router.classifiers.cascade import Cascade
+from vllm_lora_router.classifiers.deadline import deadline_ms, tell
 from vllm_lora_router.classifiers.keyword import KeywordClassifier
 from vllm_lora_router.classifiers.labels import Mapped, map_labels
 from vllm_lora_router.classifiers.models import Models
@@ -70,7 +71,7 @@ def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | 
                 classifiers.append(KeywordClassifier(rules))
         elif method == "embedding":
             if has_embedding(loaded):
-                scored[method] = _scored(loaded, _embedding(loaded, encoder()))
+                scored[method] = _scored(_embedding(loaded, encoder()))
                 classifiers.append(_remembered(scored[method], cached, by_tenant=apart))
         elif method == "domain" and configured:
             from vllm_lora_router.classifiers.domain import DomainScorer, read_labels
@@ -82,14 +83,19 @@ def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | 
                     f"{loaded.file}: classifier.category_model: none of its labels ({', '.join(labels[:20])}) stands "
                     "for a category; say which do with categories[].mmlu_categories"
                 )
-            scored[method] = _scored(loaded, DomainScorer(loaded, labels, mapped, models))
+            scored[method] = _scored(DomainScorer(loaded, labels, mapped, models))
             classifiers.append(_remembered(scored[method], cached, by_tenant=apart))
         elif method == "mcp" and configured:
             tool = _tool(loaded, before)
             from vllm_lora_router.classifiers.tool.classifier import ToolClassifier
 
             classifiers.append(ToolClassifier(config, tool, served_name))
-    return Classifiers(Cascade(classifiers, config.router.deadline_ms), tuple(mapped), models, scored, cached, tool)
+    within_ms = deadline_ms(config, scored)
+    for classifier in scored.values():
+        # Who comes while one batch runs waits for it, and then for its own.
+        classifier.batcher.budget_s = within_ms / 1000 / 2
+    tell(config, scored, within_ms)
+    return Classifiers(Cascade(classifiers, within_ms), tuple(mapped), models, scored, cached, tool)
 
 
 def _tool(loaded: Loaded, before: Classifiers | None) -> "Tool":
@@ -149,22 +155,13 @@ def _remembered(scored: "ScoredClassifier", cached: Cache, *, by_tenant: bool) -
     return scored if scored.scorer.on_any_thread else CachedClassifier(scored, cached, by_tenant=by_tenant)
 
 
-def _scored(loaded: Loaded, scorer: "Scorer") -> "ScoredClassifier":
+def _scored(scorer: "Scorer") -> "ScoredClassifier":
     from vllm_lora_router.classifiers.scored import ScoredClassifier
 
-    deadline_ms = loaded.config.router.deadline_ms
-    # Who comes while one batch runs waits for it, and then for its own.
-    classifier = ScoredClassifier(scorer, budget_s=deadline_ms / 1000 / 2)
-    took_ms = classifier.warm_up(WARM_UP) * 1000
+    classifier = ScoredClassifier(scorer)
+    classifier.warm_up(WARM_UP)
+    took_ms = classifier.lone_s * 1000
     logger.info("%s classifier ready (%s): one short question takes %.1f ms", scorer.method, scorer.runs_on, took_ms)
-    if took_ms > deadline_ms:
-        logger.warning(
-            "the %s classifier takes %.0f ms for one short question here, router.deadline_ms is %g: hardly any request "
-            "will be routed by it; raise the deadline, use a GPU or a smaller model",
-            scorer.method,
-            took_ms,
-            deadline_ms,
-        )
     return classifier
 
 

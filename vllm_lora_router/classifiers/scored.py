@@ -81,12 +81,13 @@ class ScoredClassifier:
         self.method: Method = scorer.method
         self.fingerprint = scorer.fingerprint
         self.runs_on = scorer.runs_on
+        self.lone_s = 0.0  # what one short text takes, once that was measured
         self._nothing = Classification(None, 0.0, {}, scorer.parts[-1].scale, 0.0, False)
 
-    def warm_up(self, text: str) -> float:
-        """Runs the model until it is as fast as it gets, and measures it; the seconds of one text. Blocks."""
+    def warm_up(self, text: str) -> None:
+        """Runs the model until it is as fast as it gets, and measures it. Blocks."""
         self.batcher.cost = self.scorer.worker.run_blocking(lambda: Cost.measure(self.decide, text))
-        return self.batcher.cost.seconds(1, len(text))
+        self.lone_s = self.batcher.cost.seconds(1, len(text))
 
     def now(self, query: Query) -> Classification | None:
         """What can be said without waiting; None where the model's thread has to be asked."""

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from vllm_lora_router.adapters.base_model import BaseModel
 from vllm_lora_router.classifiers import ClassifierError
+from vllm_lora_router.classifiers.deadline import LEAST_MS
 from vllm_lora_router.classifiers.labels import MEANING_THRESHOLD, Mapped, map_labels, unreached
 from vllm_lora_router.commands.heads import print_head
 from vllm_lora_router.commands.options import adapters_of, add_base_options, load_or_report
@@ -62,7 +63,9 @@ def _look_at_files(args: argparse.Namespace, loaded: Loaded, base: ServedBase) -
 
 def _print_methods(console: Console, loaded: Loaded) -> None:
     said = [f"{method}{'' if on else ' (not configured)'}" for method, on in methods_of(loaded.config).items()]
-    console.print(f"methods, in this order: {', '.join(said)}; together within {loaded.config.router.deadline_ms:g} ms")
+    set_ms = loaded.config.router.deadline_ms
+    within = f"{LEAST_MS:g} ms, or longer on a slow CPU" if set_ms is None else f"{set_ms:g} ms"
+    console.print(f"methods, in this order: {', '.join(said)}; together within {within}")
 
 
 def _categories(loaded: Loaded, base: ServedBase) -> Table:

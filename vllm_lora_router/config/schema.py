@@ -266,7 +266,7 @@ class RouterSettings(Block):
     mode: Annotated[Literal["route", "observe", "off"], _Off] = "route"  # observe: decide, say so, and apply nothing
     share: float = Field(default=1, ge=0, le=1)  # of the users; the others take default_model
     methods: list[Method] = ["keyword", "embedding", "domain", "mcp"]
-    deadline_ms: float = Field(default=50, gt=0)
+    deadline_ms: float | None = Field(default=None, gt=0)  # None: by what the models take (classifiers/deadline.py)
     on_error: Literal["serve", "reject"] = "serve"
     route_base_model: bool = False
     text: Text = Text()

@@ -10,6 +10,7 @@ import msgspec
 
 from vllm_lora_router.classifiers.build import Classifiers, build
 from vllm_lora_router.classifiers.cached import Cache
+from vllm_lora_router.classifiers.deadline import deadline_ms
 from vllm_lora_router.config import Loaded
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.routing.router import Router
@@ -60,8 +61,8 @@ class Configuration:
         shared = dataclasses.replace(before.classifiers, cache=Cache()) if before is not None else None
         patient = _patient(loaded)
         self.name = str(loaded.file)
-        self.deadline_ms: float | None = loaded.config.router.deadline_ms
         self.classifiers: Classifiers = build(patient, shared, base.served_name)
+        self.deadline_ms: float | None = deadline_ms(loaded.config, self.classifiers.scored)
         for scored in self.classifiers.scored.values():
             scored.batcher.budget_s = BATCH_S
         self._router = Router(patient, base, self.classifiers)
@@ -107,9 +108,8 @@ class Server:
         """
         said = await self._ask("GET", "/v1/router/config")
         try:
-            config = said["config"]
-            self.categories = tuple(category["name"] for category in config["categories"])
-            self.deadline_ms = float(config["router"]["deadline_ms"])
+            self.categories = tuple(category["name"] for category in said["config"]["categories"])
+            self.deadline_ms = float(said["deadline_ms"])
         except (KeyError, TypeError, ValueError):
             raise SubjectError(f"{self.name}/v1/router/config: is not this router's answer") from None
         return self

@@ -9,6 +9,7 @@ from functools import cache
 
 from vllm_lora_router.classifiers.build import Classifiers, build
 from vllm_lora_router.classifiers.cascade import Cascade
+from vllm_lora_router.classifiers.deadline import deadline_ms
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.routing.affinity import Conversations, Remembered
@@ -50,7 +51,7 @@ class Router:
         self._share = config.router.share
         self._routes_base = config.router.route_base_model
         self._cascade = classifiers.cascade
-        self._longest_s = (config.router.deadline_ms / 1000) + (tool.timeout_seconds if self.asks_tool else 0)
+        self._longest_s = (self._cascade.deadline_ms / 1000) + (tool.timeout_seconds if self.asks_tool else 0)
         self._candidates = Candidates(config, base)
         self._fallback_category = config.classifier.category_model.fallback_category
         self._drop = [re.compile(pattern) for pattern in config.router.text.drop]
@@ -68,7 +69,7 @@ class Router:
         """
         conversations = before.conversations if before is not None else None
         if loaded.config.router.mode == "off":
-            nothing = Classifiers(Cascade((), loaded.config.router.deadline_ms), ())
+            nothing = Classifiers(Cascade((), deadline_ms(loaded.config, {})), ())
             return cls(loaded, base, nothing, conversations)
         classifiers = build(loaded, before.classifiers if before is not None else None, base.served_name)
         return cls(loaded, base, classifiers, conversations)

@@ -107,6 +107,7 @@ async def _config(router: Router, serving: Serving, request: Request) -> Respons
             "version": router.version,
             "base": {"alias": router.base.alias, "served_names": list(serving.served_names)},
             "methods": methods_of(router.loaded.config),
+            "deadline_ms": router.classifiers.cascade.deadline_ms,  # in force, where the configuration names none
             "labels": msgspec.to_builtins(router.classifiers.labels),
             "config": masked(router.loaded.config),
         }

@@ -139,7 +139,8 @@ def test_texts_are_decided_together_as_they_are_alone() -> None:
 
 def test_a_warm_up_measures_what_a_batch_takes() -> None:
     scored = ScoredClassifier(Table({"a": 0.5}, {"x": [0.9]}))
-    assert 0 < scored.warm_up("x") < 1
+    scored.warm_up("x")
+    assert 0 < scored.lone_s < 1
     assert scored.batcher.cost.overhead_s > 0
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def test_a_configuration_is_shown_under_the_keys_of_the_file(configs: Configs) -> None:
     shown = masked(configs.load(configs.good).config)
     assert shown["model_config"]["base"]["loras"][0]["name"] == "technical-lora"
-    assert shown["router"]["deadline_ms"] == 50
+    assert shown["router"]["share"] == 1
     assert "bases" not in shown
     json.dumps(shown)
 
