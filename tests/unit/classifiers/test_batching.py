@@ -174,10 +174,11 @@ async def test_that_nobody_waits_any_more_is_told_too_when_all_were_given_up(
     batcher: Batcher[int], model: Model
 ) -> None:
     told: list[tuple[int, int]] = []
-    gone = threading.Event()
+    counted, gone = threading.Event(), threading.Event()
 
     def tell(texts: int, waiting: int) -> None:
         told.append((texts, waiting))
+        counted.set()
         assert gone.wait(10)
 
     batcher.told = tell
@@ -188,6 +189,7 @@ async def test_that_nobody_waits_any_more_is_told_too_when_all_were_given_up(
     await asyncio.sleep(0)
     model.go.set()
     await first
+    assert await asyncio.to_thread(counted.wait, 10)  # who leaves before is not counted
     given_up.cancel()
     await asyncio.gather(given_up, return_exceptions=True)
     gone.set()
