@@ -128,15 +128,15 @@ class ScoredClassifier:
 
     def _classification(self, part: Part, scores: Scores, windows: slice) -> Classification:
         rows = scores.values[windows]  # [windows, choices]
-        values = rows.mean(axis=0)
+        values: list[float] = (rows[0] if len(rows) == 1 else rows.mean(axis=0)).tolist()
         choices = part.choices
-        known = zip(choices, map(float, values), strict=True)
+        known = zip(choices, values, strict=True)
         of_category, thresholds = by_category((choice.category, value, choice.threshold) for choice, value in known)
         chosen = choose(of_category, thresholds)
-        column = max(
-            (index for index, choice in enumerate(choices) if choice.category == chosen.category),
-            key=lambda index: values[index],
-        )
+        first = windows.start
+        if len(rows) > 1:
+            own = [index for index, choice in enumerate(choices) if choice.category == chosen.category]
+            first += int(rows[:, max(own, key=values.__getitem__)].argmax())
         return Classification(
             chosen.category,
             chosen.score,
@@ -144,7 +144,7 @@ class ScoredClassifier:
             part.scale,
             chosen.threshold,
             chosen.sure,
-            scores.evidence[windows.start + int(rows[:, column].argmax())],
+            scores.evidence[first],
             thresholds=thresholds,
         )
 

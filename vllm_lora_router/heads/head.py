@@ -57,6 +57,7 @@ def membership_of(outputs: Sequence[str]) -> np.ndarray:
 
 def probabilities(scores: np.ndarray, scale: float, none: float, membership: np.ndarray) -> np.ndarray:
     """float32 [texts, categories] from scores [texts, outputs]; see `Head`."""
-    most = np.maximum(scores.max(axis=1, keepdims=True), none)
+    most = np.maximum(np.maximum.reduce(scores, axis=1, keepdims=True), none)
     exponents = np.exp(scale * (scores - most))
-    return (exponents @ membership) / (exponents.sum(axis=1, keepdims=True) + np.exp(scale * (none - most)))
+    total = np.add.reduce(exponents, axis=1, keepdims=True) + np.exp(scale * (none - most))
+    return (exponents @ membership) / total
