@@ -1,4 +1,4 @@
-"""What becomes of every decision: counts, metrics, the audit record and the latest ones, for whoever asks."""
+"""What becomes of every decision: a log line, counts, metrics, the audit record and the latest ones."""
 
 import time
 from collections import OrderedDict
@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 from vllm_lora_router.record.audit_log import AuditLog
 from vllm_lora_router.record.folder import Destination
+from vllm_lora_router.record.later import Later
 from vllm_lora_router.record.lines import decision_line, feedback_line, none_at_all, outcome_line
+from vllm_lora_router.record.log import log
 from vllm_lora_router.record.metrics import Metrics
 from vllm_lora_router.record.tally import Tally
 from vllm_lora_router.record.traces import RequestSpan, Traces
@@ -40,10 +42,15 @@ class Request(Protocol):
 
 
 class Recorder:
-    """One process's. Nothing here waits for a disk."""
+    """One process's. Nothing here waits for a disk, and no request for any of it.
+
+    What is told of a decision and its outcome is worked off a little later, several together; who asks for what came of
+    them gets all of it.
+    """
 
     def __init__(self) -> None:
-        self.tally = Tally()
+        self._later = Later()
+        self._tally = Tally()
         # Both are set when vLLM has said where several processes sum theirs, and where traces go.
         self.metrics: Metrics | None = None
         self.traces: Traces | None = None
@@ -57,6 +64,7 @@ class Recorder:
         settings, folder = destination.settings, destination.folder
         if (self._to.settings, self._to.folder) == (settings, folder):
             return
+        self.settle()
         before, self._log = self._log, None
         if folder is not None:
             self._log = AuditLog(
@@ -79,15 +87,34 @@ class Recorder:
             span.decided(decision)
         return span
 
-    def decided(self, decision: Decision, texts: Sequence[str], at_s: float | None = None) -> None:
+    def decided(self, decision: Decision, texts: Sequence[str], *, say: bool = False) -> None:
         """
         Args:
             texts: the words that were classified, one text a prompt.
-            at_s: when it was decided, since 1970; None: now.
+            say: in a log line, too.
         """
-        now = time.time() if at_s is None else at_s
+        self._later.add(partial(self._decided, decision, texts, say, time.time()))
+
+    def ended(self, outcome: Outcome, span: RequestSpan | None = None) -> None:
+        """`span` is the request's, where traces are sent."""
+        if span is not None:
+            span.ended(outcome)
+        self._later.add(partial(self._ended, outcome, time.time()))
+
+    def settle(self) -> None:
+        """Works off what was told so far: who reads metrics or logs at once finds it there."""
+        self._later.now()
+
+    @property
+    def tally(self) -> Tally:
+        self.settle()
+        return self._tally
+
+    def _decided(self, decision: Decision, texts: Sequence[str], say: bool, now: float) -> None:
+        if say:
+            log(decision)
         if decision.reason != "named":
-            self.tally.decided(decision)
+            self._tally.decided(decision)
             if self.metrics is not None:
                 self.metrics.decided(decision)
         self._latest[decision.id] = Recorded(decision, now)
@@ -96,21 +123,19 @@ class Recorder:
         if self._log is not None:
             self._log.append(partial(decision_line, decision, now, texts, self._to.words))
 
-    def ended(self, outcome: Outcome, span: RequestSpan | None = None) -> None:
-        now = time.time()
+    def _ended(self, outcome: Outcome, now: float) -> None:
         if outcome.decision.reason != "named":
-            self.tally.ended(outcome)
+            self._tally.ended(outcome)
             if self.metrics is not None:
                 self.metrics.ended(outcome)
         if (recorded := self._latest.get(outcome.decision.id)) is not None:
             recorded.outcome, recorded.ended_s = outcome, now
         if self._log is not None:
             self._log.append(partial(outcome_line, outcome, now))
-        if span is not None:
-            span.ended(outcome)
 
     def feedback(self, id: str, score: float, comment: str | None) -> Decision | None:
         """What a user thought of an answer; the decision behind it, where this process made it lately."""
+        self.settle()
         now = time.time()
         recorded = self._latest.get(id)
         plan = recorded.decision.plan if recorded is not None else None
@@ -130,6 +155,7 @@ class Recorder:
 
     def latest(self, most: int) -> list[dict[str, Any]]:
         """The latest decisions of this process, the newest first, without the users' words."""
+        self.settle()
         found: list[dict[str, Any]] = []
         for recorded in list(reversed(self._latest.values()))[:most]:
             line = decision_line(recorded.decision, recorded.at_s, (), none_at_all)
@@ -139,11 +165,13 @@ class Recorder:
 
     def status(self) -> dict[str, Any] | None:
         """Of the audit record, for JSON; None without one."""
+        self.settle()
         log = self._log
         return log and {"written": log.written, "lost": log.lost, "problem": log.problem}
 
     def close(self) -> None:
         """Writes what is left."""
+        self.settle()
         if self._log is not None:
             self._log.close()
 

@@ -1,13 +1,11 @@
 """The middleware that walks a request's way once: bytes, queries, plan, lease, edit, and on to vLLM."""
 
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vllm_lora_router.record.log import log, log_asked_again
+from vllm_lora_router.record.log import log_asked_again
 from vllm_lora_router.record.traces import RequestSpan
 from vllm_lora_router.requests import body, salt
 from vllm_lora_router.requests.shape import Shape
@@ -17,7 +15,6 @@ from vllm_lora_router.server import isolation, wire
 from vllm_lora_router.server.callers import caller_of
 from vllm_lora_router.server.deciding import Considered, Named, consider, consider_named, decision_named, edit
 from vllm_lora_router.server.incoming import Incoming
-from vllm_lora_router.server.later import Later
 from vllm_lora_router.server.model_list import with_names
 from vllm_lora_router.server.outgoing import Response, RoutedResponse, unrouted
 from vllm_lora_router.server.serving import Adapters, Lease, Serving
@@ -50,6 +47,8 @@ class LoraRouterMiddleware:
         elif method == "GET" and path == "/v1/models":
             await self._list_models(router, scope, receive, send)
         else:
+            if path.startswith("/metrics"):
+                self.serving.record.settle()
             await self.app(scope, receive, send)
 
     async def _list_models(self, router: Router, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,11 +120,10 @@ class LoraRouterMiddleware:
                 await self._hand_on(response, incoming, ahead.receive)
                 return
             span = self._begin(incoming, response.decision)
-            noted = Later(self._note(router, response, considered))
+            self._note(router, response.decision, considered)
             try:
-                await self._hand_on(response, incoming, ahead.receive, noted)
+                await self._hand_on(response, incoming, ahead.receive)
             finally:
-                noted.now()
                 self.serving.record.ended(response.outcome(), span)
         finally:
             ahead.close()
@@ -138,19 +136,12 @@ class LoraRouterMiddleware:
             incoming.add_headers(span.headers)
         return span
 
-    def _note(self, router: Router, response: RoutedResponse, considered: Considered) -> Callable[[], None]:
-        """Writes down what was decided, and prepares what the response will say of it."""
-        decision, queries, decided_s = response.decision, considered.queries, time.time()
-
-        def note() -> None:
-            if router.logs_decisions:
-                log(decision)
-            if decision.asked.api == "responses" and queries:
-                router.remember(decision.id, queries, considered.caller, considered.plan)
-            self.serving.record.decided(decision, [query.text for query in queries], decided_s)
-            response.prepare()
-
-        return note
+    def _note(self, router: Router, decision: Decision, considered: Considered) -> None:
+        """Has written down what was decided."""
+        queries = considered.queries
+        if decision.asked.api == "responses" and queries:
+            router.remember(decision.id, queries, considered.caller, considered.plan)
+        self.serving.record.decided(decision, [query.text for query in queries], say=router.logs_decisions)
 
     def _seen(
         self, router: Router, shape: Shape, incoming: Incoming, named: Named, send: Send
@@ -160,23 +151,19 @@ class LoraRouterMiddleware:
         if request_id is not None:
             incoming.add_headers({b"x-request-id": request_id.encode()})
         span = self._begin(incoming, decision)
-        self.serving.record.decided(decision, [query.text for query in named.queries])
+        say = router.logs_decisions and named.plan is not None
+        self.serving.record.decided(decision, [query.text for query in named.queries], say=say)
         if named.plan is None:
             return Response(decision, send), span
-        if router.logs_decisions:
-            log(decision)
         browser = wire.header(incoming.scope, b"origin") is not None
         return RoutedResponse(decision, send, None, browser=browser), span
 
-    async def _hand_on(
-        self, response: RoutedResponse, incoming: Incoming, receive: Receive, noted: Later | None = None
-    ) -> None:
+    async def _hand_on(self, response: RoutedResponse, incoming: Incoming, receive: Receive) -> None:
         await self.app(incoming.scope, incoming.hand_on(receive), response.send)
         if (content := response.ask_again()) is not None:
             # A good request is never lost to what we wrote: a prompt too long for the model, or a template that knows
             # no system role.
-            if noted is not None:
-                noted.now()  # first things first
+            self.serving.record.settle()  # first things first
             log_asked_again(response.decision)
             incoming.write(content)
             del content

@@ -73,11 +73,6 @@ class RoutedResponse:
         self._again = again
         self._refused = False
         self._browser = browser
-        self._headers: list[tuple[bytes, bytes]] = []
-
-    def prepare(self) -> None:
-        """Makes the headers, unless they are made."""
-        self._headers = self._headers or response_headers.headers(self.decision)
 
     @property
     def decision(self) -> Decision:
@@ -90,8 +85,8 @@ class RoutedResponse:
                 self._refused = True
                 return _nothing()
             self._again = None
-            self.prepare()
-            message = wire.add_headers(message, [*self._headers, *([_EXPOSED] if self._browser else ())])
+            added = response_headers.headers(self.decision)
+            message = wire.add_headers(message, [*added, *([_EXPOSED] if self._browser else ())])
         elif self._refused:
             return _nothing()
         return self._response.send(message)
@@ -101,7 +96,6 @@ class RoutedResponse:
         if not self._refused or self._again is None:
             return None
         self._response.decision, content = self._again()
-        self._headers = []
         self._again, self._refused = None, False
         return content
 

@@ -59,6 +59,7 @@ async def test_why_an_adapter_did_not_serve_stands_in_the_log(
     app.adapters.broken["medical-lora"] = "its weights are for a narrower base"
     with caplog.at_level("INFO"):
         await client.post(CHAT, json=chat("blood"))
+        app.serving.record.settle()
     assert "second-lora not_loadable" in caplog.text
     assert "[not medical-lora: its weights are for a narrower base]" in caplog.text
 
@@ -77,6 +78,7 @@ async def test_where_the_first_choice_is_anothers_adapter_the_reason_is_that_it_
         for path, body in ((CHAT, chat("blood")), ("/tokenize", {"model": "MoM", "prompt": "blood"})):
             with caplog.at_level("INFO"):
                 response = await client.post(path, json=body)
+                app.serving.record.settle()
             assert (app.reached.json["model"], response.headers["x-lora-router-reason"]) == (model, reason), path
         foreseen = (await client.post("/v1/router/classify", json={"text": "blood"})).json()
         assert (foreseen["model"], foreseen["reason"]) == (model, reason)

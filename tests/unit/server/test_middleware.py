@@ -109,6 +109,7 @@ async def test_a_strange_category_name_does_no_harm(
     raw = response.headers["x-vsr-selected-category"]
     assert raw.isascii() and raw.isprintable()
     assert unquote(raw) == category
+    app.serving.record.settle()
     assert len(caplog.messages) == 1 and "\n" not in caplog.messages[0]
 
 
@@ -117,9 +118,11 @@ async def test_the_answer_and_our_log_carry_one_id(
 ) -> None:
     caplog.set_level("INFO", logger="vllm_lora_router.decisions")
     await client.post(CHAT, json=chat("lawsuit"))
+    app.serving.record.settle()
     assert caplog.messages[-1].endswith(" ms chatcmpl-" + app.reached.headers[-1]["x-request-id"])
     await client.post(CHAT, json=chat("lawsuit"), headers={"X-Request-Id": "mine"})
     assert app.reached.headers[-1]["x-request-id"] == "mine"
+    app.serving.record.settle()
     assert caplog.messages[-1].startswith("legal -> legal-lora keyword 1.00 (lawsuit) ")
     assert caplog.messages[-1].endswith(" ms chatcmpl-mine")
 

@@ -133,6 +133,7 @@ async def test_the_log_says_that_vllm_was_asked_again(app: App, caplog: pytest.L
     caplog.set_level("INFO", logger="vllm_lora_router.decisions")
     picky(app, 400, 200)
     await ask(app.asgi, CHAT, request_to(CHAT, "blood", model="MoM"), [(b"x-request-id", b"mine")])
+    app.serving.record.settle()
     first, second = caplog.messages
     assert first.startswith("medical -> medical-lora keyword 1.00") and first.endswith("chatcmpl-mine")
     assert second.startswith("chatcmpl-mine: vLLM answered 400") and "medical" in second

@@ -55,6 +55,7 @@ async def test_a_dry_route_costs_nothing_and_is_not_counted(
     assert answer.status == 200 and "x-lora-router-overhead-ms" in answer.headers
     assert app.adapters.waited_for == [] and app.adapters.leased == []
     assert app.serving.record.tally.reasons == {} and app.serving.record.tally.under_way == 0
+    app.serving.record.settle()
     assert caplog.messages == []
 
 
@@ -109,6 +110,7 @@ async def test_an_open_route_never_waits_for_a_load_and_takes_the_next_candidate
     assert app.reached.json["model"] == "second-lora"
     assert answer.headers["x-lora-router-reason"] == "not_loadable"
     assert app.adapters.waited_for == []
+    app.serving.record.settle()
     assert "[not medical-lora: it is not in memory" in caplog.text
     app.adapters.loaded.clear()
     async with asyncio.timeout(5):
@@ -129,6 +131,7 @@ async def test_an_open_route_serves_what_is_in_memory_and_is_counted(
     assert (await waiting).status == 200
     assert app.adapters.leased == [] and app.adapters.waited_for == []
     assert app.serving.record.tally.reasons == {"routed": 1}
+    app.serving.record.settle()
     assert len(caplog.messages) == 1
 
 
@@ -220,6 +223,7 @@ async def test_the_clients_own_request_id_wins_then_the_bodys_then_a_new_one(
         (None, "body", None),
         (None, None, "new"),
     ):
+        app.serving.record.settle()
         caplog.clear()
         headers = [*auto(path), *([(b"x-request-id", header.encode())] if header else [])]
         await ask(app.asgi, path, {**request, **({"request_id": in_body} if in_body else {})}, headers)
@@ -230,6 +234,7 @@ async def test_the_clients_own_request_id_wins_then_the_bodys_then_a_new_one(
         else:
             assert got == expected
         if not dry:
+            app.serving.record.settle()
             assert caplog.messages[-1].endswith(got or "body")
 
 
@@ -240,9 +245,11 @@ async def test_a_response_gets_the_id_that_our_log_carries(app: App, caplog: pyt
         headers = [(b"x-request-id", header)] if header else []
         await ask(app.asgi, path, {"model": "MoM", "input": "blood"}, headers)
         written = app.reached.json["request_id"]
+        app.serving.record.settle()
         assert written.startswith("resp_") and caplog.messages[-1].endswith(f" {written}")
         assert app.reached.headers[-1]["x-request-id"] == (header.decode() if header else written[5:])
     await ask(app.asgi, path, {"model": "MoM", "input": "blood", "request_id": "own"})
+    app.serving.record.settle()
     assert app.reached.json["request_id"] == "own" and caplog.messages[-1].endswith(" own")
 
 

@@ -1,48 +1,32 @@
-"""What a request does not wait for is done all the same, and once."""
+"""What happens to a request while the engine works on it, and what does not."""
 
 import asyncio
 import logging
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
-from vllm_lora_router.server.later import SOON_S, Later
+from vllm_lora_router.record.later import SOON_S
+from vllm_lora_router.record.metrics import Metrics
 
 from .conftest import App, ask
 
 
-async def test_it_is_done_in_a_little_while() -> None:
-    done: list[str] = []
-    Later(lambda: done.append("it"))
-    assert done == []
-    await asyncio.sleep(SOON_S * 4)
-    assert done == ["it"]
-
-
-async def test_whoever_cannot_wait_has_it_done_now_and_it_is_not_done_again() -> None:
-    done: list[str] = []
-    later = Later(lambda: done.append("it"))
-    later.now()
-    assert done == ["it"]
-    later.now()
-    await asyncio.sleep(SOON_S * 4)
-    assert done == ["it"]
-
-
-async def test_a_decision_is_recorded_and_logged_while_the_engine_works(
+async def test_a_decision_is_logged_while_the_engine_works_and_not_before(
     app: App, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "vllm_lora_router")
-    seen: list[tuple[int, int]] = []
+    seen: list[int] = []
 
-    def noted() -> tuple[int, int]:
-        lines = [record for record in caplog.records if "legal -> legal-lora" in record.getMessage()]
-        return app.serving.record.tally.under_way, len(lines)
+    def logged() -> int:
+        return sum("legal -> legal-lora" in record.getMessage() for record in caplog.records)
 
     async def generation(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(noted())
-        await asyncio.sleep(SOON_S * 10)
-        seen.append(noted())
+        seen.append(logged())
+        await asyncio.sleep(SOON_S * 2)
+        seen.append(logged())
+        assert app.serving.record.tally.under_way == 1
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
@@ -50,9 +34,25 @@ async def test_a_decision_is_recorded_and_logged_while_the_engine_works(
     answer = await ask(
         app.asgi, "/v1/chat/completions", {"model": "MoM", "messages": [{"role": "user", "content": "a lawsuit"}]}
     )
-    assert seen == [(0, 0), (1, 1)]
-    assert noted() == (0, 1)
+    assert seen == [0, 1] and logged() == 1
+    assert app.serving.record.tally.under_way == 0
     assert answer.headers["x-vsr-selected-model"] == "legal-lora"
+
+
+async def test_who_reads_metrics_finds_every_answer_counted(app: App) -> None:
+    registry = CollectorRegistry()
+    app.serving.record.metrics = Metrics(registry)
+    body = {"model": "MoM", "messages": [{"role": "user", "content": "a lawsuit"}]}
+    await ask(app.asgi, "/v1/chat/completions", body)
+
+    async def scrape(scope: Any, receive: Any, send: Any) -> None:
+        read.append(generate_latest(registry).decode())
+
+    read: list[str] = []
+    app.asgi.app = scrape
+    nothing = {"type": "http", "path": "/metrics", "root_path": "", "headers": []}
+    await app.asgi({**nothing, "method": "GET"}, None, None)  # type: ignore[arg-type]
+    assert 'lora_router_responses_total{adapter="dynamic",status="2xx"} 1.0' in read[0]
 
 
 async def test_a_request_that_waits_for_nothing_costs_no_task_of_its_own(app: App) -> None:
