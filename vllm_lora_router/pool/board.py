@@ -53,6 +53,7 @@ class Board:
         self._free: list[int] = []
         self._others: dict[str, mmap.mmap] = {}
         self._sequence = 0
+        self._filled = 0  # rows, as the others were told last
         self._unread: dict[object, float] = {}
         self.uses: dict[int, Use] = {}
         self.publish(0)
@@ -60,8 +61,9 @@ class Board:
     def publish(self, sequence: int) -> None:
         """Says up to which line of the ledger this process has let go of what was superseded."""
         self._sequence = sequence
+        self._filled = len(self._rows) + len(self._free)
         unread = next(iter(self._unread.values()), 0.0)
-        self._put(0, _HEAD.pack(sequence, len(self._rows) + len(self._free), unread))
+        self._put(0, _HEAD.pack(sequence, self._filled, unread))
 
     @contextmanager
     def unread(self) -> Iterator[None]:
@@ -94,7 +96,8 @@ class Board:
         if not used:
             del self.uses[identifier]
             self._free.append(self._rows.pop(identifier))
-        self.publish(self._sequence)
+        if self._filled != len(self._rows) + len(self._free):
+            self.publish(self._sequence)
 
     def _put(self, place: int, packed: bytes) -> None:
         # Not by `pack_into`, which begins with zeros: others would read that nothing is in use.

@@ -10,6 +10,8 @@ from vllm_lora_router.values import Classification, Held, Method, Query, Step, T
 
 # Answers to earlier turns, and conversations whose turns are not in the request, that one process remembers.
 REMEMBERED = 10_000
+# Of these, so many texts of no more characters may wait to be kept.
+WAITING, SHORT = 64, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Turns:
         """`apart`: what the other methods said, too."""
         self._apart = apart
         self._found: LRUCache[bytes, Found | None] = LRUCache(REMEMBERED)
+        self._new: list[tuple[str, bytes | None, Sequence[Step]]] = []  # not yet among them
 
     def get(self, text: str, asker: bytes | None) -> tuple[Found | None] | None:
         """What was found in this text, in a tuple; None when it is not known.
@@ -80,6 +83,7 @@ class Turns:
         Args:
             asker: as `asker_of` says; None where all are told the same.
         """
+        self._take_in()
         for key in (_key(text),) if asker is None else (_key(text, asker), _key(text)):
             if key in self._found:
                 return (self._found[key],)
@@ -87,9 +91,17 @@ class Turns:
 
     def put(self, text: str, asker: bytes | None, steps: Sequence[Step]) -> None:
         """Keeps what the methods said, unless one of them failed."""
-        if not any(step.failure for step in steps):
-            own = self._apart or any(step.method == "mcp" for step in steps)
-            self._found[_key(text, asker if own else None)] = found(steps)
+        self._new.append((text, asker, steps))
+        if len(self._new) == WAITING or len(text) > SHORT:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        """Most requests begin a conversation, and need nothing that is kept: it is worked in together, when it is."""
+        for text, asker, steps in self._new:
+            if not any(step.failure for step in steps):
+                own = self._apart or any(step.method == "mcp" for step in steps)
+                self._found[_key(text, asker if own else None)] = found(steps)
+        self._new.clear()
 
 
 def asker_of(query: Query) -> bytes:

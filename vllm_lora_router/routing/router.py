@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -12,6 +11,7 @@ from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.classifiers.deadline import deadline_ms
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.loader import Loaded
+from vllm_lora_router.ids import new_id
 from vllm_lora_router.routing.affinity import Conversations, Remembered
 from vllm_lora_router.routing.candidates import Candidates
 from vllm_lora_router.routing.conversation import Conversation
@@ -169,7 +169,7 @@ class Router:
         remembered = self.conversations.get(query)
         beginning = query.turns[0] if query.turns else query.text
         known = remembered.key if remembered is not None else None
-        return sticky(query.caller, beginning, self.places, self.salt, uuid.uuid4().hex, known)
+        return sticky(query.caller, beginning, self.places, self.salt, new_id(), known)
 
     def _clean(self, text: str) -> str:
         """What is not boilerplate."""

@@ -1,5 +1,6 @@
 """Who asks: what a request says of it in its headers and its body."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 from starlette.types import Scope
@@ -10,38 +11,49 @@ from vllm_lora_router.requests.shape import Members
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.routing.sticky import digest
 from vllm_lora_router.server import wire
-from vllm_lora_router.values import Caller
+from vllm_lora_router.values import NOBODY, Caller
+
+Headers = Mapping[bytes, bytes]
 
 
 def caller_of(router: Router, scope: Scope, members: Members) -> Caller:
     """The caller as `router.tenant` and `router.ab.key` look for it."""
-    shown = wire.header(scope, b"authorization") or wire.header(scope, b"x-api-key")
+    headers: Headers = dict(reversed(scope["headers"]))  # of two of a name the first counts
+    shown = headers.get(b"authorization") or headers.get(b"x-api-key")
+    tenant = wire.as_text(headers.get(router.tenant_header)) if router.tenant_header else None
     said: dict[str, str] = {}
     for place in router.places:
-        if (value := _said(place, scope, members)) is not None:
+        if (value := _said(place, headers, members)) is not None:
             said[place] = value
+    if not (shown or tenant or said or router.asks_tool):
+        return NOBODY
     return Caller(
-        tenant=wire.text_header(scope, router.tenant_header),
-        fingerprint=None if shown is None else _fingerprint(router.salt, shown),
+        tenant=tenant,
+        fingerprint=_fingerprint(router.salt, shown) if shown else None,
         said=said,
-        user=_user(scope, members) if router.asks_tool else None,
-        headers={name: value for name, key in router.forwarded if (value := wire.text_header(scope, key)) is not None},
+        user=_user(headers, members) if router.asks_tool else None,
+        headers={
+            name: value for name, key in router.forwarded if (value := wire.as_text(headers.get(key))) is not None
+        },
     )
 
 
-def _user(scope: Scope, members: Members) -> str | None:
-    return next((value for place in USER_PLACES if (value := _said(place, scope, members)) is not None), None)
+def _user(headers: Headers, members: Members) -> str | None:
+    return next((value for place in USER_PLACES if (value := _said(place, headers, members)) is not None), None)
 
 
-def _said(place: str, scope: Scope, members: Members) -> str | None:
+def _said(place: str, headers: Headers, members: Members) -> str | None:
     if place.startswith("header:"):
-        return wire.text_header(scope, _name(place))
+        return wire.as_text(headers.get(_name(place)))
     if place == "metadata.user_id":
+        if (metadata := members.get("metadata")) is None:
+            return None
         try:
-            return body.text(body.members(members.get("metadata")).get("user_id")) or None
+            return body.text(body.members(metadata).get("user_id")) or None
         except body.NotAnObject:
             return None  # vLLM will refuse it
-    return body.text(members.get(place)) or None
+    raw = members.get(place)
+    return None if raw is None else body.text(raw) or None
 
 
 @lru_cache(maxsize=64)

@@ -2,10 +2,10 @@
 
 import logging
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from vllm_lora_router.ids import new_id
 from vllm_lora_router.requests import body
 from vllm_lora_router.requests.shape import Shape
 from vllm_lora_router.requests.table import Route
@@ -86,7 +86,7 @@ def edit(shape: Shape, incoming: Incoming, considered: Considered, taken: Taken)
     began = time.perf_counter()
     candidate = taken.candidate
     bare = dict(incoming.members or {})
-    request_id, answer_id = shape.identify(bare, _given_id(incoming), uuid.uuid4().hex)
+    request_id, answer_id = shape.identify(bare, _given_id(incoming), new_id())
     bare["model"] = body.dump(taken.model)
     edited = dict(bare)
     try:
@@ -156,7 +156,7 @@ def decision_named(
     version = None if named.lease is None else named.lease.version
     candidate = Candidate(model, None if version is None else model, why="the client names it")
     given = _given_id(incoming)
-    request_id = None if given else uuid.uuid4().hex
+    request_id = None if given else new_id()
     plan = named.plan or Plan((), "named", None, None, None, (candidate,), router.version)
     decision = Decision(
         id=f"{shape.id_prefix}{given or request_id}",

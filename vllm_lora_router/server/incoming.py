@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from starlette.types import Receive, Scope
@@ -18,6 +18,8 @@ T = TypeVar("T")
 # many bytes of short messages take more than a millisecond.
 LARGE_BYTES = 96 * 1024
 SMALL_BYTES = 16 * 1024
+
+NO_HEADERS: Mapping[bytes, bytes] = {}
 
 
 class Incoming:
@@ -55,10 +57,10 @@ class Incoming:
     def is_large(self) -> bool:
         return self._content is not None and len(self._content) > LARGE_BYTES
 
-    def write(self, content: bytes) -> None:
-        """Takes another body in place of the client's."""
+    def write(self, content: bytes, headers: Mapping[bytes, bytes] = NO_HEADERS) -> None:
+        """Takes another body in place of the client's, and adds headers as `add_headers` does."""
         self._content = content
-        self.scope = wire.with_headers(self.scope, {b"content-length": str(len(content)).encode()})
+        self.scope = wire.with_headers(self.scope, {**headers, b"content-length": b"%d" % len(content)})
 
     def add_headers(self, headers: dict[bytes, bytes]) -> None:
         """Adds headers, or writes them in place of the client's of these names."""

@@ -108,11 +108,10 @@ class LoraRouterMiddleware:
             edited = await incoming.work(lambda: edit(shape, incoming, considered, taken))
             if taken.lease is not None and edited.runs_on:
                 taken.lease.keep()
-            if edited.request_id is not None:
-                incoming.add_headers({b"x-request-id": edited.request_id.encode()})
             if route.header is not None:
                 incoming.name(taken.model)
-            incoming.write(edited.content)
+            added = {} if edited.request_id is None else {b"x-request-id": edited.request_id.encode()}
+            incoming.write(edited.content, added)
             browser = wire.header(incoming.scope, b"origin") is not None
             response = RoutedResponse(edited.decision, send, edited.again, browser=browser)
             del edited  # it holds the client's body

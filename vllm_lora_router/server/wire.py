@@ -24,8 +24,12 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def text_header(scope: Scope, name: bytes | None) -> str | None:
-    """The value of the first header of this (lower-case) name as text; None when it is absent, empty or no UTF-8."""
-    value = header(scope, name) if name else None
+    """The value of the first header of this (lower-case) name, `as_text`."""
+    return as_text(header(scope, name)) if name else None
+
+
+def as_text(value: bytes | None) -> str | None:
+    """A header's value; None when it is absent, empty or no UTF-8."""
     try:
         return value.decode().strip() or None if value else None
     except UnicodeDecodeError:

@@ -10,8 +10,9 @@ import pytest
 
 from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cascade import Cascade
+from vllm_lora_router.routing.affinity import SHORT, WAITING, Turns, found
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.values import Caller, Classification, Method, Plan, Query
+from vllm_lora_router.values import Caller, Classification, Method, Plan, Query, Step
 
 if TYPE_CHECKING:
     from .conftest import Route
@@ -208,3 +209,16 @@ async def test_conversations_are_remembered_over_a_new_configuration(router: Rou
     asked.router.remember("resp_1", [first], Caller(), await asked.router.plan([first]))
     after = Router.build(asked.router.loaded, asked.router.base, asked.router)
     assert (await after.plan([Query("why?", ("why?",), previous="resp_1")])).category == "medical"
+
+
+def test_turns_are_known_whether_or_not_they_wait_to_be_kept_and_few_wait() -> None:
+    turns = Turns()
+    steps = (Step("keyword", 0.1, Classification("medical", 1.0, {"medical": 1.0}, "rule", 1.0, True)),)
+    for number in range(3 * WAITING):
+        turns.put(f"text {number}", None, steps)
+        assert len(turns._new) < WAITING
+    turns.put("x" * (SHORT + 1), None, steps)
+    assert turns._new == []  # nothing long waits
+    turns.put("the last", None, steps)
+    assert turns.get("the last", None) == turns.get("text 0", None) == (found(steps),)
+    assert turns.get("another", None) is None
