@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cachetools import LRUCache
+from msgspec.structs import replace
 
 from vllm_lora_router.values import Classification, Method, Query
 

@@ -3,7 +3,6 @@
 import os
 import threading
 from collections import deque
-from dataclasses import dataclass
 
 import msgspec
 
@@ -15,8 +14,7 @@ FIRST_ID = 2**20
 LOCK = "ledger"
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """An adapter as its users name it."""
 
     name: str

@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from cachetools import LRUCache
+from msgspec import Struct
 
 from vllm_lora_router.values import Classification, Held, Method, Query, Step, Turn
 
@@ -14,8 +14,7 @@ REMEMBERED = 10_000
 WAITING, SHORT = 64, 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """What a method was sure of."""
 
     method: Method
@@ -111,8 +110,7 @@ def asker_of(query: Query) -> bytes:
     return repr(asker).encode("utf-8", "surrogatepass")
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
+class Remembered(Struct, frozen=True):
     """A conversation whose earlier turns do not come with the request."""
 
     held: Held | None

@@ -1,7 +1,9 @@
 """What serves each category, best first, and what serves everything else."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.schema import Category, Config, ModelScore

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.config.schema import Affinity as Settings
@@ -13,8 +14,7 @@ from vllm_lora_router.values import Affinity, Held, Query, Step
 LOOKED_AT = 64
 
 
-@dataclass(frozen=True, slots=True)
-class About:
+class About(Struct, frozen=True):
     """What was found."""
 
     steps: tuple[Step, ...]  # of the last turn

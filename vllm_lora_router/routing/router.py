@@ -3,8 +3,9 @@
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
+
+from msgspec.structs import replace
 
 from vllm_lora_router.classifiers.build import Classifiers, build
 from vllm_lora_router.classifiers.cascade import Cascade
@@ -126,7 +127,7 @@ class Router:
         if len(queries) == 1:
             return await self._plan(whole(queries[0]), sticky)
         plans: list[Plan] = []
-        distinct = list(dict.fromkeys(queries))
+        distinct = list({(query.text, query.turns): query for query in queries}.values())
         try:
             async with asyncio.timeout(self._longest_s):
                 for start in range(0, len(distinct), TOGETHER):

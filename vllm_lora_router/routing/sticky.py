@@ -3,13 +3,13 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from vllm_lora_router.values import Caller, Draw, Share
 
 
-@dataclass(frozen=True, slots=True)
-class Sticky:
+class Sticky(Struct, frozen=True):
     """What stays the same for the same user."""
 
     key: str  # a digest, 32 hex digits: who it is cannot be read from it without the salt

@@ -1,7 +1,8 @@
 """What a tool asks for beside a category, as candidates like any others."""
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.schema import Config, ModelScore

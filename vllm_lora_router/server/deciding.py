@@ -3,7 +3,9 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_lora_router.ids import new_id
 from vllm_lora_router.requests import body
@@ -21,8 +23,7 @@ from vllm_lora_router.values import FAILURES, Asked, Caller, Candidate, Decision
 logger = logging.getLogger("vllm_lora_router.server")
 
 
-@dataclass(frozen=True)
-class Considered:
+class Considered(Struct, frozen=True):
     """A request with its plan, and what was leased for it."""
 
     plan: Plan
@@ -36,8 +37,7 @@ class Considered:
         return self.taken.lease if self.taken is not None else None
 
 
-@dataclass(frozen=True)
-class Edited:
+class Edited(Struct, frozen=True):
     """A request as it is handed on."""
 
     decision: Decision
@@ -118,8 +118,7 @@ def edit(shape: Shape, incoming: Incoming, considered: Considered, taken: Taken)
     return Edited(decision, content, request_id, body.runs_on(bare), again if written.beyond_model else None)
 
 
-@dataclass(frozen=True)
-class Named:
+class Named(Struct, frozen=True):
     """A request that names its model itself, and what routing would have said of it."""
 
     lease: Lease | None  # None: vLLM itself knows the name, or says that nobody does

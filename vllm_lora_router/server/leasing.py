@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from vllm_lora_router.pool.leases import AnothersAdapter, NotLeased
 from vllm_lora_router.requests.table import Route, is_guarded
@@ -13,8 +14,7 @@ from vllm_lora_router.values import Candidate, Plan, Reason
 logger = logging.getLogger("vllm_lora_router.server")
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Struct, frozen=True):
     """The candidate that serves, and why it is that one."""
 
     candidate: Candidate

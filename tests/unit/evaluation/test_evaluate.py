@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import structs
 
 from vllm_lora_router.evaluation.agreement import Changed, agreement, ask_again, sample, variants
 from vllm_lora_router.evaluation.answers import answer as answer_of
@@ -113,7 +114,7 @@ class Slow:
 
     async def plan(self, text: str) -> Plan:
         self.asked.append(text)
-        taken = dataclasses.replace(step("legal", cached=text in self.cached), ms=3.0 if text == "late" else 1.0)
+        taken = structs.replace(step("legal", cached=text in self.cached), ms=3.0 if text == "late" else 1.0)
         return plan(taken)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import structs
 
 from vllm_lora_router.classifiers.batching import LIMIT
 from vllm_lora_router.config import load
@@ -30,8 +30,8 @@ httpx = pytest.importorskip("httpx")
 
 def bare(some: Sequence[Plan]) -> list[Plan]:
     """Without the time that it took."""
-    steps = [tuple(dataclasses.replace(step, ms=0.0) for step in one.steps) for one in some]
-    return [dataclasses.replace(one, steps=own) for one, own in zip(some, steps, strict=True)]
+    steps = [tuple(structs.replace(step, ms=0.0) for step in one.steps) for one in some]
+    return [structs.replace(one, steps=own) for one, own in zip(some, steps, strict=True)]
 
 
 async def test_a_configuration_gives_the_plan_that_a_server_of_it_would(configure: Configure, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ async def test_a_server_gives_the_same_plans_as_its_configuration(configure: Con
         "unsure"
     ]
     assert bare(found) == [
-        dataclasses.replace(one, reason=there.reason) for one, there in zip(bare(at_home), found, strict=True)
+        structs.replace(one, reason=there.reason) for one, there in zip(bare(at_home), found, strict=True)
     ]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from vllm_lora_router.config import load
 from vllm_lora_router.record.folder import Destination, RecordError, destination, hmac_key

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cachetools import TLRUCache
+from msgspec.structs import replace
 
 from vllm_lora_router.classifiers.tool.answers import Keep
 from vllm_lora_router.values import Classification, Query
