@@ -101,7 +101,8 @@ class LoraRouterMiddleware:
             considered = await ahead.unless_gone(work)
             if considered is None:
                 return
-            await self._turns.mine()
+            if ahead.has_waited:  # perhaps for the same as others
+                await self._turns.mine()
             if (taken := considered.taken) is None:
                 await _rejection(considered.plan)(incoming.scope, receive, send)
                 return

@@ -102,6 +102,11 @@ class Ahead:
             if self._next is not None:
                 self._next.remove_done_callback(left)
 
+    @property
+    def has_waited(self) -> bool:
+        """Whether the work has waited for something."""
+        return self._next is not None
+
     async def receive(self) -> Message:
         if self._next is None:
             return await self._receive()

@@ -85,3 +85,20 @@ async def test_the_loop_is_free_between_requests_that_waited_for_the_same_adapte
     assert [answer.status for answer in answers] == [200] * TOGETHER
     assert len(late) > TOGETHER / 2  # or nobody looked meanwhile
     assert max(late) < WORK_S * TOGETHER / 4
+
+
+async def test_requests_that_waited_for_nothing_go_on_in_the_iteration_in_which_they_came(app: App) -> None:
+    iteration, went = 0, list[int]()
+
+    async def generation(scope: Any, receive: Any, send: Any) -> None:
+        went.append(iteration)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    app.asgi.app = generation
+    body = {"model": "MoM", "messages": [{"role": "user", "content": "a lawsuit"}]}
+    asked = [asyncio.ensure_future(ask(app.asgi, "/v1/chat/completions", body)) for _ in range(TOGETHER)]
+    while not all(task.done() for task in asked):
+        await asyncio.sleep(0)
+        iteration += 1
+    assert len(went) == TOGETHER and len(set(went)) == 1
