@@ -7,6 +7,8 @@ import pytest
 
 from vllm_lora_router.record.later import AT_ONCE, MOST, SOON_S, Later
 
+pytestmark = pytest.mark.alone
+
 
 async def test_what_comes_within_a_while_is_done_together_in_its_order() -> None:
     done: list[int] = []
