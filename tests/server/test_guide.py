@@ -13,6 +13,7 @@ from vllm_lora_router.demo.answers import ADAPTERS, BASE_ANSWER
 from vllm_lora_router.demo.server import Server
 
 from .conftest import API_KEY, BASE
+from .logs import decision_lines
 
 ANSWER = {recipe.name: recipe.answer for recipe in ADAPTERS} | {BASE: BASE_ANSWER}
 GUIDE = Path(__file__).parents[2] / "config/guide.yaml"
@@ -91,7 +92,7 @@ def test_one_id_in_answer_and_log(client: openai.OpenAI, server: Server) -> None
     raw = client.chat.completions.with_raw_response.create(
         model="MoM", messages=asked("Can my landlord keep my deposit?"), max_tokens=4
     )
-    line = next(line for line in server.log.read_text().splitlines() if raw.parse().id in line and " -> " in line)
+    (line,) = decision_lines(server, raw.parse().id)
     assert "legal -> legal-lora domain 0." in line and "(law)" in line and " ms chatcmpl-" in line
 
 

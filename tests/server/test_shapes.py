@@ -1,5 +1,6 @@
 """The prompt that the model really gets, rendered by vLLM: system prompt and reasoning in every shape of request."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 
 from vllm_lora_router.demo.answers import ADAPTERS, BASE_ANSWER
 from vllm_lora_router.demo.server import Server
+
+from .logs import decision_lines
 
 ANSWER = {recipe.name: recipe.answer for recipe in ADAPTERS} | {"tiny": BASE_ANSWER}
 ADMIN = {"x-lora-router-admin-key": "boss"}
@@ -251,7 +254,7 @@ async def test_the_answers_id_stands_in_our_log(http: httpx.AsyncClient, family:
     ):
         response = await http.post(path, json={"model": "MoM", **request})
         answer_id = response.json()["id"]
-        lines = [line for line in plugin_server.log.read_text().splitlines() if " -> " in line and answer_id in line]
+        lines = await asyncio.to_thread(decision_lines, plugin_server, answer_id)
         assert len(lines) == 1, (path, answer_id, plugin_server.tail())
 
 
