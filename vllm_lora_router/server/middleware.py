@@ -137,7 +137,7 @@ class LoraRouterMiddleware:
         return span
 
     def _note(self, router: Router, decision: Decision, considered: Considered) -> None:
-        """Has written down what was decided."""
+        """Hands what was decided to those who keep it."""
         queries = considered.queries
         if decision.asked.api == "responses" and queries:
             router.remember(decision.id, queries, considered.caller, considered.plan)
