@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,8 @@ def answers_without(servers: tuple[Server, Server]) -> list[tuple[str, dict[str,
             for model in NAMED:
                 for path, body in requests(text, model):
                     http.post(path, json=body)  # fills the prefix cache, which a response tells of
-                    found.append((path, body, http.post(path, json=body)))
+                    again = range(TRIES if body["stream"] else 1)
+                    found.append((path, body, in_pieces(http.post(path, json=body) for _ in again)))
         return found
 
 
@@ -131,6 +132,7 @@ ASKED = {
     "neither": (None, "Hm."),
 }
 NAMED = ("base", "legal-lora")
+TRIES = 5
 
 
 def requests(text: str, model: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -147,6 +149,11 @@ def requests(text: str, model: str) -> Iterator[tuple[str, dict[str, Any]]]:
             "/v1/responses",
             {"model": model, "input": text, "max_output_tokens": 16, "temperature": 0, "stream": stream},
         )
+
+
+def in_pieces(responses: Iterable[httpx.Response]) -> httpx.Response:
+    """Of several streams the one with the most events: vLLM joins tokens that come while it is busy in one."""
+    return max(responses, key=lambda response: response.content.count(b"data: "))
 
 
 def without_ids(content: bytes) -> str:
@@ -169,7 +176,8 @@ async def test_who_observes_changes_no_byte_of_any_response(
         # What an auto request is to whoever observes: one for the default model.
         for named in (body["model"], *(["MoM"] if body["model"] == "base" else [])):
             await adoption.http.post(path, json={**body, "model": named})
-            ours = await adoption.http.post(path, json={**body, "model": named})
+            again = range(TRIES if body["stream"] else 1)
+            ours = in_pieces([await adoption.http.post(path, json={**body, "model": named}) for _ in again])
             assert ours.status_code == theirs.status_code == 200, (path, ours.text, theirs.text)
             assert without_ids(ours.content) == without_ids(theirs.content), (path, named)
             assert ours.headers["content-type"] == theirs.headers["content-type"]
