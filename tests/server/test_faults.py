@@ -181,9 +181,10 @@ async def _living_stream(http: aiohttp.ClientSession) -> tuple[Streamed, asyncio
         old = Streamed()
         alive = asyncio.ensure_future(stream(http, body("swapped", PROMPT, **LONG), old))
         await _until(lambda old=old, alive=alive: bool(old.moments) or alive.done())
-        assert not old.error, old.error
         if not alive.done():
             return old, alive
+        await alive  # an error is its own
+        assert not old.error, old.error
         found.append((len(old.text), len(old.moments), round(time.monotonic() - old.began, 3)))
     raise AssertionError(f"no stream lives until a swap: characters, pieces and seconds of those were {found}")
 

@@ -81,6 +81,9 @@ async def stream(session: aiohttp.ClientSession, content: dict[str, Any], into: 
                 if not line.startswith(b"data: {"):
                     continue
                 chunk = json.loads(line[6:])
+                if "error" in chunk:
+                    streamed.error = json.dumps(chunk)[:300]
+                    return streamed
                 streamed.model = chunk["model"]
                 if piece := (chunk["choices"][0]["delta"].get("content") or ""):
                     streamed.text += piece

@@ -72,7 +72,10 @@ class Server:
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that stopping reaches the engine's processes too
+                stdin=subprocess.DEVNULL,
+                # A group, so that stopping reaches the engine's processes too. Not a session: Linux shares its cores
+                # out among sessions (autogroup), and a busy engine then kept its clients waiting for seconds.
+                process_group=0,
             )
 
     def wait(self, seconds: float, tick: Callable[[], object] = lambda: None) -> None:
