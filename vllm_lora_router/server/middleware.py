@@ -14,6 +14,7 @@ from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import isolation, wire
 from vllm_lora_router.server.callers import caller_of
 from vllm_lora_router.server.deciding import Considered, Named, consider, consider_named, decision_named, edit
+from vllm_lora_router.server.engine_first import engine_first
 from vllm_lora_router.server.incoming import Incoming
 from vllm_lora_router.server.model_list import with_names
 from vllm_lora_router.server.outgoing import Response, RoutedResponse, unrouted
@@ -159,7 +160,7 @@ class LoraRouterMiddleware:
         return RoutedResponse(decision, send, None, browser=browser), span
 
     async def _hand_on(self, response: RoutedResponse, incoming: Incoming, receive: Receive) -> None:
-        await self.app(incoming.scope, incoming.hand_on(receive), response.send)
+        await engine_first(self.app, incoming.scope, incoming.hand_on(receive), response.send)
         if (content := response.ask_again()) is not None:
             # A good request is never lost to what we wrote: a prompt too long for the model, or a template that knows
             # no system role.
@@ -167,7 +168,7 @@ class LoraRouterMiddleware:
             log_asked_again(response.decision)
             incoming.write(content)
             del content
-            await self.app(incoming.scope, incoming.hand_on(receive), response.send)
+            await engine_first(self.app, incoming.scope, incoming.hand_on(receive), response.send)
 
     async def _serve_named(
         self, router: Router, adapters: Adapters | None, incoming: Incoming, receive: Receive, send: Send
@@ -196,7 +197,7 @@ class LoraRouterMiddleware:
             # A version's own name, which answers carry, stands in vLLM's registry too.
             with adapters.unread() if lease is None and adapters is not None else nullcontext():
                 to = send if response is None else response.send
-                await self.app(incoming.scope, incoming.hand_on(ahead.receive), to)
+                await engine_first(self.app, incoming.scope, incoming.hand_on(ahead.receive), to)
         finally:
             if response is not None:
                 self.serving.record.ended(response.outcome(), span)

@@ -83,12 +83,12 @@ class RoutedResponse:
         if message["type"] == "http.response.start":
             if message["status"] == 400 and self._again is not None:
                 self._refused = True
-                return _nothing()
+                return wire.nothing()
             self._again = None
             added = response_headers.headers(self.decision)
             message = wire.add_headers(message, [*added, *([_EXPOSED] if self._browser else ())])
         elif self._refused:
-            return _nothing()
+            return wire.nothing()
         return self._response.send(message)
 
     def ask_again(self) -> bytes | None:
@@ -101,10 +101,6 @@ class RoutedResponse:
 
     def outcome(self) -> Outcome:
         return self._response.outcome()
-
-
-async def _nothing() -> None:
-    pass
 
 
 def unrouted(model: str, path: str, send: Send) -> Send:

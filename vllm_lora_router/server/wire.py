@@ -144,3 +144,7 @@ def with_headers(scope: Scope, changed: dict[bytes, bytes]) -> Scope:
 def add_headers(message: Message, added: Iterable[tuple[bytes, bytes]]) -> Message:
     """A response's start with more headers."""
     return {**message, "headers": [*message.get("headers", ()), *added]}
+
+
+async def nothing() -> None:
+    """What a `send` gives that sends nothing."""
