@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
 bash launch/install.sh "$venv" demo
-HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} exec "$venv/bin/python" -m vllm_lora_router.demo --config config/guide.yaml "$@"
+HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} exec "$venv/bin/python" -m vllm_lora_router.tools.demo --config config/guide.yaml "$@"

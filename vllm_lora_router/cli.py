@@ -6,21 +6,29 @@ import os
 from collections.abc import Sequence
 
 import vllm_lora_router
-from vllm_lora_router.commands import (
-    ab,
-    audit,
-    bench,
-    calibrate,
-    classify,
-    distill,
-    doctor,
-    evaluate,
-    fit,
-    prove,
-    validate,
-)
+from vllm_lora_router.tools import classify, doctor, validate
+from vllm_lora_router.tools.audit import ab_cli
+from vllm_lora_router.tools.audit import cli as audit_cli
+from vllm_lora_router.tools.bench import cli as bench_cli
+from vllm_lora_router.tools.calibrate import cli as calibrate_cli
+from vllm_lora_router.tools.evaluate import cli as evaluate_cli
+from vllm_lora_router.tools.fit import cli as fit_cli
+from vllm_lora_router.tools.fit import distill_cli
+from vllm_lora_router.tools.prove import cli as prove_cli
 
-COMMANDS = (validate, classify, doctor, audit, ab, fit, evaluate, calibrate, prove, distill, bench)
+COMMANDS = (
+    validate,
+    classify,
+    doctor,
+    audit_cli,
+    ab_cli,
+    fit_cli,
+    evaluate_cli,
+    calibrate_cli,
+    prove_cli,
+    distill_cli,
+    bench_cli,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

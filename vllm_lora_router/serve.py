@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.filesize import decimal
 
-from vllm_lora_router.adapters.flags import Derived, FlagError, Given, derive
+from vllm_lora_router.adapters.runtime.factory import run_parent
+from vllm_lora_router.adapters.runtime.resolver import Catalogue
 from vllm_lora_router.config import CONFIG_VARIABLE, DEFAULT_FILE, ConfigError, configured_file, load
-from vllm_lora_router.config.base import served_base
 from vllm_lora_router.config.loader import Loaded
-from vllm_lora_router.config.notices import notices
-from vllm_lora_router.pool.catalogue import Catalogue
-from vllm_lora_router.pool.opening import run_parent
-from vllm_lora_router.pool.run_directory import run_folder, server_name
-from vllm_lora_router.preflight import preflight
-from vllm_lora_router.record.folder import RecordError, destination
-from vllm_lora_router.server.hangup import note_hangups
+from vllm_lora_router.config.served_base import served_base
+from vllm_lora_router.config.warnings import notices
+from vllm_lora_router.coordination.run_directory import run_folder, server_name
+from vllm_lora_router.coordination.sighup import note_hangups
+from vllm_lora_router.observability.audit_destination import RecordError, destination
+from vllm_lora_router.server.preflight import preflight
+from vllm_lora_router.server.vllm.lora_flags import Derived, FlagError, Given, derive
 
 if TYPE_CHECKING:
-    from vllm_lora_router.server.engine import VllmCommand
+    from vllm_lora_router.server.vllm.engine import VllmCommand
 
 ENDPOINT_GROUP = "vllm.endpoint_plugins"
 PLUGIN = "lora_router"
@@ -89,13 +89,13 @@ def _plugins() -> list[str]:
 
 
 def _serve(argv: list[str]) -> None:
-    from vllm_lora_router.server.engine import VllmCommand
+    from vllm_lora_router.server.vllm.engine import VllmCommand
 
     vllm = VllmCommand()
     args, given = vllm.parse(argv)
     if refused := vllm.without_plugins(args):
         _refuse([refused])
-    from vllm_lora_router.server.plugin import base_model, log_like_vllm
+    from vllm_lora_router.server.vllm.plugin import base_model, log_like_vllm
 
     log_like_vllm()
     paths = {module.name: module.path for module in args.lora_modules or ()}
@@ -136,7 +136,7 @@ def _leave_room(vllm: "VllmCommand", args: argparse.Namespace, loaded: Loaded) -
     # With --kv-cache-memory-bytes the share says nothing.
     if total_bytes is None or args.kv_cache_memory_bytes:
         return
-    from vllm_lora_router.classifiers.device_memory import needed_bytes, utilization
+    from vllm_lora_router.classifiers.models.gpu_memory import needed_bytes, utilization
 
     servers, needed, share = vllm.api_servers(args), needed_bytes(loaded), args.gpu_memory_utilization
     most = utilization(vllm.usual_share, total_bytes, needed, servers)

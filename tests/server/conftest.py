@@ -14,10 +14,10 @@ if find_spec("vllm") is None:
         "tests/server is left out, it drives a real vLLM: bash launch/install.sh .venv demo,dev", stacklevel=1
     )
 
-from vllm_lora_router.demo.ask import greet
-from vllm_lora_router.demo.build import DemoModels, build
-from vllm_lora_router.demo.many import ManyAdapters
-from vllm_lora_router.demo.server import FLAGS, Server
+from vllm_lora_router.tools.demo.ask import greet
+from vllm_lora_router.tools.demo.build import DemoModels, build
+from vllm_lora_router.tools.demo.many import ManyAdapters
+from vllm_lora_router.tools.demo.server import FLAGS, Server
 
 ROOT = Path(__file__).parents[2]
 API_KEY = "sk-of-the-tests"

@@ -2,7 +2,7 @@
 
 import time
 
-from vllm_lora_router.demo.server import Server
+from vllm_lora_router.tools.demo.server import Server
 
 
 def decision_lines(server: Server, answer_id: str, seconds: float = 10) -> list[str]:

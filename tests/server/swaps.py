@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-from vllm_lora_router.demo.many import ManyAdapters
+from vllm_lora_router.tools.demo.many import ManyAdapters
 
 from .traffic import Asked
 

@@ -16,9 +16,9 @@ import httpx
 import pytest
 import yaml
 
-from vllm_lora_router.demo.build import DemoModels
-from vllm_lora_router.demo.many import ManyAdapters
-from vllm_lora_router.demo.server import FLAGS, Server
+from vllm_lora_router.tools.demo.build import DemoModels
+from vllm_lora_router.tools.demo.many import ManyAdapters
+from vllm_lora_router.tools.demo.server import FLAGS, Server
 
 from ..conversations import CONVERSATIONS, TOPICS
 from .conftest import ADMIN_KEY_ENV, ONE_ENGINE_PROCESS, START_SECONDS

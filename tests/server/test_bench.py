@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from vllm_lora_router.bench.serve import settings
-from vllm_lora_router.bench.serve.measure import Extent, measure
-from vllm_lora_router.bench.serve.models import classifier_folder, served
-from vllm_lora_router.bench.serve.questions import Mix, decided
-from vllm_lora_router.bench.serve.servers import ROUTED, fleet
-from vllm_lora_router.demo.build import DemoModels
+from vllm_lora_router.tools.bench.serve import settings
+from vllm_lora_router.tools.bench.serve.measure import Extent, measure
+from vllm_lora_router.tools.bench.serve.models import classifier_folder, served
+from vllm_lora_router.tools.bench.serve.questions import Mix, decided
+from vllm_lora_router.tools.bench.serve.servers import ROUTED, fleet
+from vllm_lora_router.tools.demo.build import DemoModels
 
 METHODS = ("keyword", "embedding")
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from vllm_lora_router.bench.classify import Subject, measure
 from vllm_lora_router.config import load
-from vllm_lora_router.config.base import served_base
-from vllm_lora_router.demo.build import DemoModels
-from vllm_lora_router.demo.held_out import HELD_OUT
+from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.values import Query
+from vllm_lora_router.tools.bench.classify import Subject, measure
+from vllm_lora_router.tools.demo.build import DemoModels
+from vllm_lora_router.tools.demo.held_out import HELD_OUT
+from vllm_lora_router.types import Query
 
 from .conftest import ROOT
 
@@ -154,7 +154,7 @@ async def test_a_model_that_runs_out_of_memory_loses_that_batch_and_no_request(
 async def test_a_forward_pass_that_never_returns_costs_a_request_its_deadline_and_nobody_else_anything(
     models: DemoModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_lora_router.classifiers.worker.STUCK_S", 0.5)
+    monkeypatch.setattr("vllm_lora_router.classifiers.models.worker.STUCK_S", 0.5)
     text = (ROOT / "config/domain.yaml").read_text()
     file = tmp_path / "config.yaml"
     file.write_text(text.replace("models/category_classifier_modernbert-base_model", str(models.domain)))

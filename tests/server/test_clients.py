@@ -10,8 +10,8 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 
-from vllm_lora_router.demo.answers import ADAPTERS, BASE_ANSWER
-from vllm_lora_router.demo.server import Server
+from vllm_lora_router.tools.demo.answers import ADAPTERS, BASE_ANSWER
+from vllm_lora_router.tools.demo.server import Server
 
 from .conftest import API_KEY, BASE
 

@@ -17,10 +17,10 @@ import aiohttp
 import psutil
 import pytest
 
-from vllm_lora_router.demo.answers import BASE_ANSWER
-from vllm_lora_router.demo.build import DemoModels
-from vllm_lora_router.demo.many import ManyAdapters
-from vllm_lora_router.demo.server import FLAGS, Server
+from vllm_lora_router.tools.demo.answers import BASE_ANSWER
+from vllm_lora_router.tools.demo.build import DemoModels
+from vllm_lora_router.tools.demo.many import ManyAdapters
+from vllm_lora_router.tools.demo.server import FLAGS, Server
 
 from .conftest import START_SECONDS
 from .swaps import LAG_S, SwappedAdapter

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from vllm_lora_router.demo.server import FLAGS, Server
-from vllm_lora_router.demo.tokenizer import demo_tokenizer
+from vllm_lora_router.tools.demo.server import FLAGS, Server
+from vllm_lora_router.tools.demo.tokenizer import demo_tokenizer
 
 from .conftest import ONE_ENGINE_PROCESS, START_SECONDS
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from vllm_lora_router.bench.shapes import write_model
-from vllm_lora_router.classifiers.networks.graphs import Graphs
+from vllm_lora_router.classifiers.models.cuda_graphs import Graphs
+from vllm_lora_router.tools.bench.shapes import write_model
 
 PAD = 0
 

@@ -9,8 +9,8 @@ import httpx
 import openai
 import pytest
 
-from vllm_lora_router.demo.answers import ADAPTERS, BASE_ANSWER
-from vllm_lora_router.demo.server import Server
+from vllm_lora_router.tools.demo.answers import ADAPTERS, BASE_ANSWER
+from vllm_lora_router.tools.demo.server import Server
 
 from .conftest import API_KEY, BASE
 from .logs import decision_lines

@@ -12,8 +12,8 @@ import httpx
 import pytest
 import yaml
 
-from vllm_lora_router.demo.build import DemoModels
-from vllm_lora_router.demo.server import FLAGS, Server
+from vllm_lora_router.tools.demo.build import DemoModels
+from vllm_lora_router.tools.demo.server import FLAGS, Server
 
 from .conftest import ADMIN_KEY_ENV, ONE_ENGINE_PROCESS, START_SECONDS, lora_modules
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from vllm_lora_router.bench.load import percentile
-from vllm_lora_router.demo.build import DemoModels
-from vllm_lora_router.demo.server import FLAGS, Server
+from vllm_lora_router.tools.bench.load import percentile
+from vllm_lora_router.tools.demo.build import DemoModels
+from vllm_lora_router.tools.demo.server import FLAGS, Server
 
 from .conftest import ROOT, START_SECONDS, lora_modules
 from .traffic import Asked, Traffic, body

@@ -11,11 +11,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vllm_lora_router.adapters.base_model import BaseModel
-from vllm_lora_router.adapters.checks import check
-from vllm_lora_router.demo.build import DemoModels
-from vllm_lora_router.demo.many import MOST, ManyAdapters, words
-from vllm_lora_router.demo.teaching import LEAST_MARGIN
+from vllm_lora_router.adapters.files.base_model import BaseModel
+from vllm_lora_router.adapters.files.validation import check
+from vllm_lora_router.tools.demo.build import DemoModels
+from vllm_lora_router.tools.demo.many import MOST, ManyAdapters, words
+from vllm_lora_router.tools.demo.teaching import LEAST_MARGIN
 
 NUMBERS = (0, 1, 2, 777, MOST - 1)
 EARLIER = ManyAdapters.answer(5)

@@ -3,8 +3,8 @@
 import openai
 import pytest
 
-from vllm_lora_router.demo.answers import ADAPTERS, BASE_ANSWER
-from vllm_lora_router.demo.server import Server
+from vllm_lora_router.tools.demo.answers import ADAPTERS, BASE_ANSWER
+from vllm_lora_router.tools.demo.server import Server
 
 ANSWER = {recipe.name: recipe.answer for recipe in ADAPTERS} | {"tiny": BASE_ANSWER}
 

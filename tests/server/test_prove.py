@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from vllm_lora_router.cli import main
-from vllm_lora_router.demo import adapters, base
-from vllm_lora_router.demo.answers import ADAPTERS
-from vllm_lora_router.demo.build import DemoModels
-from vllm_lora_router.demo.pairs import pairs, write
-from vllm_lora_router.demo.server import FLAGS, Server
-from vllm_lora_router.demo.teaching import TeachingError
+from vllm_lora_router.tools.demo import adapters, base
+from vllm_lora_router.tools.demo.answers import ADAPTERS
+from vllm_lora_router.tools.demo.build import DemoModels
+from vllm_lora_router.tools.demo.pairs import pairs, write
+from vllm_lora_router.tools.demo.server import FLAGS, Server
+from vllm_lora_router.tools.demo.teaching import TeachingError
 
 from .conftest import API_KEY, BASE, ROOT, START_SECONDS
 

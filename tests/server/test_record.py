@@ -19,8 +19,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_lora_router.demo.build import DemoModels
-from vllm_lora_router.demo.server import FLAGS, Server
+from vllm_lora_router.tools.demo.build import DemoModels
+from vllm_lora_router.tools.demo.server import FLAGS, Server
 
 from .conftest import ONE_ENGINE_PROCESS, START_SECONDS, lora_modules
 from .traffic import session

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_lora_router.demo.build import DemoModels
-from vllm_lora_router.demo.server import ENVIRONMENT
+from vllm_lora_router.tools.demo.build import DemoModels
+from vllm_lora_router.tools.demo.server import ENVIRONMENT
 
 from .conftest import ROOT
 

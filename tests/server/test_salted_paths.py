@@ -22,10 +22,10 @@ from vllm.entrypoints.openai.chat_completion.protocol import BatchChatCompletion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMValidationError
 
-from vllm_lora_router.requests import body
-from vllm_lora_router.requests.salt import SALTED, runs_nothing, write
-from vllm_lora_router.server.engine import VllmCommand
-from vllm_lora_router.server.isolation import salt_for
+from vllm_lora_router.protocols import json_edit
+from vllm_lora_router.protocols.cache_salt import SALTED, runs_nothing, write
+from vllm_lora_router.server.tenant_isolation import salt_for
+from vllm_lora_router.server.vllm.engine import VllmCommand
 
 # What runs prompts without a salt: we refuse it where tenants are kept apart.
 UNSALTED = {"/v2/embed", "/v1/audio/transcriptions", "/v1/audio/translations"}
@@ -184,13 +184,13 @@ def is_refused(one: type[BaseModel], own: Any) -> bool:
 @pytest.mark.parametrize("own", [*TAKEN, *REFUSED], ids=lambda own: ascii(own)[:20])
 def test_what_we_take_for_a_salt_is_what_vllm_does(routes: list[BaseRoute], own: Any) -> None:
     """What we leave as it is must be refused, or a client would choose its salt alone."""
-    members = {"cache_salt": body.dump(own)}
+    members = {"cache_salt": json_edit.dump(own)}
     written = write(members, lambda own: salt_for("acme", own))
     assert written is not any(own is one for one in REFUSED)
     for path, classes in bodies(routes).items():
         for one in classes if path in SALTED else ():
             assert is_refused(one, own) is not written, (path, one)
-            assert not (written and is_refused(one, body.read(members["cache_salt"]))), (path, one)
+            assert not (written and is_refused(one, json_edit.read(members["cache_salt"]))), (path, one)
 
 
 def test_a_salt_goes_on_to_the_engine_with_the_prompt() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from vllm_lora_router.demo.answers import ADAPTERS, BASE_ANSWER
-from vllm_lora_router.demo.server import Server
+from vllm_lora_router.tools.demo.answers import ADAPTERS, BASE_ANSWER
+from vllm_lora_router.tools.demo.server import Server
 
 from .logs import decision_lines
 

@@ -25,12 +25,12 @@ import pytest
 from openai import AsyncOpenAI
 from safetensors.numpy import load_file, save_file
 
-from vllm_lora_router.classifiers.tool.transports import transport_of
+from vllm_lora_router.classifiers.mcp.transports import transport_of
 from vllm_lora_router.config.schema import McpCategoryModel
-from vllm_lora_router.demo.answers import BASE_ANSWER
-from vllm_lora_router.demo.build import DemoModels
-from vllm_lora_router.demo.many import ManyAdapters
-from vllm_lora_router.demo.server import FLAGS, Server, free_port
+from vllm_lora_router.tools.demo.answers import BASE_ANSWER
+from vllm_lora_router.tools.demo.build import DemoModels
+from vllm_lora_router.tools.demo.many import ManyAdapters
+from vllm_lora_router.tools.demo.server import FLAGS, Server, free_port
 
 from .conftest import START_SECONDS, lora_modules
 from .traffic import PROMPT, Asked, body, session

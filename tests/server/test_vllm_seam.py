@@ -10,10 +10,10 @@ import vllm
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
-from vllm_lora_router.releases import TESTED
-from vllm_lora_router.requests.table import GUARDED, ROUTES
-from vllm_lora_router.server.engine import VllmCommand
-from vllm_lora_router.server.plugin import LoraRouterPlugin
+from vllm_lora_router.protocols.routes import GUARDED, ROUTES
+from vllm_lora_router.server.vllm.engine import VllmCommand
+from vllm_lora_router.server.vllm.plugin import LoraRouterPlugin
+from vllm_lora_router.server.vllm.releases import TESTED
 
 
 def test_this_release_is_one_that_we_say_we_tested() -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import yaml
 
-from vllm_lora_router.adapters.sources import Source
+from vllm_lora_router.adapters.files.sources import Source
 from vllm_lora_router.config import Config, load
-from vllm_lora_router.config.foreign import NOT_BUILT
-from vllm_lora_router.config.positions import dotted
 from vllm_lora_router.config.schema import Classifier, McpCategoryModel, RouterSettings
-from vllm_lora_router.record.headers import NAMES
-from vllm_lora_router.releases import TESTED
+from vllm_lora_router.config.semantic_router_keys import NOT_BUILT
+from vllm_lora_router.config.yaml_document import dotted
+from vllm_lora_router.observability.response_headers import NAMES
+from vllm_lora_router.server.vllm.releases import TESTED
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 EXAMPLES = Path(__file__).parents[2] / "config"

@@ -12,11 +12,11 @@ from typing import cast
 import pytest
 
 from vllm_lora_router import serve
-from vllm_lora_router.adapters.flags import Room
-from vllm_lora_router.classifiers import device_memory
+from vllm_lora_router.classifiers.models import gpu_memory
 from vllm_lora_router.config import Loaded
-from vllm_lora_router.server import engine
-from vllm_lora_router.server.engine import VllmCommand
+from vllm_lora_router.server.vllm import engine
+from vllm_lora_router.server.vllm.engine import VllmCommand
+from vllm_lora_router.server.vllm.lora_flags import Room
 
 GB = 10**9
 
@@ -86,7 +86,7 @@ class Vllm:
 
 
 def share(vllm: Vllm, monkeypatch: pytest.MonkeyPatch, *, needed: int = 3 * GB) -> float:
-    monkeypatch.setattr(device_memory, "needed_bytes", lambda loaded: needed)
+    monkeypatch.setattr(gpu_memory, "needed_bytes", lambda loaded: needed)
     serve._leave_room(cast(VllmCommand, vllm), vllm.args, cast(Loaded, None))
     return vllm.args.gpu_memory_utilization
 
@@ -174,9 +174,9 @@ def test_an_engine_is_started_with_what_the_classifiers_leave(monkeypatch: pytes
     (tmp_path / "config.yaml").write_text(CONFIGURATION)
     monkeypatch.setenv(serve.CONFIG_VARIABLE, str(tmp_path / "config.yaml"))
     monkeypatch.setattr(engine, "VllmCommand", Started)
-    monkeypatch.setattr("vllm_lora_router.server.plugin.log_like_vllm", lambda: None)
+    monkeypatch.setattr("vllm_lora_router.server.vllm.plugin.log_like_vllm", lambda: None)
     monkeypatch.setattr(serve, "note_hangups", lambda folder: None)
-    monkeypatch.setattr(device_memory, "needed_bytes", lambda loaded: 3 * GB)
+    monkeypatch.setattr(gpu_memory, "needed_bytes", lambda loaded: 3 * GB)
     serve._serve(["base"])
     assert started == [0.83]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from vllm_lora_router.values import Classification, Method, Query
+from vllm_lora_router.types import Classification, Method, Query
 
 
 class Classifier(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from cachetools import TTLCache
 
 from vllm_lora_router.classifiers import AtOnce, Classifier, Overload, Unavailable
-from vllm_lora_router.values import Classification, Method, Query, Reason, Step
+from vllm_lora_router.types import Classification, Method, Query, Reason, Step
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vllm_lora_router.config.schema import Config
-from vllm_lora_router.values import Method
+from vllm_lora_router.types import Method
 
 if TYPE_CHECKING:
-    from vllm_lora_router.classifiers.scored import ScoredClassifier
+    from vllm_lora_router.classifiers.model_classifier import ScoredClassifier
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 

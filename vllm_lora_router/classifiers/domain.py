@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from vllm_lora_router.classifiers import ClassifierError
-from vllm_lora_router.classifiers.encoder import torch_device
 from vllm_lora_router.classifiers.labels import Mapped
-from vllm_lora_router.classifiers.models import Model, Models
-from vllm_lora_router.classifiers.networks import Network
-from vllm_lora_router.classifiers.networks.choice import load_network
-from vllm_lora_router.classifiers.networks.pytorch import SequenceNetwork
-from vllm_lora_router.classifiers.scored import Choice, Part, Scores
-from vllm_lora_router.classifiers.windows import windows
+from vllm_lora_router.classifiers.model_classifier import Choice, Part, Scores
+from vllm_lora_router.classifiers.models import Network
+from vllm_lora_router.classifiers.models.backend import load_network
+from vllm_lora_router.classifiers.models.encoder import torch_device
+from vllm_lora_router.classifiers.models.pytorch import SequenceNetwork
+from vllm_lora_router.classifiers.models.registry import Model, Models
+from vllm_lora_router.classifiers.models.truncation import windows
 from vllm_lora_router.config.loader import Loaded
-from vllm_lora_router.values import Method
+from vllm_lora_router.types import Method
 
 
 class DomainScorer:

@@ -5,11 +5,11 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from vllm_lora_router.classifiers.encoder import Encoder
-from vllm_lora_router.classifiers.head import UsedHead
-from vllm_lora_router.classifiers.scored import Choice, Part, Scores
+from vllm_lora_router.classifiers.head_loader import UsedHead
+from vllm_lora_router.classifiers.model_classifier import Choice, Part, Scores
+from vllm_lora_router.classifiers.models.encoder import Encoder
 from vllm_lora_router.config.schema import EmbeddingRule
-from vllm_lora_router.values import Method
+from vllm_lora_router.types import Method
 
 
 class EmbeddingScorer:

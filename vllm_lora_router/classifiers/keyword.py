@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from vllm_lora_router.config.schema import KeywordRule
-from vllm_lora_router.values import Classification, Method, Query
+from vllm_lora_router.types import Classification, Method, Query
 
 # Scripts written without spaces: Thai to Lao, Myanmar, Khmer, kana, Han.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"

@@ -1,8 +1,8 @@
 """What config.yaml may say, and reading it."""
 
 from vllm_lora_router.config.loader import CONFIG_VARIABLE, DEFAULT_FILE, Loaded, configured_file, load
-from vllm_lora_router.config.positions import ConfigError, Problem
 from vllm_lora_router.config.schema import Config
+from vllm_lora_router.config.yaml_document import ConfigError, Problem
 
 __all__ = [
     "CONFIG_VARIABLE",

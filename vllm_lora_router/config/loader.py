@@ -10,9 +10,9 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vllm_lora_router.config import foreign, references
-from vllm_lora_router.config.positions import ConfigError, Document, Path_, Problem, dotted, read
+from vllm_lora_router.config import cross_checks, semantic_router_keys
 from vllm_lora_router.config.schema import Config
+from vllm_lora_router.config.yaml_document import ConfigError, Document, Path_, Problem, dotted, read
 
 CONFIG_VARIABLE = "VLLM_LORA_ROUTER_CONFIG"
 DEFAULT_FILE = Path("config/config.yaml")
@@ -53,8 +53,8 @@ def load(file: Path, *, adapters: Collection[str] = (), content: bytes | None = 
     data = copy.deepcopy(document.data)
     problems: list[Problem] = []
 
-    dropped = list(foreign.ignored(document.data))
-    for path, feature in foreign.not_built(document.data):
+    dropped = list(semantic_router_keys.ignored(document.data))
+    for path, feature in semantic_router_keys.not_built(document.data):
         dropped.append(path)
         if feature is not None:
             text = f"not built yet in this version: {feature}; remove the key"
@@ -67,7 +67,7 @@ def load(file: Path, *, adapters: Collection[str] = (), content: bytes | None = 
         config = Config.model_validate(data)
     except ValidationError as error:
         problems += [_problem(document, detail) for detail in error.errors(include_url=False)]
-    problems += references.check(document, adapters)
+    problems += cross_checks.check(document, adapters)
     if problems or config is None:
         raise ConfigError(problems)
     return Loaded(
@@ -75,7 +75,7 @@ def load(file: Path, *, adapters: Collection[str] = (), content: bytes | None = 
         file.resolve(),
         document,
         document.sha256[:8],
-        tuple(dotted(path) for path in foreign.ignored(document.data)),
+        tuple(dotted(path) for path in semantic_router_keys.ignored(document.data)),
     )
 
 
@@ -90,7 +90,7 @@ def _problem(document: Document, detail: ErrorDetails) -> Problem:
     path: Path_ = tuple(part for part in detail["loc"] if part != "[key]")
     kind, given = detail["type"], detail.get("input")
     if kind == "extra_forbidden":
-        return document.problem(path, f"unknown key{references.suggest(path[-1], _keys_at(path[:-1]))}", at_key=True)
+        return document.problem(path, f"unknown key{cross_checks.suggest(path[-1], _keys_at(path[:-1]))}", at_key=True)
     if kind == "missing":
         return document.problem(path[:-1], f"needs the key {path[-1]!r}")
     if kind == "string_type" and isinstance(given, bool | int | float):
@@ -106,7 +106,7 @@ def _problem(document: Document, detail: ErrorDetails) -> Problem:
 
 
 def _near(given: object, expected: str) -> str:
-    return references.suggest(given, [word.strip(" '") for word in expected.replace(" or ", ",").split(",")])
+    return cross_checks.suggest(given, [word.strip(" '") for word in expected.replace(" or ", ",").split(",")])
 
 
 def _shown(given: object) -> str:

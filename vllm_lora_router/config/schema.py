@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from vllm_lora_router.values import Method
+from vllm_lora_router.types import Method
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Threshold = Annotated[float, Field(ge=0, le=1)]

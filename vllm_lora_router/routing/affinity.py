@@ -1,140 +1,112 @@
-"""A conversation stays with what it is about: "commit it" and "why?" need no category of their own."""
+"""What a conversation is about after its last turn, by what the methods say of it and of the turns before."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 
-from cachetools import LRUCache
 from msgspec import Struct
 
-from vllm_lora_router.values import Classification, Held, Method, Query, Step, Turn
+from vllm_lora_router.classifiers.cascade import Cascade
+from vllm_lora_router.config.schema import Affinity as Settings
+from vllm_lora_router.routing.affinity_state import Found, Turns, as_turn, asker_of, follow, found, told
+from vllm_lora_router.types import Affinity, Held, Query, Step
 
-# Answers to earlier turns, and conversations whose turns are not in the request, that one process remembers.
-REMEMBERED = 10_000
-# Of these, so many texts of no more characters may wait to be kept.
-WAITING, SHORT = 64, 4096
-
-
-class Found(Struct, frozen=True):
-    """What a method was sure of."""
-
-    method: Method
-    classification: Classification
+# Of a conversation of thousands of turns, the first and the latest: each costs a microsecond or two every time.
+LOOKED_AT = 64
 
 
-def found(steps: Sequence[Step]) -> Found | None:
-    """What the methods found in one turn; None when none was sure."""
-    last = steps[-1] if steps else None
-    if last is None or last.classification is None or not last.classification.sure:
-        return None
-    return Found(last.method, last.classification)
+class About(Struct, frozen=True):
+    """What was found."""
+
+    steps: tuple[Step, ...]  # of the last turn
+    last: Found | None  # what a method was sure of in it
+    held: Held | None  # what the conversation is about from here on; None when nothing was ever sure
+    affinity: Affinity | None  # None when nothing was known before the last turn
 
 
-def told(earlier: Iterable[tuple[int, Found]], before: Held | None, margin: float) -> tuple[Held | None, list[Turn]]:
-    """What the conversation was about before its last turn, and the turns that say so.
+class Conversation:
+    """Asks the methods about a request's turns: the last one, and those before that they were not asked about yet."""
 
-    Args:
-        earlier: oldest first, each with how many turns it stands before the last one.
-    """
-    held, turns = before, list[Turn]()
-    for back, one in earlier:
-        category = one.classification.category
-        assert category is not None, "who is sure names one"
-        score, wish = one.classification.score, one.classification.wish
-        turn = Turn(back, category, score, one.method, score_of(one, held), wish)
-        turns.append(turn)
-        held = follow(held, turn, margin)
-    return held, turns
-
-
-def follow(held: Held | None, turn: Turn, margin: float) -> Held:
-    """What the conversation is about after a turn: it is left only for what is better by the margin."""
-    if held is None or turn.category == held.category or round(turn.score - turn.held_score, 4) >= margin:
-        return Held(turn.category, turn.score, turn.method, turn.wish)
-    return held
-
-
-def score_of(one: Found, held: Held | None) -> float:
-    """What a classification says of the category that holds; 0 where it says nothing of it."""
-    return one.classification.scores.get(held.category, 0.0) if held is not None else 0.0
-
-
-def as_turn(last: Found, held: Held | None) -> Turn:
-    """The last turn, seen as the earlier ones are."""
-    said = last.classification
-    return Turn(0, said.category or "", said.score, last.method, score_of(last, held), said.wish)
-
-
-class Turns:
-    """What was found in earlier turns of conversations, which come again with every request.
-
-    What a tool said is known to those who asked it alone: it may have said otherwise to somebody else.
-    """
-
-    def __init__(self, *, apart: bool = False) -> None:
-        """`apart`: what the other methods said, too."""
-        self._apart = apart
-        self._found: LRUCache[bytes, Found | None] = LRUCache(REMEMBERED)
-        self._new: list[tuple[str, bytes | None, Sequence[Step]]] = []  # not yet among them
-
-    def get(self, text: str, asker: bytes | None) -> tuple[Found | None] | None:
-        """What was found in this text, in a tuple; None when it is not known.
-
-        Args:
-            asker: as `asker_of` says; None where all are told the same.
+    def __init__(
+        self, settings: Settings, cascade: Cascade, clean: Callable[[str], str], *, apart: bool = False
+    ) -> None:
         """
-        self._take_in()
-        for key in (_key(text),) if asker is None else (_key(text, asker), _key(text)):
-            if key in self._found:
-                return (self._found[key],)
-        return None
+        Args:
+            clean: takes what is not the user's question out of a turn.
+            apart: nobody gains from what another has asked.
+        """
+        self._settings = settings
+        self._cascade = cascade
+        self._earlier = cascade.without("mcp")  # a tool is asked about what is said now
+        self._turns = Turns(apart=apart)
+        self._tells_apart = apart or len(self._earlier.classifiers) < len(cascade.classifiers)
+        self._clean = clean
 
-    def put(self, text: str, asker: bytes | None, steps: Sequence[Step]) -> None:
-        """Keeps what the methods said, unless one of them failed."""
-        self._new.append((text, asker, steps))
-        if len(self._new) == WAITING or len(text) > SHORT:
-            self._take_in()
+    async def ask(self, query: Query, before: Held | None) -> About:
+        """
+        Args:
+            before: what the conversation is known to have been about before the query's first turn.
+        """
+        if not self._settings.enabled:
+            return _alone(await self._cascade.ask(self._of(query.text, query)))
+        turns = _earlier(query)
+        asker = asker_of(query) if self._tells_apart else None
+        if not turns and before is None:  # most requests begin a conversation, and need nothing of what follows
+            steps = await self._cascade.ask(self._of(query.text, query))
+            self._keep(query, asker, steps)
+            return _alone(steps)
+        known = {text: self._turns.get(text, asker) for _, text in turns}
+        unknown = self._to_ask([text for text, answer in known.items() if answer is None])
+        # The last one first: it is what the request is about, and the others are nearly always known.
+        asked = [self._cascade.ask(self._of(query.text, query))]
+        asked += [self._earlier.ask(self._of(text, query)) for text in unknown]
+        steps, *others = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
+        for text, answer in zip(unknown, others, strict=True):
+            known[text] = (found(answer),)
+            self._turns.put(text, asker, answer)
+        self._keep(query, asker, steps)
+        sure = [(back, answer[0]) for back, text in turns if (answer := known[text]) is not None]
+        return self._about(steps, [(back, one) for back, one in sure if one is not None], before)
 
-    def _take_in(self) -> None:
-        """Most requests begin a conversation, and need nothing that is kept: it is worked in together, when it is."""
-        for text, asker, steps in self._new:
-            if not any(step.failure for step in steps):
-                own = self._apart or any(step.method == "mcp" for step in steps)
-                self._found[_key(text, asker if own else None)] = found(steps)
-        self._new.clear()
+    def _keep(self, query: Query, asker: bytes | None, steps: tuple[Step, ...]) -> None:
+        if query.has_text:
+            self._turns.put(query.text, asker, steps)
+
+    def _about(self, steps: tuple[Step, ...], earlier: list[tuple[int, Found]], before: Held | None) -> About:
+        margin = self._settings.margin
+        # What is kept of a long conversation is its end, and what it was about when that began.
+        left_out = max(len(earlier) - self._settings.turns, 0)
+        before, _ = told(earlier[:left_out], before, margin)
+        held, turns = told(earlier[left_out:], before, margin)
+        if held is None:
+            return _alone(steps)
+        last = found(steps)
+        after = held if last is None else follow(held, as_turn(last, held), margin)
+        against = None if last is None else last.classification.category
+        stays = after.category == held.category and against != held.category
+        return About(steps, last, after, Affinity(held.category, stays, against, margin, tuple(turns), before))
+
+    def _to_ask(self, texts: Sequence[str]) -> list[str]:
+        """Of turns that nothing is known of, what it began with, however long ago, and what it came to."""
+        most = self._settings.turns - 1
+        return [texts[0], *texts[len(texts) - most + 1 :]] if len(texts) > most else list(texts)
+
+    def _of(self, text: str, query: Query) -> Query:
+        text = self._clean(text)
+        if query.turns == (text,):
+            return query
+        return Query(text, (text,), query.api, None, query.caller, query.model, query.calls)
 
 
-def asker_of(query: Query) -> bytes:
-    """Tells apart those to whom a tool may say different things of the same words."""
-    caller = query.caller
-    asker = (caller.tenant, caller.user, caller.fingerprint, sorted(caller.headers.items()), query.model)
-    return repr(asker).encode("utf-8", "surrogatepass")
+def _earlier(query: Query) -> list[tuple[int, str]]:
+    """Turns before the last, oldest first, each with how many turns it stands before the last."""
+    last = len(query.turns) - 1
+    looked_at = range(last) if last <= LOOKED_AT else (0, *range(last - LOOKED_AT + 1, last))
+    return [(last - number, query.turns[number]) for number in looked_at if query.turns[number].strip()]
 
 
-class Remembered(Struct, frozen=True):
-    """A conversation whose earlier turns do not come with the request."""
-
-    held: Held | None
-    key: str | None  # of its A/B draws, where they went by the conversation
-    tenant: str | None = None  # nobody else goes on with it
-
-
-class Conversations:
-    """By the id of the last response: this process's alone, and the latest of them."""
-
-    def __init__(self) -> None:
-        self._known: LRUCache[str, Remembered] = LRUCache(REMEMBERED)
-
-    def get(self, query: Query) -> Remembered | None:
-        """What is known of the conversation that the query goes on with."""
-        remembered = self._known.get(query.previous) if query.previous is not None else None
-        return remembered if remembered is not None and remembered.tenant == query.caller.tenant else None
-
-    def put(self, response: str, remembered: Remembered) -> None:
-        self._known[response] = remembered
-
-
-def _key(text: str, asker: bytes | None = None) -> bytes:
-    key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
-    if asker is not None:
-        key.update(b"\0" + hashlib.sha256(asker).digest())
-    return key.digest()
+def _alone(steps: tuple[Step, ...]) -> About:
+    last = found(steps)
+    if last is None:
+        return About(steps, None, None, None)
+    turn = as_turn(last, None)
+    return About(steps, last, Held(turn.category, turn.score, turn.method, turn.wish), None)

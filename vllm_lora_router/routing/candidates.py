@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from vllm_lora_router.config.base import ServedBase
 from vllm_lora_router.config.schema import Category, Config, ModelScore
-from vllm_lora_router.routing.sticky import Sticky, draw, order
-from vllm_lora_router.routing.wishes import Wishes
-from vllm_lora_router.values import Candidate, Draw, Wish
+from vllm_lora_router.config.served_base import ServedBase
+from vllm_lora_router.routing.ab_assignment import Sticky, draw, order
+from vllm_lora_router.routing.mcp_overrides import Wishes
+from vllm_lora_router.types import Candidate, Draw, Wish
 
 
 @dataclass(frozen=True)

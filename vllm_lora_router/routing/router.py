@@ -7,17 +7,17 @@ from functools import cache
 
 from msgspec.structs import replace
 
-from vllm_lora_router.classifiers.build import Classifiers, build
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.classifiers.deadline import deadline_ms
-from vllm_lora_router.config.base import ServedBase
+from vllm_lora_router.classifiers.factory import Classifiers, build
 from vllm_lora_router.config.loader import Loaded
-from vllm_lora_router.ids import new_id
-from vllm_lora_router.routing.affinity import Conversations, Remembered
+from vllm_lora_router.config.served_base import ServedBase
+from vllm_lora_router.protocols.ids import new_id
+from vllm_lora_router.routing.ab_assignment import Sticky, share_of, sticky
+from vllm_lora_router.routing.affinity import Conversation
+from vllm_lora_router.routing.affinity_state import Conversations, Remembered
 from vllm_lora_router.routing.candidates import Candidates
-from vllm_lora_router.routing.conversation import Conversation
-from vllm_lora_router.routing.sticky import Sticky, share_of, sticky
-from vllm_lora_router.values import NOBODY, Caller, Candidate, Plan, Query, Reason, Step
+from vllm_lora_router.types import NOBODY, Caller, Candidate, Plan, Query, Reason, Step
 
 TOGETHER = 32  # prompts of one request that are classified at once
 

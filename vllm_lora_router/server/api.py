@@ -14,18 +14,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import vllm_lora_router
-from vllm_lora_router.classifiers.build import Classifiers
-from vllm_lora_router.classifiers.cached import Cache
-from vllm_lora_router.config.masked import masked
-from vllm_lora_router.config.notices import methods_of
-from vllm_lora_router.record.recorder import LATEST
-from vllm_lora_router.requests import body
-from vllm_lora_router.requests.table import shape_of
+from vllm_lora_router.classifiers.cache import Cache
+from vllm_lora_router.classifiers.factory import Classifiers
+from vllm_lora_router.config.redact import masked
+from vllm_lora_router.config.warnings import methods_of
+from vllm_lora_router.observability.recorder import LATEST
+from vllm_lora_router.protocols import json_edit
+from vllm_lora_router.protocols.routes import shape_of
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.server.callers import caller_of
+from vllm_lora_router.server.client import caller_of
 from vllm_lora_router.server.leasing import foresee
-from vllm_lora_router.server.serving import Serving
-from vllm_lora_router.values import Query
+from vllm_lora_router.server.state import Serving
+from vllm_lora_router.types import Query
 
 # Beside vLLM's own API key, which goes by `Authorization`.
 ADMIN_HEADER = "x-lora-router-admin-key"
@@ -117,12 +117,12 @@ async def _config(router: Router, serving: Serving, request: Request) -> Respons
 async def _classify(router: Router, serving: Serving, request: Request) -> Response:
     """The plan for `{"text": ...}` or for a whole request body; nothing is generated, loaded or counted."""
     try:
-        members = body.whole(await request.body())
-    except body.NotAnObject as error:
+        members = json_edit.whole(await request.body())
+    except json_edit.NotAnObject as error:
         return _error(400, f"the body must be a JSON object: {error}")
     try:
         if "text" in members:
-            text = body.read(members["text"])
+            text = json_edit.read(members["text"])
             queries = (Query(text, (text,)),) if isinstance(text, str) else None
         else:
             shape = shape_of(members)
@@ -132,7 +132,7 @@ async def _classify(router: Router, serving: Serving, request: Request) -> Respo
     if queries is None:
         return _error(400, 'the body needs "text" (a string), or the "messages", "prompt" or "input" of a request')
     caller = caller_of(router, request.scope, members)
-    plan = await router.plan(queries, caller, model=body.text(members.get("model")), calls=False)
+    plan = await router.plan(queries, caller, model=json_edit.text(members.get("model")), calls=False)
     taken = await foresee(router, plan, serving.adapters, caller.tenant)
     taken.release()
     answer = {**msgspec.to_builtins(plan), "model": taken.candidate.model, "reason": taken.reason}

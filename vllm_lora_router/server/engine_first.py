@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vllm_lora_router.server import wire
+from vllm_lora_router.server import asgi
 
 
 async def engine_first(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,7 +32,7 @@ class _Starts:
     def send(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start" and not _is_whole(message):
             self._start = asyncio.create_task(self._begin(message))
-            return wire.nothing()
+            return asgi.nothing()
         return self._send(message) if self._start is None else self._after_start(message)
 
     async def sent(self) -> None:

@@ -7,10 +7,10 @@ from typing import TypeVar
 
 from starlette.types import Receive, Scope
 
-from vllm_lora_router.requests import body
-from vllm_lora_router.requests.shape import Members
-from vllm_lora_router.requests.table import ROUTES, Route
-from vllm_lora_router.server import wire
+from vllm_lora_router.protocols import json_edit
+from vllm_lora_router.protocols.protocol import Members
+from vllm_lora_router.protocols.routes import ROUTES, Route
+from vllm_lora_router.server import asgi
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Incoming:
     @classmethod
     async def read(cls, scope: Scope, path: str, receive: Receive) -> "Incoming | None":
         """The whole request; None when the client left before it was complete."""
-        content = await wire.read_body(receive)
+        content = await asgi.read_body(receive)
         if content is None:
             return None
         incoming = cls(scope, path, content)
@@ -60,36 +60,36 @@ class Incoming:
     def write(self, content: bytes, headers: Mapping[bytes, bytes] = NO_HEADERS) -> None:
         """Takes another body in place of the client's, and adds headers as `add_headers` does."""
         self._content = content
-        self.scope = wire.with_headers(self.scope, {**headers, b"content-length": b"%d" % len(content)})
+        self.scope = asgi.with_headers(self.scope, {**headers, b"content-length": b"%d" % len(content)})
 
     def add_headers(self, headers: dict[bytes, bytes]) -> None:
         """Adds headers, or writes them in place of the client's of these names."""
-        self.scope = wire.with_headers(self.scope, headers)
+        self.scope = asgi.with_headers(self.scope, headers)
 
     def name(self, model: str) -> None:
         """Lets the request name another model; every other byte stays."""
         if self.route is not None and self.route.header is not None:
-            self.scope = wire.with_headers(self.scope, {self.route.header: model.encode("latin-1", "replace")})
+            self.scope = asgi.with_headers(self.scope, {self.route.header: model.encode("latin-1", "replace")})
         elif self.members is not None:
-            self.write(body.join({**self.members, "model": body.dump(model)}))
+            self.write(json_edit.join({**self.members, "model": json_edit.dump(model)}))
 
     def rewrite(self) -> None:
         """Takes the members as they are now for the body; every other byte stays."""
-        self.write(body.join(self.members or {}))
+        self.write(json_edit.join(self.members or {}))
 
     def hand_on(self, after: Receive) -> Receive:
         """A `receive` that gives the body once, and then what `after` says. Nothing of the body is kept here."""
         content, self._content, self.members = self._content, None, None
-        return wire.replay(content or b"", after)
+        return asgi.replay(content or b"", after)
 
     def _look(self) -> None:
         content = self._content
         assert content is not None
         try:
-            self.members = body.whole(content)
-        except body.NotAnObject:
+            self.members = json_edit.whole(content)
+        except json_edit.NotAnObject:
             return  # vLLM says what is wrong with it
         if self.route is not None and self.route.header is not None:
-            self.model = wire.text_header(self.scope, self.route.header)
+            self.model = asgi.text_header(self.scope, self.route.header)
         else:
-            self.model = body.text(self.members.get("model"))
+            self.model = json_edit.text(self.members.get("model"))

@@ -5,11 +5,11 @@ import logging
 
 from msgspec import Struct
 
-from vllm_lora_router.pool.leases import AnothersAdapter, NotLeased
-from vllm_lora_router.requests.table import Route, is_guarded
+from vllm_lora_router.adapters.runtime.lease import AnothersAdapter, NotLeased
+from vllm_lora_router.protocols.routes import Route, is_guarded
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.server.serving import Adapters, Lease
-from vllm_lora_router.values import Candidate, Plan, Reason
+from vllm_lora_router.server.state import Adapters, Lease
+from vllm_lora_router.types import Candidate, Plan, Reason
 
 logger = logging.getLogger("vllm_lora_router.server")
 

@@ -5,22 +5,22 @@ from contextlib import nullcontext
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vllm_lora_router.record.log import log_asked_again
-from vllm_lora_router.record.traces import RequestSpan
-from vllm_lora_router.requests import body, salt
-from vllm_lora_router.requests.shape import Shape
-from vllm_lora_router.requests.table import Route
+from vllm_lora_router.observability.decision_log import log_asked_again
+from vllm_lora_router.observability.traces import RequestSpan
+from vllm_lora_router.protocols import cache_salt, json_edit
+from vllm_lora_router.protocols.protocol import Shape
+from vllm_lora_router.protocols.routes import Route
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.server import isolation, wire
-from vllm_lora_router.server.callers import caller_of
-from vllm_lora_router.server.deciding import Considered, Named, consider, consider_named, decision_named, edit
+from vllm_lora_router.server import asgi, tenant_isolation
+from vllm_lora_router.server.client import caller_of
 from vllm_lora_router.server.engine_first import engine_first
+from vllm_lora_router.server.exchange import Considered, Named, consider, consider_named, decision_named, edit
 from vllm_lora_router.server.incoming import Incoming
 from vllm_lora_router.server.model_list import with_names
-from vllm_lora_router.server.outgoing import Response, RoutedResponse, unrouted
-from vllm_lora_router.server.serving import Adapters, Lease, Serving
+from vllm_lora_router.server.response import Response, RoutedResponse, unrouted
+from vllm_lora_router.server.state import Adapters, Lease, Serving
 from vllm_lora_router.server.turns import Turns
-from vllm_lora_router.values import Decision, Plan
+from vllm_lora_router.types import Decision, Plan
 
 
 class LoraRouterMiddleware:
@@ -38,11 +38,11 @@ class LoraRouterMiddleware:
         router = self.serving.router
         if scope["type"] != "http" or router is None:
             if scope["type"] == "websocket" and router is not None and router.isolates:
-                await isolation.refuse_socket(scope, receive, send)
+                await tenant_isolation.refuse_socket(scope, receive, send)
                 return
             await self.app(scope, receive, send)
             return
-        path, method = wire.path_of(scope), scope["method"]
+        path, method = asgi.path_of(scope), scope["method"]
         if method == "POST" and not path.startswith("/v1/router/"):
             await self._post(router, path, scope, receive, send)
         elif method == "GET" and path == "/v1/models":
@@ -53,18 +53,18 @@ class LoraRouterMiddleware:
             await self.app(scope, receive, send)
 
     async def _list_models(self, router: Router, scope: Scope, receive: Receive, send: Send) -> None:
-        adapters, tenant = self.serving.adapters, wire.text_header(scope, router.tenant_header)
+        adapters, tenant = self.serving.adapters, asgi.text_header(scope, router.tenant_header)
         names = await adapters.names(tenant) if adapters is not None else ()
         hidden = adapters.owns if adapters is not None else lambda name: False
         await self.app(scope, receive, with_names([router.loaded.config.auto_model_name, *names], hidden, send))
 
     async def _post(self, router: Router, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         adapters = self.serving.adapters
-        isolated = router.isolates and not salt.runs_nothing(path)
-        if isolated and (refusal := isolation.refusal(scope, path)) is not None:
+        isolated = router.isolates and not cache_salt.runs_nothing(path)
+        if isolated and (refusal := tenant_isolation.refusal(scope, path)) is not None:
             await refusal(scope, receive, send)
             return
-        if not wire.is_json(scope):
+        if not asgi.is_json(scope):
             with adapters.unread() if adapters is not None else nullcontext():
                 await self.app(scope, receive, send)
             return
@@ -72,7 +72,7 @@ class LoraRouterMiddleware:
         if incoming is None:
             return
         route, model = incoming.route, incoming.model
-        salted = isolated and await incoming.work(lambda: isolation.salt_members(incoming, router.tenant_header))
+        salted = isolated and await incoming.work(lambda: tenant_isolation.salt_members(incoming, router.tenant_header))
         if route is not None and incoming.members is not None and router.takes(model, self.serving.served_names):
             await self._route(router, route, incoming, receive, send)
             return
@@ -95,7 +95,7 @@ class LoraRouterMiddleware:
 
     async def _route(self, router: Router, route: Route, incoming: Incoming, receive: Receive, send: Send) -> None:
         shape = route.shape_of(incoming.members or {})
-        ahead = wire.Ahead(receive)
+        ahead = asgi.Ahead(receive)
         considered: Considered | None = None
         try:
             work = consider(router, route, shape, incoming, self.serving.adapters)
@@ -114,7 +114,7 @@ class LoraRouterMiddleware:
                 incoming.name(taken.model)
             added = {} if edited.request_id is None else {b"x-request-id": edited.request_id.encode()}
             incoming.write(edited.content, added)
-            browser = wire.header(incoming.scope, b"origin") is not None
+            browser = asgi.header(incoming.scope, b"origin") is not None
             response = RoutedResponse(edited.decision, send, edited.again, browser=browser)
             del edited  # it holds the client's body
             if route.dry:
@@ -156,7 +156,7 @@ class LoraRouterMiddleware:
         self.serving.record.decided(decision, [query.text for query in named.queries], say=say)
         if named.plan is None:
             return Response(decision, send), span
-        browser = wire.header(incoming.scope, b"origin") is not None
+        browser = asgi.header(incoming.scope, b"origin") is not None
         return RoutedResponse(decision, send, None, browser=browser), span
 
     async def _hand_on(self, response: RoutedResponse, incoming: Incoming, receive: Receive) -> None:
@@ -178,7 +178,7 @@ class LoraRouterMiddleware:
         caller = caller_of(router, incoming.scope, incoming.members or {})
         shape = route.shape_of(incoming.members or {}) if route is not None else None
         watched = shape if self._watches(router, route, incoming) else None
-        ahead = wire.Ahead(receive)
+        ahead = asgi.Ahead(receive)
         lease: Lease | None = None
         response: Response | RoutedResponse | None = None
         span: RequestSpan | None = None
@@ -192,7 +192,7 @@ class LoraRouterMiddleware:
                 response, span = self._seen(router, watched, incoming, named, send)
             if lease is not None and lease.model != incoming.model:
                 await incoming.work(lambda: incoming.name(lease.model))
-            if lease is not None and incoming.members is not None and body.runs_on(incoming.members):
+            if lease is not None and incoming.members is not None and json_edit.runs_on(incoming.members):
                 lease.keep()
             # A version's own name, which answers carry, stands in vLLM's registry too.
             with adapters.unread() if lease is None and adapters is not None else nullcontext():

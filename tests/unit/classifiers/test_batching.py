@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from vllm_lora_router.classifiers import Overload, Stuck, batching
-from vllm_lora_router.classifiers import worker as worker_module
-from vllm_lora_router.classifiers.batching import Batcher, Cost
-from vllm_lora_router.classifiers.worker import Worker
+from vllm_lora_router.classifiers import Overload, Stuck
+from vllm_lora_router.classifiers.models import batcher as batcher_module
+from vllm_lora_router.classifiers.models import worker as worker_module
+from vllm_lora_router.classifiers.models.batcher import Batcher, Cost
+from vllm_lora_router.classifiers.models.worker import Worker
 
 
 class Model:
@@ -94,7 +95,7 @@ async def test_a_batch_is_the_oldest_and_those_of_its_length_within_what_it_may_
 async def test_a_batch_has_a_greatest_size(
     batcher: Batcher[int], model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "MOST", 8)
+    monkeypatch.setattr(batcher_module, "MOST", 8)
     model.go.clear()
     asked = [asyncio.ensure_future(batcher.ask("x"))]
     await begun(model, 1)
@@ -156,7 +157,7 @@ async def test_a_model_that_fails_fails_that_batch_alone(batcher: Batcher[int], 
 async def test_each_batch_is_told_with_those_who_still_wait(
     batcher: Batcher[int], model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "MOST", 2)
+    monkeypatch.setattr(batcher_module, "MOST", 2)
     told: list[tuple[int, int]] = []
     batcher.told = lambda texts, waiting: told.append((texts, waiting))
     model.go.clear()

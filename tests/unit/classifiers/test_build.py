@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_lora_router.classifiers.build import build
-from vllm_lora_router.classifiers.scored import ScoredClassifier
+from vllm_lora_router.classifiers.factory import build
+from vllm_lora_router.classifiers.model_classifier import ScoredClassifier
 from vllm_lora_router.config import load
-from vllm_lora_router.values import Query
+from vllm_lora_router.types import Query
 
-from ..evaluation.encoder import RULES as EMBEDDING_RULES
-from ..evaluation.encoder import needs_encoder, write_encoder
+from ..tools.evaluate.encoder import RULES as EMBEDDING_RULES
+from ..tools.evaluate.encoder import needs_encoder, write_encoder
 
 if TYPE_CHECKING:
     from .conftest import Load

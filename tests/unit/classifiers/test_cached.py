@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from vllm_lora_router.classifiers.cached import Cache, CachedClassifier
-from vllm_lora_router.values import Caller, Classification, Method, Query
+from vllm_lora_router.classifiers.cache import Cache, CachedClassifier
+from vllm_lora_router.types import Caller, Classification, Method, Query
 
 
 class Behind:

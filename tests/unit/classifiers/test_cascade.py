@@ -9,7 +9,7 @@ import pytest
 
 from vllm_lora_router.classifiers import Overload, Stuck
 from vllm_lora_router.classifiers.cascade import Cascade
-from vllm_lora_router.values import Classification, Method, Query
+from vllm_lora_router.types import Classification, Method, Query
 
 
 def classification(category: str, *, sure: bool) -> Classification:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vllm_lora_router.classifiers import device_memory, encoder
-from vllm_lora_router.classifiers.device_memory import (
+from vllm_lora_router.classifiers.models import encoder, gpu_memory
+from vllm_lora_router.classifiers.models.gpu_memory import (
     ASSUMED_BYTES,
     ASSUMED_WIDTH,
     CONTEXT_BYTES,
@@ -200,7 +200,7 @@ def test_a_model_of_the_hub_is_counted_where_the_hubs_library_keeps_it(
 
 def test_without_the_hubs_library_a_model_of_the_hub_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert device_memory._cached(OFFLINE) is None
+    assert gpu_memory._cached(OFFLINE) is None
 
 
 def test_the_engines_share_leaves_what_every_process_needs() -> None:

@@ -13,7 +13,7 @@ import pytest
 from vllm_lora_router.classifiers import ClassifierError, domain
 from vllm_lora_router.classifiers.domain import DomainScorer, check_files, read_labels
 from vllm_lora_router.classifiers.labels import Mapped
-from vllm_lora_router.classifiers.models import Models
+from vllm_lora_router.classifiers.models.registry import Models
 
 if TYPE_CHECKING:
     from .conftest import Load

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vllm_lora_router.classifiers.embedding import EmbeddingScorer
-from vllm_lora_router.classifiers.encoder import Encoder
-from vllm_lora_router.classifiers.worker import Worker
+from vllm_lora_router.classifiers.models.encoder import Encoder
+from vllm_lora_router.classifiers.models.worker import Worker
 from vllm_lora_router.config.schema import EmbeddingRule
 
 # Examples lie at known cosines to the text "x", which lies along the first axis.

@@ -12,12 +12,12 @@ import pytest
 
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.embedding import EmbeddingScorer
-from vllm_lora_router.classifiers.encoder import Encoder
-from vllm_lora_router.classifiers.head import load_head
-from vllm_lora_router.classifiers.scored import ScoredClassifier
-from vllm_lora_router.classifiers.worker import Worker
+from vllm_lora_router.classifiers.head_loader import load_head
+from vllm_lora_router.classifiers.heads.storage import PROBES, Stored, write
+from vllm_lora_router.classifiers.model_classifier import ScoredClassifier
+from vllm_lora_router.classifiers.models.encoder import Encoder
+from vllm_lora_router.classifiers.models.worker import Worker
 from vllm_lora_router.config.schema import EmbeddingRule
-from vllm_lora_router.heads.files import PROBES, Stored, write
 
 if TYPE_CHECKING:
     from .conftest import Load

@@ -8,7 +8,7 @@ import pytest
 
 from vllm_lora_router.classifiers.keyword import KeywordClassifier
 from vllm_lora_router.config.schema import KeywordRule
-from vllm_lora_router.values import Classification, Query
+from vllm_lora_router.types import Classification, Query
 
 
 def classifier(*rules: dict[str, Any]) -> KeywordClassifier:

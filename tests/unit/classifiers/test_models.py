@@ -6,8 +6,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vllm_lora_router.classifiers import ClassifierError, worker
-from vllm_lora_router.classifiers.models import Models
+from vllm_lora_router.classifiers import ClassifierError
+from vllm_lora_router.classifiers.models import worker
+from vllm_lora_router.classifiers.models.registry import Models
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from vllm_lora_router.classifiers import ClassifierError
-from vllm_lora_router.classifiers.encoder import torch_device
-from vllm_lora_router.classifiers.networks import onnx
-from vllm_lora_router.classifiers.networks.choice import check_runtime, load_network
+from vllm_lora_router.classifiers.models import onnx_runtime
+from vllm_lora_router.classifiers.models.backend import check_runtime, load_network
+from vllm_lora_router.classifiers.models.encoder import torch_device
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("transformers")
@@ -20,8 +20,8 @@ pytest.importorskip("transformers")
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model's folder, and an empty place for exports."""
-    monkeypatch.setenv(onnx.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(onnx, "OnnxNetwork", lambda exported, tokenizer, *, int8, threads: (exported, int8))
+    monkeypatch.setenv(onnx_runtime.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(onnx_runtime, "OnnxNetwork", lambda exported, tokenizer, *, int8, threads: (exported, int8))
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda folder: None)
     model = tmp_path / "model"
     model.mkdir()
@@ -38,14 +38,14 @@ class Exports:
         self.kinds: list[str] = []
 
     def __call__(self, command: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
-        assert command[:3] == [sys.executable, "-m", "vllm_lora_router.classifiers.networks.export"]
+        assert command[:3] == [sys.executable, "-m", "vllm_lora_router.classifiers.models.onnx_export"]
         kind, _, made = command[3:]
         self.kinds.append(kind)
-        (Path(made) / onnx.EXACT).write_bytes(b"graph")
+        (Path(made) / onnx_runtime.EXACT).write_bytes(b"graph")
         if self.problem:
             return subprocess.CompletedProcess(command, 1, "", f"Traceback\n{self.problem}\n")
-        (Path(made) / onnx.INT8).write_bytes(b"graph")
-        (Path(made) / onnx.ABOUT).write_text(json.dumps({"longest": 256, "prompt": "query: "}))
+        (Path(made) / onnx_runtime.INT8).write_bytes(b"graph")
+        (Path(made) / onnx_runtime.ABOUT).write_text(json.dumps({"longest": 256, "prompt": "query: "}))
         return subprocess.CompletedProcess(command, 0, "", "")
 
 
@@ -56,8 +56,10 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> Exports:
     return exports
 
 
-def load(folder: Path, *, int8: bool = False, kind: onnx.Kind = "embedding") -> tuple[onnx.Exported, bool]:
-    found: Any = onnx.load(kind, str(folder), int8=int8)
+def load(
+    folder: Path, *, int8: bool = False, kind: onnx_runtime.Kind = "embedding"
+) -> tuple[onnx_runtime.Exported, bool]:
+    found: Any = onnx_runtime.load(kind, str(folder), int8=int8)
     return found
 
 
@@ -84,14 +86,14 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(folder: Path, export
         ClassifierError, match=r"cannot be exported .*: its graph is off by 0\.5 .*; set runtime: torch"
     ):
         load(folder)
-    assert not list((onnx.cache() / "onnx").iterdir())
+    assert not list((onnx_runtime.cache() / "onnx").iterdir())
 
 
 def test_where_exports_cannot_be_kept_another_place_can_be_named(
     folder: Path, exports: Exports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder.parent / "file").write_text("")
-    monkeypatch.setenv(onnx.CACHE_VARIABLE, str(folder.parent / "file"))
+    monkeypatch.setenv(onnx_runtime.CACHE_VARIABLE, str(folder.parent / "file"))
     with pytest.raises(ClassifierError, match="name another folder by VLLM_LORA_ROUTER_CACHE"):
         load(folder)
 
@@ -103,7 +105,7 @@ def test_another_process_may_be_first(folder: Path, exports: Exports, monkeypatc
             exports([*command[:-1], str(kept)])
         return exports(command)
 
-    kept = onnx._kept_in("embedding", folder)
+    kept = onnx_runtime._kept_in("embedding", folder)
     monkeypatch.setattr(subprocess, "run", both)
     assert load(folder)[0].folder == kept
 
@@ -111,7 +113,7 @@ def test_another_process_may_be_first(folder: Path, exports: Exports, monkeypatc
 def test_without_the_packages_it_is_said_before_anything_is_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr(onnx_runtime, "find_spec", lambda name: None if name == "onnxscript" else object())
     says = r"config\.yaml: m\.runtime: onnx needs onnxscript; pip install 'vllm-lora-router\[onnx\]'"
     for ask in (
         lambda: load_network("config.yaml: m", "domain", str(folder), "onnx", "cpu", pytest.fail),

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from vllm_lora_router.classifiers.scored import AT_ONCE, Choice, Part, ScoredClassifier, Scores
-from vllm_lora_router.classifiers.worker import Worker
-from vllm_lora_router.values import Classification, Method, Query
+from vllm_lora_router.classifiers.model_classifier import AT_ONCE, Choice, Part, ScoredClassifier, Scores
+from vllm_lora_router.classifiers.models.worker import Worker
+from vllm_lora_router.types import Classification, Method, Query
 
 
 class Table:

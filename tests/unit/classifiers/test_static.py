@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from vllm_lora_router.classifiers import ClassifierError
-from vllm_lora_router.classifiers.networks import Network
-from vllm_lora_router.classifiers.networks.static import StaticNetwork, is_static, load_static
-from vllm_lora_router.classifiers.windows import windows
+from vllm_lora_router.classifiers.models import Network
+from vllm_lora_router.classifiers.models.static_embeddings import StaticNetwork, is_static, load_static
+from vllm_lora_router.classifiers.models.truncation import windows
 
 installed = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("model2vec", "transformers")),
@@ -223,7 +223,7 @@ def test_without_model2vec_it_says_what_to_install(tmp_path: Path, monkeypatch: 
 
 def test_nothing_that_is_optional_is_imported_with_it() -> None:
     check = (
-        "import sys, vllm_lora_router.classifiers.networks.static\n"
+        "import sys, vllm_lora_router.classifiers.models.static_embeddings\n"
         "print([name for name in ('model2vec', 'transformers', 'tokenizers', 'torch') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120, check=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_lora_router.classifiers.windows import windows
+from vllm_lora_router.classifiers.models.truncation import windows
 
 
 class Words:

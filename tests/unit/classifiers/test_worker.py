@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from vllm_lora_router.classifiers import worker as module
-from vllm_lora_router.classifiers.worker import Worker
+from vllm_lora_router.classifiers.models import worker as module
+from vllm_lora_router.classifiers.models.worker import Worker
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_the_thread_ends_with_the_model_that_it_runs() -> None:
 def test_a_call_that_never_returns_keeps_no_process_from_ending() -> None:
     program = (
         "import threading\\n"
-        "from vllm_lora_router.classifiers.worker import Worker\\n"
+        "from vllm_lora_router.classifiers.models.worker import Worker\\n"
         "begun = threading.Event()\\n"
         "Worker('test').submit(lambda: begun.set() or threading.Event().wait())\\n"
         "begun.wait()\\n"

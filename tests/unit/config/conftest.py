@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vllm_lora_router.config import ConfigError, Loaded, load
-from vllm_lora_router.config.base import ServedBase, served_base
-from vllm_lora_router.config.notices import notices
+from vllm_lora_router.config.served_base import ServedBase, served_base
+from vllm_lora_router.config.warnings import notices
 
 # Tests append to it, or replace a line of it: keep the numbers of its lines.
 GOOD = """\

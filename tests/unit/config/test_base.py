@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vllm_lora_router.config import ConfigError
-from vllm_lora_router.values import Reasoning
+from vllm_lora_router.types import Reasoning
 
 if TYPE_CHECKING:
     from .conftest import Configs

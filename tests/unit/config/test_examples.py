@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from vllm_lora_router.config import load
-from vllm_lora_router.config.base import served_base
-from vllm_lora_router.config.notices import methods_of, notices, ways_to
+from vllm_lora_router.config.served_base import served_base
+from vllm_lora_router.config.warnings import methods_of, notices, ways_to
 
 FOLDER = Path(__file__).parents[3] / "config"
 EXAMPLES = sorted(FOLDER.glob("*.yaml"))

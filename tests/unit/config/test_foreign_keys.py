@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_lora_router.config.foreign import IGNORED, NOT_BUILT
+from vllm_lora_router.config.semantic_router_keys import IGNORED, NOT_BUILT
 
 if TYPE_CHECKING:
     from .conftest import Configs

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_lora_router.config.base import served_base
-from vllm_lora_router.config.notices import notices, ways_to
+from vllm_lora_router.config.served_base import served_base
+from vllm_lora_router.config.warnings import notices, ways_to
 
 if TYPE_CHECKING:
     from .conftest import Configs

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_lora_router.config.masked import _mask, masked
+from vllm_lora_router.config.redact import _mask, masked
 
 if TYPE_CHECKING:
     from .conftest import Configs

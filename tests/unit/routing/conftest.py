@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vllm_lora_router.config import Loaded, load
-from vllm_lora_router.config.base import served_base
+from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.routing.router import Router
 
 Route = Callable[..., Router]

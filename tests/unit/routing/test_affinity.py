@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cascade import Cascade
-from vllm_lora_router.routing.affinity import SHORT, WAITING, Turns, found
+from vllm_lora_router.classifiers.factory import Classifiers
+from vllm_lora_router.routing.affinity_state import SHORT, WAITING, Turns, found
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.values import Caller, Classification, Method, Plan, Query, Step
+from vllm_lora_router.types import Caller, Classification, Method, Plan, Query, Step
 
 if TYPE_CHECKING:
     from .conftest import Route

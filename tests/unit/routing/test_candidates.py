@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vllm_lora_router.routing.ab_assignment import Sticky
 from vllm_lora_router.routing.candidates import Candidates
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.routing.sticky import Sticky
-from vllm_lora_router.values import Candidate, Reasoning
+from vllm_lora_router.types import Candidate, Reasoning
 
 if TYPE_CHECKING:
     from .conftest import Route

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from vllm_lora_router.classifiers.encoder import packaged
+from vllm_lora_router.classifiers.models.encoder import packaged
 from vllm_lora_router.config import load
-from vllm_lora_router.config.base import served_base
+from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.values import Query
+from vllm_lora_router.types import Query
 
 from ...conversations import CONVERSATIONS, DEVELOPMENT, TOPICS, Conversation
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cascade import Cascade
+from vllm_lora_router.classifiers.factory import Classifiers
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.values import Classification, Method, Plan, Query
+from vllm_lora_router.types import Classification, Method, Plan, Query
 
 if TYPE_CHECKING:
     from .conftest import Route

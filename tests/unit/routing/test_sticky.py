@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from vllm_lora_router.routing.sticky import Sticky, at, digest, draw, order, share_of, sticky
-from vllm_lora_router.values import Caller
+from vllm_lora_router.routing.ab_assignment import Sticky, at, digest, draw, order, share_of, sticky
+from vllm_lora_router.types import Caller
 
 KEYS = [digest("", f"user {number}") for number in range(100_000)]
 WEIGHTS = {"a": 70.0, "b": 20.0, "c": 10.0}
@@ -70,7 +70,7 @@ def test_an_arm_without_weight_is_never_drawn_and_stands_last() -> None:
 
 def test_another_process_agrees_on_every_key() -> None:
     code = (
-        "from vllm_lora_router.routing.sticky import digest, order\n"
+        "from vllm_lora_router.routing.ab_assignment import digest, order\n"
         f"for n in range({len(KEYS)}): print(order(digest('', f'user {{n}}'), 'medical', {WEIGHTS!r})[0])"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cascade import Cascade
+from vllm_lora_router.classifiers.factory import Classifiers
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.values import NOBODY, Caller, Classification, Method, Plan, Query, Wish
+from vllm_lora_router.types import NOBODY, Caller, Classification, Method, Plan, Query, Wish
 
 if TYPE_CHECKING:
     from .conftest import Route

@@ -16,14 +16,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message
 
+from vllm_lora_router.adapters.runtime.lease import AnothersAdapter, NotLeased, UnknownAdapter
 from vllm_lora_router.config import load
-from vllm_lora_router.config.base import served_base
-from vllm_lora_router.pool.leases import AnothersAdapter, NotLeased, UnknownAdapter
-from vllm_lora_router.requests.table import ROUTES
+from vllm_lora_router.config.served_base import served_base
+from vllm_lora_router.protocols.routes import ROUTES
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.api import routes
 from vllm_lora_router.server.middleware import LoraRouterMiddleware
-from vllm_lora_router.server.serving import Serving
+from vllm_lora_router.server.state import Serving
 
 SERVED_NAMES = ("served-base",)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from vllm_lora_router.pool.run_directory import RunDirectory
-from vllm_lora_router.record.folder import destination
+from vllm_lora_router.coordination.run_directory import RunDirectory
+from vllm_lora_router.observability.audit_destination import destination
 from vllm_lora_router.server.model_list import changed
-from vllm_lora_router.server.reloading import Reloading, ReloadRefused
+from vllm_lora_router.server.reload import Reloading, ReloadRefused
 
 from .conftest import CONFIG, App
 

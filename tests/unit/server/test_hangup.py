@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vllm_lora_router.server.hangup import on_hangup
+from vllm_lora_router.coordination.sighup import on_hangup
 
 PARENT = """
 import sys, time
 from pathlib import Path
-from vllm_lora_router.server.hangup import note_hangups
+from vllm_lora_router.coordination.sighup import note_hangups
 note_hangups(lambda: Path(sys.argv[1]))
 print("ready", flush=True)
 time.sleep(60)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from vllm_lora_router.requests.salt import SALTED
-from vllm_lora_router.requests.table import ROUTES
-from vllm_lora_router.server.isolation import salt_for
+from vllm_lora_router.protocols.cache_salt import SALTED
+from vllm_lora_router.protocols.routes import ROUTES
+from vllm_lora_router.server.tenant_isolation import salt_for
 
 from .conftest import CONFIG, Answer, App, ask, echo, request_to
 

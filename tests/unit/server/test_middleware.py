@@ -10,10 +10,10 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cascade import Cascade
+from vllm_lora_router.classifiers.factory import Classifiers
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.values import Classification
+from vllm_lora_router.types import Classification
 
 from .conftest import CONFIG, App
 

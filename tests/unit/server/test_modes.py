@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cascade import Cascade
+from vllm_lora_router.classifiers.factory import Classifiers
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.values import Classification, Method
+from vllm_lora_router.types import Classification, Method
 
 from .conftest import CONFIG, App, request_to
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from vllm_lora_router.requests.table import ROUTES
+from vllm_lora_router.protocols.routes import ROUTES
 
 from .conftest import CONFIG, App, ask, request_to
 

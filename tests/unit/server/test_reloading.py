@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 
-from vllm_lora_router.pool.run_directory import RunDirectory
-from vllm_lora_router.server import reloading
-from vllm_lora_router.server.reloading import Reloading, ReloadRefused
+from vllm_lora_router.coordination.run_directory import RunDirectory
+from vllm_lora_router.server import reload
+from vllm_lora_router.server.reload import Reloading, ReloadRefused
 
 # A content is "right", or says what is wrong with it and in which process.
 SERVER = """
 import asyncio, json, sys
 from pathlib import Path
-from vllm_lora_router.pool.run_directory import RunDirectory
-from vllm_lora_router.server.reloading import Reloading, ReloadRefused
+from vllm_lora_router.coordination.run_directory import RunDirectory
+from vllm_lora_router.server.reload import Reloading, ReloadRefused
 
 process, folder, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 saw = {"content": "", "prepared": 0, "ended": []}
@@ -389,7 +389,7 @@ async def test_the_log_says_what_is_in_force_and_what_is_wrong_but_no_content(
 async def test_a_file_that_cannot_be_read_holds_up_no_votes(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reloading, "READ_S", 0.2)
+    monkeypatch.setattr(reload, "READ_S", 0.2)
     stuck, file = tmp_path / "stuck.yaml", tmp_path / "config.yaml"
     os.mkfifo(stuck)  # opening it waits, as that of a file does whose server does not answer
     file.write_bytes(b"right 2")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_lora_router.requests.table import ROUTES
+from vllm_lora_router.protocols.routes import ROUTES
 
 from .conftest import App, ask, request_to
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_lora_router.requests.table import ROUTES
+from vllm_lora_router.protocols.routes import ROUTES
 
 from ..conftest import (
     blanks,

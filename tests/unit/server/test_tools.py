@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from vllm_lora_router.classifiers.build import Classifiers
 from vllm_lora_router.classifiers.cascade import Cascade
-from vllm_lora_router.classifiers.tool.classifier import Tool as OpenTool
-from vllm_lora_router.values import Classification, Method, Query, Wish
+from vllm_lora_router.classifiers.factory import Classifiers
+from vllm_lora_router.classifiers.mcp.classifier import Tool as OpenTool
+from vllm_lora_router.types import Classification, Method, Query, Wish
 
 from .conftest import CONFIG, App, request_to
 

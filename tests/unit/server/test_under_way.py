@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from vllm_lora_router.record.later import SOON_S
-from vllm_lora_router.record.metrics import Metrics
+from vllm_lora_router.observability.deferred import SOON_S
+from vllm_lora_router.observability.metrics import Metrics
 
 from .conftest import App, ask
 

@@ -1,0 +1,106 @@
+"""`vllm-lora-router fit`, and what `validate` says of what it wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .evaluate.encoder import VECTORS, needs_encoder, write_encoder
+
+if TYPE_CHECKING:
+    from .conftest import Run
+
+pytest.importorskip("sklearn")
+pytestmark = needs_encoder
+
+CONFIG = """
+classifier: {embedding_model: {model_id: encoder%s}}
+model_config: {base: {loras: [{name: medical-lora}, {name: legal-lora}]}}
+default_model: base
+router: {deadline_ms: 5000}
+categories:
+  - {name: medical, model_scores: [{model: base, lora_name: medical-lora}]}
+  - {name: legal, model_scores: [{model: base, lora_name: legal-lora}]}
+  - {name: general, model_scores: [{model: base}]}
+"""
+MEDICAL, LEGAL = ("fever", "cough", "medicine"), ("judge", "lawsuit", "law")
+
+
+def write_config(folder: Path, more: str = "", categories: str = "") -> Path:
+    if not (folder / "encoder").exists():
+        write_encoder(folder / "encoder")
+    file = folder / "config.yaml"
+    file.write_text(CONFIG % more + categories, "utf-8")
+    return file
+
+
+def write_data(folder: Path, *more: tuple[str, str | None]) -> Path:
+    rows: list[tuple[str, str | None]] = [(f"{word} {other}", "medical") for word in MEDICAL for other in MEDICAL]
+    rows += [(f"{word} {other}", "legal") for word in LEGAL for other in LEGAL]
+    file = folder / "data.jsonl"
+    lines = (json.dumps({"text": text, "category": label}) for text, label in (*rows, *more))
+    file.write_text("\n".join(lines), "utf-8")
+    return file
+
+
+def test_what_it_writes_routes_and_is_told_by_validate(run: Run, tmp_path: Path) -> None:
+    assert set(MEDICAL + LEGAL) <= set(VECTORS)
+    config, data, head = write_config(tmp_path), write_data(tmp_path), tmp_path / "head"
+    status, printed, errors = run("fit", config, "--data", data, "--output", head)
+    assert (status, errors) == (0, "")
+    assert "no examples and no description of general: the head will not know them" in printed
+    assert f'embedding_model: {{head: "{head}"}}' in printed
+    said = json.loads((head / "head.json").read_text())
+    assert set(said["outputs"]) == {"medical", "legal"}
+    assert said["about"]["held_out"]["best_guess"][0] >= 0.9
+    assert len(said["about"]["data_sha256"]) == 64
+    used = write_config(tmp_path, f", head: {head}")
+    _, plan, _ = run("classify", "--config", used, "--json", "a lawsuit before the judge")
+    (step,) = json.loads(plan)["steps"]
+    assert (step["classification"]["category"], step["classification"]["scale"]) == ("legal", "probability")
+    status, printed, _ = run("validate", used)
+    assert status == 0
+    assert f"head: {said['about']['chosen']} of 18 examples, on encoder; held out: best_guess" in printed
+    assert "head: does not know general" in printed
+
+
+def test_what_is_wrong_with_the_data_is_told_by_line_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
+    config, head = write_config(tmp_path), tmp_path / "head"
+    data = write_data(tmp_path, ("x", "leagl"))
+    status, _, errors = run("fit", config, "--data", data, "--output", head)
+    assert status == 1
+    assert errors == f"{data}:19: category 'leagl' is not one of the configuration's; did you mean 'legal'?\n"
+    data.write_text('{"text": "a", "category": "legal"}\n{"text": "b", "category": "legal"}\n')
+    status, _, errors = run("fit", config, "--data", data, "--output", head)
+    assert (status, errors.startswith("examples of at least two categories are needed")) == (1, True)
+    assert not head.exists()
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(run: Run, tmp_path: Path) -> None:
+    config, data = write_config(tmp_path), write_data(tmp_path)
+    status, _, errors = run("fit", config, "--data", data, "--output", tmp_path / "encoder")
+    assert (status, "holds something else than a head" in errors) == (1, True)
+
+
+def test_repeated_and_contradicting_texts_are_warned_of(run: Run, tmp_path: Path) -> None:
+    data = write_data(tmp_path, ("fever fever", "medical"), ("cough cough", "legal"))
+    status, printed, _ = run("fit", write_config(tmp_path), "--data", data, "--output", tmp_path / "head")
+    assert status == 0
+    assert f"warning: {data}:19: the same text as in {data}:1; counted once" in printed
+    assert f"warning: {data}:20: 'cough cough' is 'legal' here and 'medical' in {data}:5; left out" in printed
+
+
+def test_examples_of_the_configuration_need_no_fit(run: Run, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    text = config.read_text()
+    text = text.replace("{name: medical,", "{name: medical, examples: [fever, cough, medicine, fever cough],")
+    config.write_text(text.replace("{name: legal,", "{name: legal, examples: [judge, lawsuit, law, judge law],"))
+    _, plan, _ = run("classify", "--config", config, "--json", "the judge")
+    assert json.loads(plan)["category"] == "legal"
+    _, printed, _ = run("validate", config, "--files")
+    assert (
+        "head: fitted at start from 8 texts (examples) of 2 categories; each example left out once, 8 of 8" in printed
+    )

@@ -1,0 +1,159 @@
+"""How often the domain of a question is found by a head over its embedding: the ten domains of CLINC150.
+
+Source: Larson et al. 2019, "An Evaluation Dataset for Intent Classification and Out-of-Scope Prediction"; out-of-scope
+questions are left out.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from vllm_lora_router.classifiers.models import onnx_runtime
+from vllm_lora_router.classifiers.models.encoder import packaged
+from vllm_lora_router.classifiers.models.pytorch import SentenceNetwork
+from vllm_lora_router.config.schema import Runtime
+from vllm_lora_router.tools.bench.datasets import clinc150
+
+Encode = Callable[[Sequence[str]], np.ndarray]  # texts to [texts, dimensions], each row of length 1
+Split = Literal["train", "val", "test"]
+
+# What is tried on the validation split.
+CS = (3.0, 10.0, 30.0)
+GAMMAS = (1.0, 2.0, 4.0)
+QUESTION = "could you please tell me what the current balance of my savings account is right now"  # 16 tokens
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Head:
+    """A support vector machine with a radial basis function as its kernel, and how it was chosen."""
+
+    model: Any  # sklearn.svm.SVC
+    c: float
+    gamma: float
+    validation: float  # accuracy, 0 to 1
+
+    def __call__(self, rows: np.ndarray) -> Sequence[str]:
+        """A domain a row."""
+        return self.model.predict(rows)
+
+
+def questions(data: Path, split: Split) -> tuple[list[str], list[str]]:
+    """The questions of a split and the domain of each.
+
+    Args:
+        data: a folder with `data_full.json` of clinc/oos-eval and `domains.json`, domain -> its intents.
+    """
+    asked = [(one.text, one.category) for one in clinc150(data, split) if one.category is not None]
+    return [text for text, _ in asked], [category for _, category in asked]
+
+
+def fit_head(encode: Encode, data: Path, *, cs: Sequence[float] = CS, gammas: Sequence[float] = GAMMAS) -> Head:
+    """The head taught on the train split that does best on the validation split; scikit-learn must be installed."""
+    from sklearn.svm import SVC
+
+    (texts, domains), (val_texts, val_domains) = questions(data, "train"), questions(data, "val")
+    rows, val_rows = _rows(encode, texts), _rows(encode, val_texts)
+    best: Head | None = None
+    for c, gamma in product(cs, gammas):
+        settings: dict[str, Any] = {"C": c, "gamma": gamma}
+        model = SVC(cache_size=500, **settings).fit(rows, domains)  # cache_size in MB
+        found = Head(model, c, gamma, float(model.score(val_rows, val_domains)))
+        if best is None or found.validation > best.validation:
+            best = found
+    assert best is not None
+    return best
+
+
+def score_head(head: Head, encode: Encode, data: Path) -> float:
+    """The share of the test split whose domain a head finds, 0 to 1; `encode` need not be what it was taught on."""
+    texts, domains = questions(data, "test")
+    return float(np.mean(np.asarray(head(_rows(encode, texts))) == np.asarray(domains)))
+
+
+def accuracy(encode: Encode, data: Path) -> float:
+    """The share of the test split whose domain is found, 0 to 1."""
+    return score_head(fit_head(encode, data), encode, data)
+
+
+def ms_a_text(run: Callable[[Sequence[str]], Any], *, text: str = QUESTION, times: int = 2000) -> tuple[float, float]:
+    """What one text takes, in milliseconds: the shortest of many times, and the median."""
+    took = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run([text])
+        took.append((time.perf_counter() - began) * 1000)
+    return min(took), float(np.median(took))
+
+
+def main() -> int:
+    """Prints the figures of each model."""
+    parser = argparse.ArgumentParser(prog="python -m vllm_lora_router.tools.bench.domains", description=__doc__)
+    parser.add_argument("data", type=Path, help="a folder with CLINC150's data_full.json and domains.json")
+    parser.add_argument("models", nargs="+", help="folders of static encoders, or sentence-transformers encoders")
+    parser.add_argument(
+        "--runtime",
+        nargs="+",
+        default=["torch"],
+        choices=("torch", "onnx", "onnx-int8"),
+        help="of encoders with layers",
+    )
+    args = parser.parse_args()
+    table = Table("encoder", "C", "gamma", "validation", "test", "encode ms", "with head ms", "support vectors")
+    table.title = "accuracy over ten domains, the head taught on the first runtime; ms: shortest, median"
+    console = Console()
+    head: Head | None = None
+    for model, runtime in product(args.models, args.runtime):
+        encode = encoder_of(model, runtime)
+        with console.status(model):
+            if head is None or runtime == args.runtime[0]:
+                head = fit_head(encode, args.data)
+            found = (head.c, head.gamma, head.validation, score_head(head, encode, args.data))
+            alone = ms_a_text(encode)
+            both = ms_a_text(lambda texts, head=head, encode=encode: head(encode(texts)))
+        times = (f"{least:.3f}, {median:.3f}" for least, median in (alone, both))
+        table.add_row(
+            f"{Path(model).name}, {runtime}",
+            *(f"{value:.4g}" for value in found),
+            *times,
+            str(head.model.n_support_.sum()),
+        )
+    console.print(table)
+    return 0
+
+
+def _rows(encode: Encode, texts: Sequence[str]) -> np.ndarray:
+    # Of like length together, so that a model that pads reads little that is not there.
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    found = [
+        encode([texts[place] for place in order[start : start + _BATCH]]) for start in range(0, len(order), _BATCH)
+    ]
+    rows = np.concatenate(found)
+    return rows[np.argsort(order)]
+
+
+def encoder_of(model: str, runtime: Runtime) -> Encode:
+    """An encoder as a function; `model` is a folder, a packaged model or a hub id."""
+    from vllm_lora_router.classifiers.models.static_embeddings import is_static, load_static
+
+    if is_static(Path(model)):
+        return partial(load_static(Path(model)), max_tokens=512)
+    source = model if Path(model).exists() else packaged(model) or model
+    if runtime != "torch":
+        return partial(onnx_runtime.load("embedding", source, int8=runtime == "onnx-int8"), max_tokens=512)
+    from sentence_transformers import SentenceTransformer
+
+    return partial(SentenceNetwork(SentenceTransformer(source)), max_tokens=512)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

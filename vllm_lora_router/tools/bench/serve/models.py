@@ -1,0 +1,88 @@
+"""What is served: a base, its adapters and the classifier, built where nobody has them."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_lora_router.tools.bench.serve import shapes
+from vllm_lora_router.tools.bench.serve.random_adapters import write_adapter
+from vllm_lora_router.tools.bench.serve.settings import SUBJECTS, Classifier
+from vllm_lora_router.tools.demo.build import build
+from vllm_lora_router.tools.demo.many import ManyAdapters
+from vllm_lora_router.tools.demo.server import FLAGS
+
+DEMO = "demo"
+RANK = 16
+_STATIC = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A base model and adapters for it."""
+
+    base: str  # a folder or a hub id
+    adapters: Mapping[str, Path]
+    flags: Sequence[str]  # vLLM's, that this base needs
+    write: Callable[[int, Path], None]  # one more adapter, by its number, into a folder
+
+
+def served(base: str, directory: Path) -> Served:
+    """The base that is named, with an adapter for each category.
+
+    Args:
+        base: `DEMO`, a name of `shapes.SHAPES`, whose weights are random, or a model's folder or hub id.
+        directory: where what is built is kept.
+
+    Raises:
+        TeachingError, DomainModelError: the demo's models did not learn what they must know.
+    """
+    if base == DEMO:
+        demo = build(directory)
+        return Served(
+            str(demo.base), {name: demo.adapters[name] for name in SUBJECTS}, FLAGS, ManyAdapters(demo.base).write
+        )
+    if base in shapes.SHAPES:
+        folder = directory / "shapes" / base
+        shapes.write_base(base, folder)
+        flags = shapes.FLAGS
+    else:
+        folder, flags = _folder(base), ()
+
+    def write(number: int, to: Path) -> None:
+        write_adapter(folder, to, RANK, number)
+
+    adapters = {name: directory / "random" / folder.name / name for name in SUBJECTS}
+    for number, to in enumerate(adapters.values()):
+        if not (to / "adapter_config.json").exists():
+            write(number, to)
+    return Served(str(folder), adapters, flags, write)
+
+
+def classifier_folder(classifier: Classifier, directory: Path) -> Path | None:
+    """Where the classifier is; None: `classifier.embedding_model`'s default.
+
+    Raises:
+        DistillError, DomainModelError: it cannot be made.
+    """
+    if classifier == "domain":
+        return build(directory).domain
+    if classifier == "MiniLM":
+        return None
+    folder = directory / "models" / "static"
+    if not folder.exists():
+        from vllm_lora_router.tools.fit.distill import distill
+
+        draft = folder.with_name(".static")
+        shutil.rmtree(draft, ignore_errors=True)
+        distill(_STATIC, draft)
+        draft.rename(folder)
+    return folder
+
+
+def _folder(base: str) -> Path:
+    if Path(base).is_dir():
+        return Path(base).resolve()
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(base))
