@@ -14,8 +14,8 @@ Scale = Literal["rule", "similarity", "probability"]
 Mode = Literal["insert", "replace"]
 # fmt: off
 Reason = Literal[
-    "routed", "held", "unsure", "no_text", "error", "timeout", "overload", "mixed",
-    "not_loadable", "not_allowed", "observe", "off", "share", "named",
+    "routed", "affinity", "below_threshold", "no_text", "error", "timeout", "overload", "mixed",
+    "not_loadable", "not_allowed", "observe", "off", "not_in_share", "named",
 ]
 # fmt: on
 
@@ -23,17 +23,17 @@ Reason = Literal[
 FAILURES: frozenset[Reason] = frozenset({"error", "timeout", "overload"})
 
 
-class Caller(Struct, frozen=True):
+class Client(Struct, frozen=True):
     """Who asks, as far as the request says."""
 
     tenant: str | None = None
-    fingerprint: str | None = None  # of the API key that the client shows
-    said: Mapping[str, str] = field(default_factory=dict)  # a place of `router.ab.key` -> what stands there
+    api_key_fingerprint: str | None = None  # of the API key that the client shows
+    ab_keys: Mapping[str, str] = field(default_factory=dict)  # a place of `router.ab.key` -> what stands there
     user: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)  # those of `mcp_category_model.forward_headers`
 
 
-NOBODY = Caller()
+ANONYMOUS = Client()
 
 
 class Query(Struct, frozen=True):
@@ -42,10 +42,12 @@ class Query(Struct, frozen=True):
     text: str  # the last thing the user said; empty when there is none that can be read
     turns: tuple[str, ...] = ()  # everything the user said, oldest first
     api: str = "chat"  # which shape of request it came in
-    previous: str | None = None  # the id of the response that it goes on from, where the turns before are not in it
-    caller: Caller = NOBODY  # the same for all queries of a request
+    previous_response_id: str | None = (
+        None  # the id of the response that it goes on from, where the turns before are not in it
+    )
+    client: Client = ANONYMOUS  # the same for all queries of a request
     model: str | None = None  # what the client names
-    calls: bool = True  # whether a tool may be called for it
+    may_call_tools: bool = True  # whether a tool may be called for it
 
     @property
     def has_text(self) -> bool:
@@ -53,17 +55,17 @@ class Query(Struct, frozen=True):
         return bool(self.text) and not self.text.isspace()
 
 
-class Asked(Struct, frozen=True):
+class RequestInfo(Struct, frozen=True):
     """A request as it came in."""
 
     path: str = ""
     api: str = ""
     model: str | None = None  # what the client names
-    caller: Caller = Caller()
+    client: Client = Client()
     prompts: int = 1
 
 
-class Wish(Struct, frozen=True):
+class Overrides(Struct, frozen=True):
     """What a tool asks for beside a category."""
 
     model: str | None = None  # an adapter or the base, before all others
@@ -81,18 +83,18 @@ class Classification(Struct, frozen=True):
     scores: Mapping[str, float]  # category -> score, as it was decided on
     scale: Scale
     threshold: float  # what `score` had to reach
-    sure: bool
+    accepted: bool
     evidence: Mapping[str, object] = field(default_factory=dict)  # keywords matched; nearest example; label -> p
     cached: bool = False  # it was found before, for the same words
     thresholds: Mapping[str, float] = field(default_factory=dict)  # category -> what its score had to reach
-    wish: Wish | None = None
+    overrides: Overrides | None = None
 
 
 class Step(Struct, frozen=True):
     """One method that was asked: its classification, or why there is none."""
 
     method: Method
-    ms: float
+    duration_ms: float
     classification: Classification | None = None
     failure: Reason | None = None  # error, timeout or overload
     error: str | None = None
@@ -114,47 +116,49 @@ class Candidate(Struct, frozen=True):
     reasoning: Reasoning | None = None  # None: the model's own default stays
     system_prompt: str | None = None
     system_prompt_mode: Mode = "insert"
-    why: str = ""
+    source: str = ""
     arm: str | None = None  # its name in the category's A/B test
 
 
-class Held(Struct, frozen=True):
+class ActiveTopic(Struct, frozen=True):
     """What a conversation is about."""
 
     category: str
     score: float  # with which it was last found
     method: Method
-    wish: Wish | None = None  # what was asked for with it
+    overrides: Overrides | None = None  # what was asked for with it
 
 
 class Turn(Struct, frozen=True):
     """An earlier turn of the conversation that a method was sure of."""
 
-    back: int  # turns before the last one
+    turns_ago: int  # turns before the last one
     category: str
     score: float
     method: Method
-    held_score: float  # of the category that held then, by the same classification; 0 where it says nothing of it
-    wish: Wish | None = None
+    active_topic_score: (
+        float  # of the category that held then, by the same classification; 0 where it says nothing of it
+    )
+    overrides: Overrides | None = None
 
 
 class Affinity(Struct, frozen=True):
     """What the conversation was about before its last turn, and what came of it."""
 
     category: str
-    held: bool  # it stayed
-    against: str | None  # the category that the last turn alone would have taken; None: no method was sure of it
+    kept: bool  # it stayed
+    alternative: str | None  # the category that the last turn alone would have taken; None: no method was sure of it
     margin: float
     turns: tuple[Turn, ...]  # oldest first
-    before: Held | None = None  # what held before the oldest of them, as far as it is remembered
+    earlier_topic: ActiveTopic | None = None  # what held before the oldest of them, as far as it is remembered
 
 
-class Draw(Struct, frozen=True):
+class Assignment(Struct, frozen=True):
     """A category's A/B test, as one key drew it."""
 
     category: str
     key: str  # a digest of what stays the same for the same user
-    by: str  # the place of `router.ab.key` where that was found
+    key_source: str  # the place of `router.ab.key` where that was found
     arm: str
     weights: Mapping[str, float]  # arm -> weight
 
@@ -163,9 +167,9 @@ class Share(Struct, frozen=True):
     """Whether a key is among those that are routed."""
 
     key: str
-    by: str
+    key_source: str
     share: float
-    at: float  # where the key stands between 0 and 1: routed below `share`
+    position: float  # where the key stands between 0 and 1: routed below `share`
 
 
 class Plan(Struct, frozen=True):
@@ -179,9 +183,9 @@ class Plan(Struct, frozen=True):
     candidates: tuple[Candidate, ...]  # never empty: the base or `default_model` stands last
     config_version: str
     affinity: Affinity | None = None  # None: nothing was known of the conversation
-    draw: Draw | None = None  # None: the category has no A/B test
+    assignment: Assignment | None = None  # None: the category has no A/B test
     share: Share | None = None  # None: all are routed
-    held: Held | None = None  # what the conversation is about from here on
+    active_topic: ActiveTopic | None = None  # what the conversation is about from here on
 
 
 class Edit(Struct, frozen=True):
@@ -193,14 +197,14 @@ class Edit(Struct, frozen=True):
     reasoning: Reasoning | None = None
 
 
-class Written(Struct, frozen=True):
+class AppliedEdit(Struct, frozen=True):
     """What an edit really wrote: a client's own wish about reasoning wins, and not every shape has a place for all."""
 
     system_prompt: bool = False
     reasoning: bool | None = None  # on or off; None: nothing was written, and the model does as it does by default
 
     @property
-    def beyond_model(self) -> bool:
+    def more_than_model(self) -> bool:
         """Whether anything was written but the model."""
         return self.system_prompt or self.reasoning is not None
 
@@ -212,15 +216,15 @@ class Decision(Struct, frozen=True):
     plan: Plan
     candidate: Candidate
     reason: Reason
-    written: Written
+    applied: AppliedEdit
     overhead_ms: float  # from the complete body to handing it on
     version: str | None = (
         None  # what the engine calls the adapter's version, and the answer's `model` is; None: the base
     )
-    refused: tuple[tuple[str, str], ...] = ()  # the adapters that stood before it and could not serve, and why
-    digest: str | None = None  # of that version's content
-    asked: Asked = Asked()
-    ms: Mapping[str, float] = field(default_factory=dict)  # read, plan, lease, edit: what each took
+    skipped: tuple[tuple[str, str], ...] = ()  # the adapters that stood before it and could not serve, and why
+    content_digest: str | None = None  # of that version's content
+    request: RequestInfo = RequestInfo()
+    timings_ms: Mapping[str, float] = field(default_factory=dict)  # read, plan, lease, edit: what each took
 
 
 class Outcome(Struct, frozen=True):
@@ -231,4 +235,4 @@ class Outcome(Struct, frozen=True):
     first_byte_ms: float | None  # from the decision to the first byte of the response's body
     total_ms: float
     aborted: bool  # the client left, or the server failed, before the response was complete
-    finish: str | None = None  # what the response says of why it ended: stop, length, tool_calls, ...
+    finish_reason: str | None = None  # what the response says of why it ended: stop, length, tool_calls, ...

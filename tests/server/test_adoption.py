@@ -248,7 +248,7 @@ async def test_modes_change_by_reload_and_fail_no_request(adoption: Adoption) ->
     await asyncio.gather(*asking)
     assert set(seen) == {
         ("routed", "medical-lora"),
-        *(("observe", "base"), ("off", "base"), ("share", "base")),
+        *(("observe", "base"), ("off", "base"), ("not_in_share", "base")),
     }
 
 

@@ -109,7 +109,7 @@ def test_a_text_scores_in_a_batch_as_it_does_alone(router: Router, method: Any) 
     together = scored.batcher.worker.run_blocking(lambda: scored.decide(texts))
     for text, found in zip(texts, together, strict=True):
         (alone,) = scored.batcher.worker.run_blocking(lambda text=text: scored.decide([text]))
-        assert found.category == alone.category and found.sure == alone.sure
+        assert found.category == alone.category and found.accepted == alone.accepted
         assert found.scores == pytest.approx(alone.scores, abs=1e-3)
 
 
@@ -119,7 +119,7 @@ async def test_questions_that_come_together_go_together(router: Router) -> None:
     before = (scored.batcher.done.batches, scored.batcher.done.texts)
     questions = [question for of_label in HELD_OUT.values() for question in of_label]
     plans = await asyncio.gather(*(router.plan([Query(question, (question,))]) for question in questions))
-    assert all(plan.reason in ("routed", "unsure") for plan in plans)
+    assert all(plan.reason in ("routed", "below_threshold") for plan in plans)
     asked = scored.batcher.done.texts - before[1]
     assert 0 < scored.batcher.done.batches - before[0] < asked
     # And are not classified again.

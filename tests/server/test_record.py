@@ -42,7 +42,7 @@ EACH = 4
 QUESTIONS = {
     "A fever?": ("medical", "medical-lora", "keyword", "routed"),
     "A contract?": ("legal", "legal-lora", "keyword", "routed"),
-    "A cat?": ("", "base", "", "unsure"),
+    "A cat?": ("", "base", "", "below_threshold"),
 }
 
 

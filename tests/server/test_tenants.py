@@ -316,8 +316,8 @@ async def test_a_tool_by_rules_says_what_a_question_is_about(house: House) -> No
         asked = {
             "What dosage of it, 400 mg?": ("medical-lora", "routed"),
             "Why does my Python code raise an exception?": ("technical-lora", "routed"),
-            "Can my landlord see my diagnosis?": ("base", "unsure"),
-            "Hello": ("base", "unsure"),
+            "Can my landlord see my diagnosis?": ("base", "below_threshold"),
+            "Hello": ("base", "below_threshold"),
         }
         for question, expected in asked.items():
             answer = await ask(None, question)

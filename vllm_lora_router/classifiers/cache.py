@@ -82,7 +82,7 @@ class CachedClassifier:
     def _key(self, query: Query) -> bytes:
         digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
         if self._by_tenant:
-            digest.update(repr(query.caller.tenant).encode("utf-8", "surrogatepass"))
+            digest.update(repr(query.client.tenant).encode("utf-8", "surrogatepass"))
         for name in sorted(self.reads):
             digest.update(b"\0" + repr(getattr(query, name)).encode("utf-8", "surrogatepass"))
         return digest.digest()

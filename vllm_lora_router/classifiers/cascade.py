@@ -54,7 +54,7 @@ class Cascade:
             else:
                 step = await self._step(classifier, query, deadline)
             steps.append(step)
-            if step.classification is not None and step.classification.sure:
+            if step.classification is not None and step.classification.accepted:
                 break
         return tuple(steps)
 

@@ -122,7 +122,7 @@ class ScoredClassifier:
     def _first_sure(self, scores: Sequence[Scores], windows: slice) -> Classification:
         *before, last = zip(self.scorer.parts, scores, strict=True)
         for part, of_part in before:
-            if (found := self._classification(part, of_part, windows)).sure:
+            if (found := self._classification(part, of_part, windows)).accepted:
                 return found
         return self._classification(*last, windows)
 

@@ -50,8 +50,8 @@ def decision_line(decision: Decision, at_s: float, texts: Sequence[str], words: 
         at_s: when, in seconds since 1970.
         texts: the words that were classified, one text a prompt.
     """
-    plan, asked, candidate = decision.plan, decision.asked, decision.candidate
-    ms = {name: round(ms, 3) for name, ms in decision.ms.items()}
+    plan, asked, candidate = decision.plan, decision.request, decision.candidate
+    ms = {name: round(ms, 3) for name, ms in decision.timings_ms.items()}
     ms["overhead"] = round(decision.overhead_ms, 3)
     line: Line = {
         "type": "decision",
@@ -61,8 +61,8 @@ def decision_line(decision: Decision, at_s: float, texts: Sequence[str], words: 
         "path": asked.path,
         "api": asked.api,
         "asked_for": asked.model,
-        "tenant": asked.caller.tenant,
-        "client": asked.caller.fingerprint,
+        "tenant": asked.client.tenant,
+        "client": asked.client.api_key_fingerprint,
         "prompts": asked.prompts,
         **(words(texts) if texts else {}),
         "reason": decision.reason,
@@ -79,25 +79,25 @@ def decision_line(decision: Decision, at_s: float, texts: Sequence[str], words: 
             "adapter": candidate.adapter,
             "arm": candidate.arm,
             "version": decision.version,
-            "digest": decision.digest,
-            "system_prompt": decision.written.system_prompt,
-            "reasoning": decision.written.reasoning,
+            "digest": decision.content_digest,
+            "system_prompt": decision.applied.system_prompt,
+            "reasoning": decision.applied.reasoning,
         },
-        "refused": [{"adapter": adapter, "why": why} for adapter, why in decision.refused],
+        "refused": [{"adapter": adapter, "why": why} for adapter, why in decision.skipped],
         "ms": ms,
     }
     if plan.affinity is not None:
         line["plan"]["affinity"] = _affinity(plan.affinity)
-    if (draw := plan.draw) is not None:
+    if (draw := plan.assignment) is not None:
         line["plan"]["draw"] = {
             "category": draw.category,
             "key": draw.key,
-            "by": draw.by,
+            "by": draw.key_source,
             "arm": draw.arm,
             "weights": dict(draw.weights),
         }
     if (share := plan.share) is not None:
-        line["plan"]["share"] = {"key": share.key, "by": share.by, "share": share.share, "at": share.at}
+        line["plan"]["share"] = {"key": share.key, "by": share.key_source, "share": share.share, "at": share.position}
     return line
 
 
@@ -110,11 +110,11 @@ def outcome_line(outcome: Outcome, at_s: float) -> Line:
         "status": outcome.status,
         "first_byte_ms": outcome.first_byte_ms and round(outcome.first_byte_ms, 3),
         "total_ms": round(outcome.total_ms, 3),
-        "finish": outcome.finish,
+        "finish": outcome.finish_reason,
         "aborted": outcome.aborted,
         # What it was asked with in the end, where vLLM refused what was written at first.
-        "system_prompt": outcome.decision.written.system_prompt,
-        "reasoning": outcome.decision.written.reasoning,
+        "system_prompt": outcome.decision.applied.system_prompt,
+        "reasoning": outcome.decision.applied.reasoning,
     }
 
 
@@ -138,7 +138,7 @@ def _second(at_s: float) -> str:
 
 
 def _step(step: Step) -> Line:
-    line: Line = {"method": step.method, "ms": round(step.ms, 3)}
+    line: Line = {"method": step.method, "ms": round(step.duration_ms, 3)}
     if step.classification is None:
         # What comes after an exception's name may hold the user's words.
         return {**line, "failure": step.failure, "error": (step.error or "").partition(":")[0]}
@@ -151,7 +151,7 @@ def _classification(found: Classification) -> Line:
         "category": found.category,
         "score": found.score,
         "threshold": found.threshold,
-        "sure": found.sure,
+        "sure": found.accepted,
         "scale": found.scale,
         "scores": found.scores,
         "thresholds": found.thresholds,
@@ -161,20 +161,20 @@ def _classification(found: Classification) -> Line:
 
 
 def _affinity(affinity: Affinity) -> Line:
-    before = affinity.before
+    before = affinity.earlier_topic
     return {
         "category": affinity.category,
-        "held": affinity.held,
-        "against": affinity.against,
+        "held": affinity.kept,
+        "against": affinity.alternative,
         "margin": affinity.margin,
         "before": before and {"category": before.category, "score": before.score, "method": before.method},
         "turns": [
             {
-                "back": turn.back,
+                "back": turn.turns_ago,
                 "category": turn.category,
                 "score": turn.score,
                 "method": turn.method,
-                "held_score": turn.held_score,
+                "held_score": turn.active_topic_score,
             }
             for turn in affinity.turns
         ],

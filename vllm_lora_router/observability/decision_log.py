@@ -30,13 +30,13 @@ def line(decision: Decision) -> str:
     parts = [f"{plan.category or '-'} -> {decision.candidate.model} {why}"]
     if plan.confidence is not None:
         parts.append(f"{plan.confidence:.2f}")
-    if plan.affinity is not None and plan.affinity.held:
-        parts.append(f"(against {plan.affinity.against or 'nothing sure'})")
+    if plan.affinity is not None and plan.affinity.kept:
+        parts.append(f"(against {plan.affinity.alternative or 'nothing sure'})")
     elif plan.steps and (evidence := _evidence(plan.steps[-1])):
         parts.append(f"({evidence})")
-    if plan.draw is not None:
-        parts.append(f"[arm {plan.draw.arm}]")
-    parts += [f"[not {adapter}: {reason}]" for adapter, reason in decision.refused]
+    if plan.assignment is not None:
+        parts.append(f"[arm {plan.assignment.arm}]")
+    parts += [f"[not {adapter}: {reason}]" for adapter, reason in decision.skipped]
     parts.append(f"{decision.overhead_ms:.1f} ms {decision.id}")
     return printable(" ".join(parts))
 

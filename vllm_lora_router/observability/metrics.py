@@ -112,15 +112,15 @@ class Metrics:
         self._overhead_seconds.observe(decision.overhead_ms / 1000)
         for step in plan.steps:
             asked = METHODS.get(step.method, OTHER)
-            self._method_seconds[asked,].observe(step.ms / 1000)
+            self._method_seconds[asked,].observe(step.duration_ms / 1000)
             if step.failure is not None:
                 self._failures[asked, REASONS.get(step.failure, OTHER)].inc()
             elif step.classification is not None and step.classification.cached:
                 self._cached[asked,].inc()
         if plan.confidence is not None and plan.method is not None:
             self._confidence[method,].observe(plan.confidence)
-        if (draw := plan.draw) is not None and (tested := self._category_names.label(draw.category)) is not None:
-            wish = plan.held.wish if plan.held is not None else None
+        if (draw := plan.assignment) is not None and (tested := self._category_names.label(draw.category)) is not None:
+            wish = plan.active_topic.overrides if plan.active_topic is not None else None
             wished = wish is not None and draw.arm in wish.models
             arm = self._adapter_names.label(draw.arm) or DYNAMIC if wished else self._arm_names.take(draw.arm)
             self._arms[tested, arm].inc()

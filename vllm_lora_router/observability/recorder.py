@@ -142,7 +142,7 @@ class Recorder:
         if recorded is not None:
             recorded.feedback.append(score)
         if self.metrics is not None:
-            arm = plan.draw.arm if plan is not None and plan.draw is not None else None
+            arm = plan.assignment.arm if plan is not None and plan.assignment is not None else None
             self.metrics.feedback(plan.category if plan is not None else None, arm, score)
         if self._log is not None:
             self._log.append(partial(feedback_line, id, score, comment, now))

@@ -23,7 +23,7 @@ NAMES = (
 
 def headers(decision: Decision) -> list[tuple[bytes, bytes]]:
     """The headers of a decision, in ASGI's form; names of the user's are percent-encoded."""
-    plan, written = decision.plan, decision.written
+    plan, written = decision.plan, decision.applied
     # Who only observes wants to know what would have served.
     candidate = plan.candidates[0] if decision.reason == "observe" else decision.candidate
     values = (

@@ -123,8 +123,8 @@ def _of_decision(decision: Decision) -> Attributes:
             "lora_router.reason": decision.reason,
             "lora_router.confidence": plan.confidence,
             "lora_router.arm": decision.candidate.arm,
-            "lora_router.affinity.held": affinity.held if affinity is not None else None,
-            "lora_router.affinity.against": affinity.against if affinity is not None else None,
+            "lora_router.affinity.held": affinity.kept if affinity is not None else None,
+            "lora_router.affinity.against": affinity.alternative if affinity is not None else None,
             "lora_router.config": plan.config_version,
             "lora_router.overhead_ms": decision.overhead_ms,
         }
@@ -137,12 +137,12 @@ def _of_step(step: Step) -> Attributes:
     return _attributes(
         {
             "lora_router.method": step.method,
-            "lora_router.ms": step.ms,
+            "lora_router.ms": step.duration_ms,
             "lora_router.failure": step.failure,
             "lora_router.category": found.category if found is not None else None,
             "lora_router.score": found.score if found is not None else None,
             "lora_router.threshold": found.threshold if found is not None else None,
-            "lora_router.sure": found.sure if found is not None else None,
+            "lora_router.sure": found.accepted if found is not None else None,
             "lora_router.cached": found.cached if found is not None else None,
         }
     )
@@ -152,7 +152,7 @@ def _of_outcome(outcome: Outcome) -> Attributes:
     return _attributes(
         {
             "http.response.status_code": outcome.status,
-            "lora_router.finish": outcome.finish,
+            "lora_router.finish": outcome.finish_reason,
             "lora_router.aborted": outcome.aborted,
             "lora_router.first_byte_ms": outcome.first_byte_ms,
         }

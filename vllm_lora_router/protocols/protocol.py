@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_lora_router.protocols import json_edit, reasoning
-from vllm_lora_router.types import Edit, Mode, Query, Written
+from vllm_lora_router.types import AppliedEdit, Edit, Mode, Query
 
 Members = dict[str, Any]  # of a request's JSON object, each raw
 
@@ -22,7 +22,7 @@ class Shape:
     id_prefix: str = ""  # vLLM makes the answer's id of this and the request id
     id_member: str | None = None  # the member that vLLM takes as the answer's id, in place of X-Request-Id
 
-    def write(self, members: Members, edit: Edit) -> Written:
+    def write(self, members: Members, edit: Edit) -> AppliedEdit:
         """Writes the edit into the members of a body, and says what of it was written."""
         members["model"] = json_edit.dump(edit.model)
         prompted, reasoned = False, None
@@ -30,7 +30,7 @@ class Shape:
             prompted = self.write_system(members, edit.system_prompt, edit.system_prompt_mode)
         if edit.reasoning is not None and self.write_effort is not None:
             reasoned = edit.reasoning.on if reasoning.write(members, edit.reasoning, self.write_effort) else None
-        return Written(prompted, reasoned)
+        return AppliedEdit(prompted, reasoned)
 
     def identify(self, members: Members, given: str | None, new: str) -> tuple[str | None, str]:
         """The X-Request-Id to add, None where there is a better one already, and the answer's id.

@@ -16,7 +16,7 @@ def read(members: Members) -> tuple[Query, ...]:
     else:
         said = turns(messages(raw))
     previous = json_edit.text(members.get("previous_response_id"))
-    return (Query(said[-1] if said else "", said, api="responses", previous=previous),)
+    return (Query(said[-1] if said else "", said, api="responses", previous_response_id=previous),)
 
 
 def write_system(members: Members, prompt: str, mode: Mode) -> bool:

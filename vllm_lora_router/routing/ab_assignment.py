@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from vllm_lora_router.types import Caller, Draw, Share
+from vllm_lora_router.types import Assignment, Client, Share
 
 
 class Sticky(Struct, frozen=True):
@@ -17,7 +17,7 @@ class Sticky(Struct, frozen=True):
 
 
 def sticky(
-    caller: Caller, beginning: str, places: Sequence[str], salt: str, request: str, known: str | None = None
+    client: Client, beginning: str, places: Sequence[str], salt: str, request: str, known: str | None = None
 ) -> Sticky:
     """The first of `places` that says something.
 
@@ -31,8 +31,10 @@ def sticky(
             if known is not None:
                 return Sticky(known, place)
             if beginning:
-                return Sticky(digest(salt, place, caller.fingerprint or "", caller.tenant or "", beginning), place)
-        elif value := caller.said.get(place):
+                return Sticky(
+                    digest(salt, place, client.api_key_fingerprint or "", client.tenant or "", beginning), place
+                )
+        elif value := client.ab_keys.get(place):
             # The same user may be named in another place by another API.
             return Sticky(digest(salt, value), place)
     return Sticky(digest(salt, request), "request")
@@ -66,9 +68,9 @@ def order(key: str, category: str, weights: Mapping[str, float]) -> list[str]:
     return sorted(weights, key=lambda arm: _time(key, category, arm, weights[arm]))
 
 
-def draw(found: Sticky, category: str, weights: Mapping[str, float]) -> Draw:
+def draw(found: Sticky, category: str, weights: Mapping[str, float]) -> Assignment:
     """The arm of a category's A/B test."""
-    return Draw(category, found.key, found.by, order(found.key, category, weights)[0], weights)
+    return Assignment(category, found.key, found.by, order(found.key, category, weights)[0], weights)
 
 
 def share_of(found: Sticky, share: float) -> Share:

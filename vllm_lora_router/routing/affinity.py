@@ -8,7 +8,7 @@ from msgspec import Struct
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.config.schema import Affinity as Settings
 from vllm_lora_router.routing.affinity_state import Found, Turns, as_turn, asker_of, follow, found, told
-from vllm_lora_router.types import Affinity, Held, Query, Step
+from vllm_lora_router.types import ActiveTopic, Affinity, Query, Step
 
 # Of a conversation of thousands of turns, the first and the latest: each costs a microsecond or two every time.
 LOOKED_AT = 64
@@ -19,7 +19,7 @@ class About(Struct, frozen=True):
 
     steps: tuple[Step, ...]  # of the last turn
     last: Found | None  # what a method was sure of in it
-    held: Held | None  # what the conversation is about from here on; None when nothing was ever sure
+    held: ActiveTopic | None  # what the conversation is about from here on; None when nothing was ever sure
     affinity: Affinity | None  # None when nothing was known before the last turn
 
 
@@ -41,7 +41,7 @@ class Conversation:
         self._tells_apart = apart or len(self._earlier.classifiers) < len(cascade.classifiers)
         self._clean = clean
 
-    async def ask(self, query: Query, before: Held | None) -> About:
+    async def ask(self, query: Query, before: ActiveTopic | None) -> About:
         """
         Args:
             before: what the conversation is known to have been about before the query's first turn.
@@ -71,7 +71,7 @@ class Conversation:
         if query.has_text:
             self._turns.put(query.text, asker, steps)
 
-    def _about(self, steps: tuple[Step, ...], earlier: list[tuple[int, Found]], before: Held | None) -> About:
+    def _about(self, steps: tuple[Step, ...], earlier: list[tuple[int, Found]], before: ActiveTopic | None) -> About:
         margin = self._settings.margin
         # What is kept of a long conversation is its end, and what it was about when that began.
         left_out = max(len(earlier) - self._settings.turns, 0)
@@ -94,7 +94,7 @@ class Conversation:
         text = self._clean(text)
         if query.turns == (text,):
             return query
-        return Query(text, (text,), query.api, None, query.caller, query.model, query.calls)
+        return Query(text, (text,), query.api, None, query.client, query.model, query.may_call_tools)
 
 
 def _earlier(query: Query) -> list[tuple[int, str]]:
@@ -109,4 +109,4 @@ def _alone(steps: tuple[Step, ...]) -> About:
     if last is None:
         return About(steps, None, None, None)
     turn = as_turn(last, None)
-    return About(steps, last, Held(turn.category, turn.score, turn.method, turn.wish), None)
+    return About(steps, last, ActiveTopic(turn.category, turn.score, turn.method, turn.overrides), None)

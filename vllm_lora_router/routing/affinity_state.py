@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from cachetools import LRUCache
 from msgspec import Struct
 
-from vllm_lora_router.types import Classification, Held, Method, Query, Step, Turn
+from vllm_lora_router.types import ActiveTopic, Classification, Method, Query, Step, Turn
 
 # Answers to earlier turns, and conversations whose turns are not in the request, that one process remembers.
 REMEMBERED = 10_000
@@ -24,12 +24,14 @@ class Found(Struct, frozen=True):
 def found(steps: Sequence[Step]) -> Found | None:
     """What the methods found in one turn; None when none was sure."""
     last = steps[-1] if steps else None
-    if last is None or last.classification is None or not last.classification.sure:
+    if last is None or last.classification is None or not last.classification.accepted:
         return None
     return Found(last.method, last.classification)
 
 
-def told(earlier: Iterable[tuple[int, Found]], before: Held | None, margin: float) -> tuple[Held | None, list[Turn]]:
+def told(
+    earlier: Iterable[tuple[int, Found]], before: ActiveTopic | None, margin: float
+) -> tuple[ActiveTopic | None, list[Turn]]:
     """What the conversation was about before its last turn, and the turns that say so.
 
     Args:
@@ -39,29 +41,29 @@ def told(earlier: Iterable[tuple[int, Found]], before: Held | None, margin: floa
     for back, one in earlier:
         category = one.classification.category
         assert category is not None, "who is sure names one"
-        score, wish = one.classification.score, one.classification.wish
+        score, wish = one.classification.score, one.classification.overrides
         turn = Turn(back, category, score, one.method, score_of(one, held), wish)
         turns.append(turn)
         held = follow(held, turn, margin)
     return held, turns
 
 
-def follow(held: Held | None, turn: Turn, margin: float) -> Held:
+def follow(held: ActiveTopic | None, turn: Turn, margin: float) -> ActiveTopic:
     """What the conversation is about after a turn: it is left only for what is better by the margin."""
-    if held is None or turn.category == held.category or round(turn.score - turn.held_score, 4) >= margin:
-        return Held(turn.category, turn.score, turn.method, turn.wish)
+    if held is None or turn.category == held.category or round(turn.score - turn.active_topic_score, 4) >= margin:
+        return ActiveTopic(turn.category, turn.score, turn.method, turn.overrides)
     return held
 
 
-def score_of(one: Found, held: Held | None) -> float:
+def score_of(one: Found, held: ActiveTopic | None) -> float:
     """What a classification says of the category that holds; 0 where it says nothing of it."""
     return one.classification.scores.get(held.category, 0.0) if held is not None else 0.0
 
 
-def as_turn(last: Found, held: Held | None) -> Turn:
+def as_turn(last: Found, held: ActiveTopic | None) -> Turn:
     """The last turn, seen as the earlier ones are."""
     said = last.classification
-    return Turn(0, said.category or "", said.score, last.method, score_of(last, held), said.wish)
+    return Turn(0, said.category or "", said.score, last.method, score_of(last, held), said.overrides)
 
 
 class Turns:
@@ -105,15 +107,15 @@ class Turns:
 
 def asker_of(query: Query) -> bytes:
     """Tells apart those to whom a tool may say different things of the same words."""
-    caller = query.caller
-    asker = (caller.tenant, caller.user, caller.fingerprint, sorted(caller.headers.items()), query.model)
+    client = query.client
+    asker = (client.tenant, client.user, client.api_key_fingerprint, sorted(client.headers.items()), query.model)
     return repr(asker).encode("utf-8", "surrogatepass")
 
 
 class Remembered(Struct, frozen=True):
     """A conversation whose earlier turns do not come with the request."""
 
-    held: Held | None
+    held: ActiveTopic | None
     key: str | None  # of its A/B draws, where they went by the conversation
     tenant: str | None = None  # nobody else goes on with it
 
@@ -126,8 +128,8 @@ class Conversations:
 
     def get(self, query: Query) -> Remembered | None:
         """What is known of the conversation that the query goes on with."""
-        remembered = self._known.get(query.previous) if query.previous is not None else None
-        return remembered if remembered is not None and remembered.tenant == query.caller.tenant else None
+        remembered = self._known.get(query.previous_response_id) if query.previous_response_id is not None else None
+        return remembered if remembered is not None and remembered.tenant == query.client.tenant else None
 
     def put(self, response: str, remembered: Remembered) -> None:
         self._known[response] = remembered

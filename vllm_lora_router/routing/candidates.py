@@ -9,7 +9,7 @@ from vllm_lora_router.config.schema import Category, Config, ModelScore
 from vllm_lora_router.config.served_base import ServedBase
 from vllm_lora_router.routing.ab_assignment import Sticky, draw, order
 from vllm_lora_router.routing.mcp_overrides import Wishes
-from vllm_lora_router.types import Candidate, Draw, Wish
+from vllm_lora_router.types import Assignment, Candidate, Overrides
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Candidates:
         }
 
     def of(
-        self, category: str | None, sticky: Callable[[], Sticky], wish: Wish | None = None
-    ) -> tuple[tuple[Candidate, ...], Draw | None]:
+        self, category: str | None, sticky: Callable[[], Sticky], wish: Overrides | None = None
+    ) -> tuple[tuple[Candidate, ...], Assignment | None]:
         """The candidates in the order in which they are tried, `default_model` last, and the draw that ordered them.
 
         Args:
@@ -51,7 +51,9 @@ class Candidates:
             own, draw = self._wishes.obey(wish, category, own, draw, sticky)
         return (*own, *self.default), draw
 
-    def _of_category(self, category: str, sticky: Callable[[], Sticky]) -> tuple[tuple[Candidate, ...], Draw | None]:
+    def _of_category(
+        self, category: str, sticky: Callable[[], Sticky]
+    ) -> tuple[tuple[Candidate, ...], Assignment | None]:
         if (arms := self.arms.get(category)) is None:
             return self.by_category.get(category, ()), None  # a tool may have categories of its own
         found = sticky()
@@ -76,7 +78,7 @@ def _arms(category: Category, base: ServedBase) -> Arms | None:
             same = sum(one.split("#")[0] == name for one in candidates)
             arm = f"{name}#{same + 1}" if same else name
             why = f"category {category.name}, arm {arm} of weight {entry.score:g}"
-            candidates[arm] = replace(_candidate(entry, category, base), arm=arm, why=why)
+            candidates[arm] = replace(_candidate(entry, category, base), arm=arm, source=why)
             weights[arm] = entry.score
     return Arms(candidates, weights) if any(weights.values()) else None
 
@@ -88,11 +90,11 @@ def _candidate(entry: ModelScore, category: Category, base: ServedBase) -> Candi
         reasoning=base.reasoning(entry),
         system_prompt=category.system_prompt if category.system_prompt_enabled else None,
         system_prompt_mode=category.system_prompt_mode,
-        why=f"category {category.name}, score {entry.score:g}",
+        source=f"category {category.name}, score {entry.score:g}",
     )
 
 
 def _default(config: Config, base: ServedBase) -> Candidate:
     # `default_model` may name another server's base: here that is this server's.
     adapter = None if config.default_model in config.bases else config.default_model
-    return Candidate(adapter or base.served_name, adapter, why="default_model")
+    return Candidate(adapter or base.served_name, adapter, source="default_model")

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from vllm_lora_router.config.schema import Config, ModelScore
 from vllm_lora_router.config.served_base import ServedBase
 from vllm_lora_router.routing.ab_assignment import Sticky, draw, order
-from vllm_lora_router.types import Candidate, Draw, Wish
+from vllm_lora_router.types import Assignment, Candidate, Overrides
 
 
 class Wishes:
@@ -23,12 +23,12 @@ class Wishes:
 
     def obey(
         self,
-        wish: Wish,
+        wish: Overrides,
         category: str,
         own: tuple[Candidate, ...],
-        drawn: Draw | None,
+        drawn: Assignment | None,
         sticky: Callable[[], Sticky],
-    ) -> tuple[tuple[Candidate, ...], Draw | None]:
+    ) -> tuple[tuple[Candidate, ...], Assignment | None]:
         """The category's candidates with those that are wished for before them, and the draw that ordered these.
 
         Args:
@@ -53,14 +53,14 @@ class Wishes:
         return self._all(wished, wish, category, own), None if wished else drawn
 
     def _all(
-        self, wished: list[Candidate], wish: Wish, category: str, own: tuple[Candidate, ...]
+        self, wished: list[Candidate], wish: Overrides, category: str, own: tuple[Candidate, ...]
     ) -> tuple[Candidate, ...]:
         # Where an adapter cannot serve, the category's own take its place as they would have without the wish.
         names = {one.model for one in wished}
         others = [self._as_wished(one, wish, category) for one in own if one.model not in names]
         return (*wished, *(replace(one, arm=None) if wished else one for one in others))
 
-    def _candidate(self, name: str, wish: Wish, category: str, own: tuple[Candidate, ...]) -> Candidate:
+    def _candidate(self, name: str, wish: Overrides, category: str, own: tuple[Candidate, ...]) -> Candidate:
         adapter = None if name in self._bases else name
         same = next((one for one in own if one.adapter == adapter), None)
         candidate = same or Candidate(self._base.served_name if adapter is None else name, adapter)
@@ -68,9 +68,9 @@ class Wishes:
             prompt = configured.system_prompt if configured.system_prompt_enabled else None
             candidate = replace(candidate, system_prompt=prompt, system_prompt_mode=configured.system_prompt_mode)
         why = f"the tool asks for it in category {category}"
-        return replace(self._as_wished(candidate, wish, category), arm=None, why=why)
+        return replace(self._as_wished(candidate, wish, category), arm=None, source=why)
 
-    def _as_wished(self, candidate: Candidate, wish: Wish, category: str) -> Candidate:
+    def _as_wished(self, candidate: Candidate, wish: Overrides, category: str) -> Candidate:
         configured = self._categories.get(category)
         if wish.system_prompt is not None and (configured is None or configured.system_prompt_enabled):
             candidate = replace(candidate, system_prompt=wish.system_prompt)

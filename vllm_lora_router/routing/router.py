@@ -17,7 +17,7 @@ from vllm_lora_router.routing.ab_assignment import Sticky, share_of, sticky
 from vllm_lora_router.routing.affinity import Conversation
 from vllm_lora_router.routing.affinity_state import Conversations, Remembered
 from vllm_lora_router.routing.candidates import Candidates
-from vllm_lora_router.types import NOBODY, Caller, Candidate, Plan, Query, Reason, Step
+from vllm_lora_router.types import ANONYMOUS, Candidate, Client, Plan, Query, Reason, Step
 
 TOGETHER = 32  # prompts of one request that are classified at once
 
@@ -80,7 +80,7 @@ class Router:
         return model in self.auto_names or (self._routes_base and (model is None or model in served_names))
 
     async def plan(
-        self, queries: Sequence[Query], caller: Caller = NOBODY, *, model: str | None = None, calls: bool = True
+        self, queries: Sequence[Query], client: Client = ANONYMOUS, *, model: str | None = None, calls: bool = True
     ) -> Plan:
         """The plan for a request; with several prompts, one that suits them all within the time of one.
 
@@ -92,12 +92,12 @@ class Router:
             return self.fallback("off")
 
         def whole(query: Query) -> Query:
-            return Query(query.text, query.turns, query.api, query.previous, caller, model, calls)
+            return Query(query.text, query.turns, query.api, query.previous_response_id, client, model, calls)
 
         sticky = cache(lambda: self._sticky(whole(queries[0])))
         share = share_of(sticky(), self._share) if self._share < 1 else None
-        if share is not None and share.at >= share.share:
-            return replace(self.fallback("share"), share=share)
+        if share is not None and share.position >= share.share:
+            return replace(self.fallback("not_in_share"), share=share)
         plan = await self._plan_all(queries, whole, sticky)
         return plan if share is None else replace(plan, share=share)
 
@@ -113,12 +113,12 @@ class Router:
     @property
     def base_alone(self) -> Candidate:
         """What serves when not even `default_model` can: the base itself always does."""
-        return Candidate(self.base.served_name, None, why="the base: default_model cannot be served")
+        return Candidate(self.base.served_name, None, source="the base: default_model cannot be served")
 
-    def remember(self, response: str, queries: Sequence[Query], caller: Caller, plan: Plan) -> None:
+    def remember(self, response: str, queries: Sequence[Query], client: Client, plan: Plan) -> None:
         """Keeps what a conversation is about for the request that will name this response and not bring its turns."""
-        key = self._sticky(replace(queries[0], caller=caller))
-        remembered = Remembered(plan.held, key.key if key.by == "conversation" else None, caller.tenant)
+        key = self._sticky(replace(queries[0], client=client))
+        remembered = Remembered(plan.active_topic, key.key if key.by == "conversation" else None, client.tenant)
         self.conversations.put(response, remembered)
 
     async def _plan_all(
@@ -150,27 +150,27 @@ class Router:
         if (held := about.held) is None:
             category, reason = self._fallback_category, _why_not(query, about.steps)
             candidates, draw = self._candidates.of(category, sticky)
-            return Plan(about.steps, reason, category, None, None, candidates, self.version, draw=draw)
-        candidates, draw = self._candidates.of(held.category, sticky, held.wish)
-        stays = about.affinity is not None and about.affinity.held
+            return Plan(about.steps, reason, category, None, None, candidates, self.version, assignment=draw)
+        candidates, draw = self._candidates.of(held.category, sticky, held.overrides)
+        stays = about.affinity is not None and about.affinity.kept
         return Plan(
             about.steps,
-            "held" if stays else "routed",
+            "affinity" if stays else "routed",
             held.category,
             held.score,
             held.method,
             candidates,
             self.version,
             affinity=about.affinity,
-            draw=draw,
-            held=held,
+            assignment=draw,
+            active_topic=held,
         )
 
     def _sticky(self, query: Query) -> Sticky:
         remembered = self.conversations.get(query)
         beginning = query.turns[0] if query.turns else query.text
         known = remembered.key if remembered is not None else None
-        return sticky(query.caller, beginning, self.places, self.salt, new_id(), known)
+        return sticky(query.client, beginning, self.places, self.salt, new_id(), known)
 
     def _clean(self, text: str) -> str:
         """What is not boilerplate."""
@@ -188,4 +188,4 @@ def _why_not(query: Query, steps: Sequence[Step]) -> Reason:
     for step in steps:
         if step.failure is not None:
             return step.failure
-    return "unsure" if query.has_text else "no_text"
+    return "below_threshold" if query.has_text else "no_text"

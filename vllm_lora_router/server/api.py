@@ -22,7 +22,7 @@ from vllm_lora_router.observability.recorder import LATEST
 from vllm_lora_router.protocols import json_edit
 from vllm_lora_router.protocols.routes import shape_of
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.server.client import caller_of
+from vllm_lora_router.server.client import client_of
 from vllm_lora_router.server.leasing import foresee
 from vllm_lora_router.server.state import Serving
 from vllm_lora_router.types import Query
@@ -131,9 +131,9 @@ async def _classify(router: Router, serving: Serving, request: Request) -> Respo
         return _error(400, f"the body cannot be read: {error}")
     if queries is None:
         return _error(400, 'the body needs "text" (a string), or the "messages", "prompt" or "input" of a request')
-    caller = caller_of(router, request.scope, members)
-    plan = await router.plan(queries, caller, model=json_edit.text(members.get("model")), calls=False)
-    taken = await foresee(router, plan, serving.adapters, caller.tenant)
+    client = client_of(router, request.scope, members)
+    plan = await router.plan(queries, client, model=json_edit.text(members.get("model")), calls=False)
+    taken = await foresee(router, plan, serving.adapters, client.tenant)
     taken.release()
     answer = {**msgspec.to_builtins(plan), "model": taken.candidate.model, "reason": taken.reason}
     return Response(json.dumps(answer, ensure_ascii=False), media_type="application/json")
@@ -174,7 +174,7 @@ async def _feedback(router: Router, serving: Serving, request: Request) -> Respo
     if decision is None and not serving.record.keeps_feedback:
         text = f"this process knows no answer {said.id!r}, and router.audit.path names no record for it to be found in"
         return _error(404, text)
-    arm = decision.plan.draw.arm if decision is not None and decision.plan.draw is not None else None
+    arm = decision.plan.assignment.arm if decision is not None and decision.plan.assignment is not None else None
     return JSONResponse({"id": said.id, "category": decision and decision.plan.category, "arm": arm})
 
 

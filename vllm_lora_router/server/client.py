@@ -11,12 +11,12 @@ from vllm_lora_router.protocols.protocol import Members
 from vllm_lora_router.routing.ab_assignment import digest
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import asgi
-from vllm_lora_router.types import NOBODY, Caller
+from vllm_lora_router.types import ANONYMOUS, Client
 
 Headers = Mapping[bytes, bytes]
 
 
-def caller_of(router: Router, scope: Scope, members: Members) -> Caller:
+def client_of(router: Router, scope: Scope, members: Members) -> Client:
     """The caller as `router.tenant` and `router.ab.key` look for it."""
     headers: Headers = dict(reversed(scope["headers"]))  # of two of a name the first counts
     shown = headers.get(b"authorization") or headers.get(b"x-api-key")
@@ -26,11 +26,11 @@ def caller_of(router: Router, scope: Scope, members: Members) -> Caller:
         if (value := _said(place, headers, members)) is not None:
             said[place] = value
     if not (shown or tenant or said or router.asks_tool):
-        return NOBODY
-    return Caller(
+        return ANONYMOUS
+    return Client(
         tenant=tenant,
-        fingerprint=_fingerprint(router.salt, shown) if shown else None,
-        said=said,
+        api_key_fingerprint=_fingerprint(router.salt, shown) if shown else None,
+        ab_keys=said,
         user=_user(headers, members) if router.asks_tool else None,
         headers={
             name: value for name, key in router.forwarded if (value := asgi.as_text(headers.get(key))) is not None

@@ -13,12 +13,12 @@ from vllm_lora_router.protocols.protocol import Shape
 from vllm_lora_router.protocols.routes import Route
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import asgi
-from vllm_lora_router.server.client import caller_of
+from vllm_lora_router.server.client import client_of
 from vllm_lora_router.server.incoming import Incoming
 from vllm_lora_router.server.leasing import Taken, foresee, lease_named, take
 from vllm_lora_router.server.response import Again
 from vllm_lora_router.server.state import Adapters, Lease
-from vllm_lora_router.types import FAILURES, Asked, Caller, Candidate, Decision, Edit, Plan, Query, Written
+from vllm_lora_router.types import FAILURES, AppliedEdit, Candidate, Client, Decision, Edit, Plan, Query, RequestInfo
 
 logger = logging.getLogger("vllm_lora_router.server")
 
@@ -29,7 +29,7 @@ class Considered(Struct, frozen=True):
     plan: Plan
     taken: Taken | None  # None: it must not be served unrouted
     queries: Sequence[Query]
-    caller: Caller
+    client: Client
     ms: dict[str, float]
 
     @property
@@ -51,22 +51,22 @@ async def consider(
     router: Router, route: Route, shape: Shape, incoming: Incoming, adapters: Adapters | None
 ) -> Considered:
     """The plan of a request that names no adapter, and the first candidate that serves."""
-    caller = caller_of(router, incoming.scope, incoming.members or {})
+    client = client_of(router, incoming.scope, incoming.members or {})
     began = time.perf_counter()
-    queries, plan = await plan_of(router, shape, incoming, caller)
+    queries, plan = await plan_of(router, shape, incoming, client)
     planned = time.perf_counter()
     ms = {"plan": (planned - began) * 1000}
     if router.rejects_failures and plan.reason in FAILURES and not router.observes:
-        return Considered(plan, None, queries, caller, ms)
+        return Considered(plan, None, queries, client, ms)
     if route.dry:
-        taken = await foresee(router, plan, adapters, caller.tenant)
+        taken = await foresee(router, plan, adapters, client.tenant)
     else:
-        taken = await take(router, plan, adapters, caller.tenant, may_load=route.guarded)
+        taken = await take(router, plan, adapters, client.tenant, may_load=route.guarded)
     ms["lease"] = (time.perf_counter() - planned) * 1000
-    return Considered(plan, taken, queries, caller, ms)
+    return Considered(plan, taken, queries, client, ms)
 
 
-async def plan_of(router: Router, shape: Shape, incoming: Incoming, caller: Caller) -> tuple[Sequence[Query], Plan]:
+async def plan_of(router: Router, shape: Shape, incoming: Incoming, client: Client) -> tuple[Sequence[Query], Plan]:
     """What is asked, and the plan for it; never an error."""
     queries: Sequence[Query] = ()
     try:
@@ -74,7 +74,7 @@ async def plan_of(router: Router, shape: Shape, incoming: Incoming, caller: Call
         queries = await incoming.work(lambda: shape.read(members))
         route = incoming.route
         calls = route is not None and route.guarded and not route.dry
-        return queries, await router.plan(queries, caller, model=incoming.model, calls=calls)
+        return queries, await router.plan(queries, client, model=incoming.model, calls=calls)
     except Exception:
         # Routing never turns a good request into an error.
         logger.exception("a request could not be planned; it takes default_model")
@@ -94,7 +94,7 @@ def edit(shape: Shape, incoming: Incoming, considered: Considered, taken: Taken)
         written = shape.write(edited, edits)
     except Exception:
         logger.exception("an edit could not be written; the request gets the model alone")
-        edited, written = bare, Written()
+        edited, written = bare, AppliedEdit()
     content = json_edit.join(edited)
     now = time.perf_counter()
     version = None if taken.lease is None else taken.lease.version
@@ -103,19 +103,21 @@ def edit(shape: Shape, incoming: Incoming, considered: Considered, taken: Taken)
         plan=considered.plan,
         candidate=candidate,
         reason=taken.reason,
-        written=written,
+        applied=written,
         overhead_ms=(now - incoming.began) * 1000,
         version=None if version is None else version.engine_name,
-        refused=taken.refused,
-        digest=None if version is None else version.digest,
-        asked=Asked(incoming.path, shape.api, incoming.model, considered.caller, max(len(considered.queries), 1)),
-        ms={**considered.ms, "edit": (now - began) * 1000},
+        skipped=taken.refused,
+        content_digest=None if version is None else version.digest,
+        request=RequestInfo(
+            incoming.path, shape.api, incoming.model, considered.client, max(len(considered.queries), 1)
+        ),
+        timings_ms={**considered.ms, "edit": (now - began) * 1000},
     )
 
     def again() -> tuple[Decision, bytes]:
-        return replace(decision, written=Written()), json_edit.join(bare)
+        return replace(decision, applied=AppliedEdit()), json_edit.join(bare)
 
-    return Edited(decision, content, request_id, json_edit.runs_on(bare), again if written.beyond_model else None)
+    return Edited(decision, content, request_id, json_edit.runs_on(bare), again if written.more_than_model else None)
 
 
 class Named(Struct, frozen=True):
@@ -124,11 +126,11 @@ class Named(Struct, frozen=True):
     lease: Lease | None  # None: vLLM itself knows the name, or says that nobody does
     plan: Plan | None  # None: nobody asked
     queries: Sequence[Query]
-    caller: Caller
+    client: Client
 
 
 async def consider_named(
-    router: Router, incoming: Incoming, adapters: Adapters | None, caller: Caller, shape: Shape | None
+    router: Router, incoming: Incoming, adapters: Adapters | None, client: Client, shape: Shape | None
 ) -> Named:
     """A lease on what the client named.
 
@@ -138,9 +140,9 @@ async def consider_named(
     plan: Plan | None = None
     queries: Sequence[Query] = ()
     if shape is not None:
-        queries, plan = await plan_of(router, shape, incoming, caller)
+        queries, plan = await plan_of(router, shape, incoming, client)
     # Nothing may be awaited after it: who is given up in between would never give it back.
-    return Named(await _lease_named(incoming, adapters, caller), plan, queries, caller)
+    return Named(await _lease_named(incoming, adapters, client), plan, queries, client)
 
 
 def decision_named(
@@ -153,7 +155,7 @@ def decision_named(
     """
     model = incoming.model or base
     version = None if named.lease is None else named.lease.version
-    candidate = Candidate(model, None if version is None else model, why="the client names it")
+    candidate = Candidate(model, None if version is None else model, source="the client names it")
     given = _given_id(incoming)
     request_id = None if given else new_id()
     plan = named.plan or Plan((), "named", None, None, None, (candidate,), router.version)
@@ -162,19 +164,19 @@ def decision_named(
         plan=plan,
         candidate=candidate,
         reason="named" if named.plan is None else "observe",
-        written=Written(),
+        applied=AppliedEdit(),
         overhead_ms=(time.perf_counter() - incoming.began) * 1000,
         version=None if version is None else version.engine_name,
-        digest=None if version is None else version.digest,
-        asked=Asked(incoming.path, shape.api, incoming.model, named.caller, max(len(named.queries), 1)),
+        content_digest=None if version is None else version.digest,
+        request=RequestInfo(incoming.path, shape.api, incoming.model, named.client, max(len(named.queries), 1)),
     )
     return decision, request_id
 
 
-async def _lease_named(incoming: Incoming, adapters: Adapters | None, caller: Caller) -> Lease | None:
+async def _lease_named(incoming: Incoming, adapters: Adapters | None, client: Client) -> Lease | None:
     if adapters is None or not incoming.model:
         return None
-    return await lease_named(adapters, incoming.route, incoming.path, incoming.model, caller.tenant)
+    return await lease_named(adapters, incoming.route, incoming.path, incoming.model, client.tenant)
 
 
 def _given_id(incoming: Incoming) -> str | None:

@@ -12,7 +12,7 @@ from vllm_lora_router.protocols.protocol import Shape
 from vllm_lora_router.protocols.routes import Route
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import asgi, tenant_isolation
-from vllm_lora_router.server.client import caller_of
+from vllm_lora_router.server.client import client_of
 from vllm_lora_router.server.engine_first import engine_first
 from vllm_lora_router.server.exchange import Considered, Named, consider, consider_named, decision_named, edit
 from vllm_lora_router.server.incoming import Incoming
@@ -140,8 +140,8 @@ class LoraRouterMiddleware:
     def _note(self, router: Router, decision: Decision, considered: Considered) -> None:
         """Hands what was decided to those who keep it."""
         queries = considered.queries
-        if decision.asked.api == "responses" and queries:
-            router.remember(decision.id, queries, considered.caller, considered.plan)
+        if decision.request.api == "responses" and queries:
+            router.remember(decision.id, queries, considered.client, considered.plan)
         self.serving.record.decided(decision, [query.text for query in queries], say=router.logs_decisions)
 
     def _seen(
@@ -175,7 +175,7 @@ class LoraRouterMiddleware:
     ) -> None:
         """A request that names its model itself: it waits for that one, and gets no other."""
         route = incoming.route
-        caller = caller_of(router, incoming.scope, incoming.members or {})
+        client = client_of(router, incoming.scope, incoming.members or {})
         shape = route.shape_of(incoming.members or {}) if route is not None else None
         watched = shape if self._watches(router, route, incoming) else None
         ahead = asgi.Ahead(receive)
@@ -183,7 +183,7 @@ class LoraRouterMiddleware:
         response: Response | RoutedResponse | None = None
         span: RequestSpan | None = None
         try:
-            work = consider_named(router, incoming, adapters, caller, watched if router.observes else None)
+            work = consider_named(router, incoming, adapters, client, watched if router.observes else None)
             named = await ahead.unless_gone(work)
             if named is None:
                 return

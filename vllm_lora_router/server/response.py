@@ -30,7 +30,7 @@ class Response:
     def __init__(self, decision: Decision, send: Send) -> None:
         self.decision = decision
         self._send = send
-        self._says = _FINISH.get(decision.asked.api, _FINISH["chat"])
+        self._says = _FINISH.get(decision.request.api, _FINISH["chat"])
         self._since = time.perf_counter()
         self._status: int | None = None
         self._first_byte_ms: float | None = None

@@ -61,10 +61,10 @@ def _print(console: Console, plan: Plan, ms: float) -> None:
         console.print(table)
     first = plan.candidates[0]
     why = f"{plan.method}" if plan.reason == "routed" else plan.reason
-    way = printable(f"{plan.category or '-'} -> {first.model} ({why}; {first.why})")
+    way = printable(f"{plan.category or '-'} -> {first.model} ({why}; {first.source})")
     console.print(Text(f"{way} in {ms:.1f} ms", style="bold"))
     for candidate in plan.candidates[1:]:
-        console.print(Text(printable(f"  if it cannot be served: {candidate.model} ({candidate.why})")))
+        console.print(Text(printable(f"  if it cannot be served: {candidate.model} ({candidate.source})")))
     if first.system_prompt:
         console.print(Text(f"  system prompt ({first.system_prompt_mode}): {printable(first.system_prompt)}"))
     if first.reasoning:
@@ -74,7 +74,16 @@ def _print(console: Console, plan: Plan, ms: float) -> None:
 def _row(step: Step) -> list[str | Text]:
     found = step.classification
     if found is None:
-        return [step.method, "-", "-", "-", step.failure or "", f"{step.ms:.1f}", Text(printable(step.error or "")), ""]
+        return [
+            step.method,
+            "-",
+            "-",
+            "-",
+            step.failure or "",
+            f"{step.duration_ms:.1f}",
+            Text(printable(step.error or "")),
+            "",
+        ]
     evidence = "; ".join(f"{key}: {value}" for key, value in found.evidence.items())
     scores = ", ".join(f"{name} {score:.2f}" for name, score in sorted(found.scores.items(), key=lambda item: -item[1]))
     return [
@@ -82,8 +91,8 @@ def _row(step: Step) -> list[str | Text]:
         Text(printable(found.category or "-")),
         f"{found.score:.2f}",
         f"{found.threshold:.2f}",
-        "yes" if found.sure else "no",
-        f"{step.ms:.1f}",
+        "yes" if found.accepted else "no",
+        f"{step.duration_ms:.1f}",
         Text(printable(evidence)),
         Text(printable(scores)),
     ]

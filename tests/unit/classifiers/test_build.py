@@ -30,7 +30,7 @@ async def test_keyword_rules_answer_without_any_model(loaded: Load) -> None:
     classifiers = build(loaded(RULES))
     (step,) = await classifiers.cascade.ask(Query("a fever"))
     assert step.classification is not None
-    assert (step.method, step.classification.category, step.classification.sure) == ("keyword", "medical", True)
+    assert (step.method, step.classification.category, step.classification.accepted) == ("keyword", "medical", True)
     assert (classifiers.labels, classifiers.cascade.deadline_ms) == ((), 50)
 
 

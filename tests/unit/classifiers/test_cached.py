@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from vllm_lora_router.classifiers.cache import Cache, CachedClassifier
-from vllm_lora_router.types import Caller, Classification, Method, Query
+from vllm_lora_router.types import Classification, Client, Method, Query
 
 
 class Behind:
@@ -52,7 +52,7 @@ async def test_what_a_classifier_does_not_read_makes_no_difference_and_what_it_r
 async def test_tenants_that_are_kept_apart_gain_nothing_from_what_another_asked() -> None:
     behind = Behind()
     cached = CachedClassifier(behind, Cache(), by_tenant=True)
-    acme, globex = (Query("fever", caller=Caller(tenant=tenant)) for tenant in ("acme", "globex"))
+    acme, globex = (Query("fever", client=Client(tenant=tenant)) for tenant in ("acme", "globex"))
     for query in (acme, globex, Query("fever"), acme, globex):
         await cached.classify([query])
     assert len(behind.asked) == 3

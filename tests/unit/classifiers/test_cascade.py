@@ -60,7 +60,7 @@ async def test_the_first_sure_one_answers_and_those_behind_it_are_not_asked() ->
         ("embedding", SURE, None),
     ]
     assert [classifier.asked for classifier in classifiers] == [["fever"], ["fever"], []]
-    assert all(step.ms >= 0 for step in steps)
+    assert all(step.duration_ms >= 0 for step in steps)
 
 
 async def test_when_none_is_sure_all_were_asked() -> None:
@@ -100,7 +100,7 @@ async def test_a_method_that_takes_too_long_is_a_timeout_within_the_deadline() -
     took_ms = (time.perf_counter() - began) * 1000
     assert (steps[1].failure, steps[1].error) == ("timeout", "no answer within router.deadline_ms (30 ms)")
     assert 25 < took_ms < 1000
-    assert 25 < steps[1].ms < 1000
+    assert 25 < steps[1].duration_ms < 1000
 
 
 async def test_the_deadline_is_one_for_all_methods_together() -> None:
@@ -123,7 +123,7 @@ async def test_a_tool_has_a_time_of_its_own_and_takes_none_of_the_others() -> No
 
     steps = await Cascade([Classifier("mcp", slow), Classifier("keyword", UNSURE)], 50).ask(Query("x"))
     assert [step.failure for step in steps] == [None, None]
-    assert steps[0].ms > 140
+    assert steps[0].duration_ms > 140
 
 
 async def test_a_tool_that_is_late_is_a_timeout_in_its_own_words() -> None:

@@ -67,7 +67,7 @@ def test_examples_of_the_configuration_make_a_head(loaded: Load) -> None:
     assert head.thresholds == {"technical": 0.5, "medical": 0.5}
     found = ScoredClassifier(EmbeddingScorer([], words, 2, head)).decide(["code loop index", "pain knee", "moon cake"])
     assert [one.category for one in found[:2]] == ["technical", "medical"]
-    assert [one.sure for one in found] == [True, True, False]
+    assert [one.accepted for one in found] == [True, True, False]
     assert {one.scale for one in found} == {"probability"}
     assert found[0].evidence["none"] == pytest.approx(1 - sum(found[0].scores.values()), abs=1e-3)
 
@@ -80,16 +80,16 @@ def test_rules_come_first_and_share_the_pass_of_the_encoder(loaded: Load) -> Non
     before = words.network.passes  # pyright: ignore[reportAttributeAccessIssue]
     ruled, headed, unsure = classifier.decide(["code loop", "code test type", "moon cake"])
     assert words.network.passes == before + 1  # pyright: ignore[reportAttributeAccessIssue]
-    assert (ruled.category, ruled.scale, ruled.sure) == ("general", "similarity", True)
-    assert (headed.category, headed.scale, headed.sure) == ("technical", "probability", True)
-    assert (unsure.scale, unsure.sure) == ("probability", False)
+    assert (ruled.category, ruled.scale, ruled.accepted) == ("general", "similarity", True)
+    assert (headed.category, headed.scale, headed.accepted) == ("technical", "probability", True)
+    assert (unsure.scale, unsure.accepted) == ("probability", False)
 
 
 def test_a_category_that_embeddings_may_not_choose_is_not_chosen(loaded: Load) -> None:
     words = encoder()
     head = load_head(loaded(EXAMPLES), words)
     (found,) = ScoredClassifier(EmbeddingScorer([], words, 2, head, ["medical"])).decide(["code loop index"])
-    assert (found.category, found.sure) == ("medical", False)
+    assert (found.category, found.accepted) == ("medical", False)
     assert set(found.scores) == {"medical"}
 
 

@@ -19,24 +19,26 @@ def classifier(*rules: dict[str, Any]) -> KeywordClassifier:
 
 
 def matches(keyword: str, text: str, **rule: Any) -> bool:
-    return classifier({"keywords": [keyword], **rule}).match(text).sure
+    return classifier({"keywords": [keyword], **rule}).match(text).accepted
 
 
 def test_or_needs_one_keyword_and_and_needs_all() -> None:
     either = classifier({"operator": "OR", "keywords": ["fever", "cough"]})
     both = classifier({"operator": "AND", "keywords": ["fever", "cough"]})
-    assert [either.match(text).sure for text in ("a fever", "cough and fever", "rash")] == [True, True, False]
-    assert [both.match(text).sure for text in ("a fever", "cough and fever", "rash")] == [False, True, False]
+    assert [either.match(text).accepted for text in ("a fever", "cough and fever", "rash")] == [True, True, False]
+    assert [both.match(text).accepted for text in ("a fever", "cough and fever", "rash")] == [False, True, False]
 
 
 def test_nor_needs_a_text_with_none_of_them() -> None:
     neither = classifier({"operator": "NOR", "keywords": ["fever", "cough"]})
-    assert [neither.match(text).sure for text in ("a fever", "cough and fever", "rash")] == [False, False, True]
+    assert [neither.match(text).accepted for text in ("a fever", "cough and fever", "rash")] == [False, False, True]
 
 
 def test_and_takes_keywords_that_differ_in_case_or_stand_twice_as_they_are() -> None:
-    assert classifier({"operator": "AND", "keywords": ["SQL", "sql", "SQL"]}).match("my sql").sure
-    assert not classifier({"operator": "AND", "keywords": ["SQL", "sql"], "case_sensitive": True}).match("my sql").sure
+    assert classifier({"operator": "AND", "keywords": ["SQL", "sql", "SQL"]}).match("my sql").accepted
+    assert (
+        not classifier({"operator": "AND", "keywords": ["SQL", "sql"], "case_sensitive": True}).match("my sql").accepted
+    )
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t\u3000"])

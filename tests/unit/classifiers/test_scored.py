@@ -51,7 +51,7 @@ async def test_a_model_that_takes_less_than_a_hop_to_its_thread_answers_where_it
     told: list[tuple[int, int]] = []
     scored.batcher.told = lambda texts, waiting: told.append((texts, waiting))
     (found,) = await scored.classify([Query("quick")])
-    assert found.sure and table.threads == {threading.current_thread().name}
+    assert found.accepted and table.threads == {threading.current_thread().name}
     table.threads.clear()
     await scored.classify([Query(long)])  # of a longer text it holds the event loop for too long
     assert table.threads == {"lora-router-test"}
@@ -74,20 +74,20 @@ def test_the_best_of_those_that_reach_their_threshold_is_sure() -> None:
     table = Table({"a": 0.6, "b": 0.3, "c": 0.3}, {"x": [0.55, 0.4, 0.35], "y": [0.7, 0.4, 0.9]})
     scored = ScoredClassifier(table)
     first = one(scored, "x")
-    assert (first.category, first.sure, first.threshold) == ("b", True, 0.3)
+    assert (first.category, first.accepted, first.threshold) == ("b", True, 0.3)
     assert first.score == pytest.approx(0.4)
     assert one(scored, "y").category == "c"
 
 
 def test_when_none_reaches_its_threshold_the_best_is_named_and_not_sure() -> None:
     found = one(ScoredClassifier(Table({"a": 0.6, "b": 0.6}, {"x": [0.55, 0.4]})), "x")
-    assert (found.category, found.sure, found.threshold, found.scale) == ("a", False, 0.6, "probability")
+    assert (found.category, found.accepted, found.threshold, found.scale) == ("a", False, 0.6, "probability")
     assert found.scores == {"a": 0.55, "b": 0.4}
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3, 0.6, 0.7, 1.0])
 def test_a_score_that_is_just_the_threshold_reaches_it(threshold: float) -> None:
-    assert one(ScoredClassifier(Table({"a": threshold}, {"x": [threshold]})), "x").sure
+    assert one(ScoredClassifier(Table({"a": threshold}, {"x": [threshold]})), "x").accepted
 
 
 def test_of_equal_scores_the_first_listed_wins() -> None:
@@ -98,15 +98,15 @@ def test_a_category_with_several_rules_has_the_score_of_the_one_that_counts() ->
     table = Table([("a", 0.9), ("b", 0.5), ("a", 0.2)], {"x": [0.8, 0.1, 0.3], "y": [0.8, 0.1, 0.1]})
     found = one(ScoredClassifier(table), "x")
     assert (found.scores, found.thresholds) == ({"a": 0.3, "b": 0.1}, {"a": 0.2, "b": 0.5})
-    assert (found.category, found.score, found.sure, found.threshold) == ("a", 0.3, True, 0.2)
+    assert (found.category, found.score, found.accepted, found.threshold) == ("a", 0.3, True, 0.2)
     found = one(ScoredClassifier(table), "y")
     assert (found.scores, found.thresholds) == ({"a": 0.8, "b": 0.1}, {"a": 0.9, "b": 0.5})
-    assert not found.sure
+    assert not found.accepted
 
 
 def test_what_is_shown_is_what_was_decided_on() -> None:
     found = one(ScoredClassifier(Table({"a": 0.6}, {"x": [0.59996]})), "x")
-    assert (found.score, found.sure) == (0.6, True)
+    assert (found.score, found.accepted) == (0.6, True)
 
 
 def test_a_negative_similarity_is_shown_as_it_is() -> None:
@@ -119,7 +119,7 @@ def test_the_windows_of_a_long_text_count_alike_and_the_evidence_is_of_the_windo
     found = one(ScoredClassifier(table), "tail|head")
     assert found.score == pytest.approx(0.65)
     assert found.scores == {"a": 0.65, "b": 0.35}
-    assert (found.sure, found.evidence) == (True, {"window": "head"})
+    assert (found.accepted, found.evidence) == (True, {"window": "head"})
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
@@ -146,7 +146,7 @@ def test_a_warm_up_measures_what_a_batch_takes() -> None:
 
 def test_half_an_emoji_does_not_reach_a_tokenizer() -> None:
     table = Table({"a": 0.5}, {"my ? hurts": [0.7]})
-    assert one(ScoredClassifier(table), "my \ud83d hurts").sure
+    assert one(ScoredClassifier(table), "my \ud83d hurts").accepted
 
 
 async def test_queries_are_answered_in_order_on_the_workers_thread() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vllm_lora_router.observability.audit_log import AuditLog
-from vllm_lora_router.types import Candidate, Classification, Decision, Method, Plan, Reason, Step, Written
+from vllm_lora_router.types import AppliedEdit, Candidate, Classification, Decision, Method, Plan, Reason, Step
 
 Decide = Callable[..., Decision]
 Line = dict[str, Any]
@@ -36,7 +36,7 @@ def decide() -> Decide:
         confidence: float | None = 0.91,
         failure: Reason | None = None,
         evidence: Mapping[str, object] | None = None,
-        written: Written | None = None,
+        written: AppliedEdit | None = None,
         id: str = "chatcmpl-7",
     ) -> Decision:
         candidate = Candidate(model, None if model == "base" else model)
@@ -56,7 +56,7 @@ def decide() -> Decide:
         )
         sure = method if confidence is not None else None
         plan = Plan((step,), reason, category, confidence, sure, (candidate,), "01234567")
-        return Decision(id, plan, candidate, reason, written or Written(), 3.14159)
+        return Decision(id, plan, candidate, reason, written or AppliedEdit(), 3.14159)
 
     return decision
 

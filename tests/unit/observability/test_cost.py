@@ -14,20 +14,20 @@ from vllm_lora_router.observability.audit_destination import Destination
 from vllm_lora_router.observability.audit_schema import by_hmac
 from vllm_lora_router.observability.recorder import Recorder
 from vllm_lora_router.types import (
+    ActiveTopic,
     Affinity,
-    Asked,
-    Caller,
+    AppliedEdit,
     Candidate,
     Classification,
+    Client,
     Decision,
-    Held,
     Method,
     Outcome,
     Plan,
+    RequestInfo,
     Scale,
     Step,
     Turn,
-    Written,
 )
 
 from .conftest import Line, Open, child, files, lines, said_by
@@ -134,20 +134,20 @@ def held(n: int) -> Decision:
         last.category,
         0.15,
         (turn(3, "domain"), turn(2, "embedding"), turn(1, "domain")),
-        Held(category, chance.random(), "domain"),
+        ActiveTopic(category, chance.random(), "domain"),
     )
     candidates = (Candidate(f"{category}-lora", f"{category}-lora"), Candidate("base", None))
     return Decision(
         f"chatcmpl-{n:032x}",
-        Plan(steps, "held", category, last.score, "domain", candidates, "0a1b2c3d", affinity),
+        Plan(steps, "affinity", category, last.score, "domain", candidates, "0a1b2c3d", affinity),
         candidates[0],
-        "held",
-        Written(system_prompt=True, reasoning=False),
+        "affinity",
+        AppliedEdit(system_prompt=True, reasoning=False),
         chance.uniform(2, 9),
         version=f"{category}-lora@1a2b3c4d",
-        digest="1a2b3c4d5e6f",
-        asked=Asked("/v1/chat/completions", "chat", "MoM", Caller("acme", "0a1b2c3d4e5f")),
-        ms={name: chance.uniform(0, 3) for name in ("read", "plan", "lease", "edit")},
+        content_digest="1a2b3c4d5e6f",
+        request=RequestInfo("/v1/chat/completions", "chat", "MoM", Client("acme", "0a1b2c3d4e5f")),
+        timings_ms={name: chance.uniform(0, 3) for name in ("read", "plan", "lease", "edit")},
     )
 
 

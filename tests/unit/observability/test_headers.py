@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from vllm_lora_router.observability.response_headers import NAMES, encoded, headers
-from vllm_lora_router.types import Candidate, Decision, Written
+from vllm_lora_router.types import AppliedEdit, Candidate, Decision
 
 if TYPE_CHECKING:
     from .conftest import Decide
@@ -23,7 +23,7 @@ def read(decision: Decision) -> dict[str, str]:
 
 
 def test_a_routed_decision_has_all_eight(decide: Decide) -> None:
-    assert read(decide(written=Written(system_prompt=True, reasoning=True))) == {
+    assert read(decide(written=AppliedEdit(system_prompt=True, reasoning=True))) == {
         "x-vsr-selected-category": "medical",
         "x-vsr-selected-model": "medical-lora",
         "x-vsr-selected-reasoning": "on",
@@ -36,14 +36,14 @@ def test_a_routed_decision_has_all_eight(decide: Decide) -> None:
 
 
 def test_a_decision_that_nobody_was_sure_of_has_all_eight_too(decide: Decide) -> None:
-    assert read(decide(None, "base", reason="unsure", confidence=None)) == {
+    assert read(decide(None, "base", reason="below_threshold", confidence=None)) == {
         "x-vsr-selected-category": "",
         "x-vsr-selected-model": "base",
         "x-vsr-selected-reasoning": "off",
         "x-vsr-selected-confidence": "",
         "x-vsr-injected-system-prompt": "false",
         "x-lora-router-method": "",
-        "x-lora-router-reason": "unsure",
+        "x-lora-router-reason": "below_threshold",
         "x-lora-router-overhead-ms": "3.142",
     }
     assert len(NAMES) == 9

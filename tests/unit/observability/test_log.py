@@ -30,8 +30,8 @@ def test_each_method_names_its_evidence(decide: Decide, method: str, expected: s
 
 
 def test_what_nobody_was_sure_of_says_so(decide: Decide) -> None:
-    unsure = decide(None, "base", reason="unsure", confidence=None)
-    assert line(unsure) == "- -> base unsure (health) 3.1 ms chatcmpl-7"
+    unsure = decide(None, "base", reason="below_threshold", confidence=None)
+    assert line(unsure) == "- -> base below_threshold (health) 3.1 ms chatcmpl-7"
 
 
 def test_a_failure_names_the_method_that_failed_and_none_of_the_users_words(decide: Decide) -> None:

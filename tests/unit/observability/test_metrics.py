@@ -17,7 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_lora_router.observability.metrics import MOST_NAMES, Metrics
-from vllm_lora_router.types import Decision, Draw, Held, Outcome, Step, Wish
+from vllm_lora_router.types import ActiveTopic, Assignment, Decision, Outcome, Overrides, Step
 
 if TYPE_CHECKING:
     from .conftest import Decide
@@ -63,19 +63,19 @@ def smallest_bucket(registry: CollectorRegistry, name: str, **of: str) -> float:
 
 
 def drawn(decision: Decision, category: str, arm: str) -> Decision:
-    draw = Draw(category, "0123", "tenant", arm, {arm: 1.0})
-    return replace(decision, plan=replace(decision.plan, draw=draw))
+    draw = Assignment(category, "0123", "tenant", arm, {arm: 1.0})
+    return replace(decision, plan=replace(decision.plan, assignment=draw))
 
 
 def test_decisions_are_counted_by_category_adapter_method_and_reason(
     metrics: Metrics, registry: CollectorRegistry, decide: Decide
 ) -> None:
-    for decision in (decide(), decide(), decide(None, "base", reason="unsure", confidence=None)):
+    for decision in (decide(), decide(), decide(None, "base", reason="below_threshold", confidence=None)):
         metrics.decided(decision)
     metrics.decided(decide(model="of-a-tenant"))
     assert read(registry, "decisions_total") == {
         labels(category="medical", adapter="medical-lora", method="domain", reason="routed"): 2,
-        labels(category="", adapter="base", method="", reason="unsure"): 1,
+        labels(category="", adapter="base", method="", reason="below_threshold"): 1,
         labels(category="medical", adapter="dynamic", method="domain", reason="routed"): 1,
     }
 
@@ -95,7 +95,7 @@ def test_how_sure_the_deciding_method_was_is_seen(
     metrics: Metrics, registry: CollectorRegistry, decide: Decide
 ) -> None:
     metrics.decided(decide())
-    metrics.decided(decide(None, "base", reason="unsure", confidence=None))
+    metrics.decided(decide(None, "base", reason="below_threshold", confidence=None))
     assert read(registry, "confidence_sum") == {labels(method="domain"): 0.91}
     assert smallest_bucket(registry, "confidence", method="domain") == 1.0
 
@@ -106,7 +106,7 @@ def test_methods_that_failed_and_what_was_known_before_are_counted(
     decision = decide()
     (step,) = decision.plan.steps
     assert step.classification is not None
-    cached = Step("embedding", 0.02, replace(step.classification, cached=True, sure=False))
+    cached = Step("embedding", 0.02, replace(step.classification, cached=True, accepted=False))
     failed = Step("keyword", 1.0, failure="timeout", error="the user's words")
     metrics.decided(replace(decision, plan=replace(decision.plan, steps=(failed, cached, step))))
     assert read(registry, "failures_total") == {labels(method="keyword", why="timeout"): 1}
@@ -128,8 +128,8 @@ def test_what_a_tool_names_makes_no_series(metrics: Metrics, registry: Collector
     for number in range(50):
         arm = f"tenant-{number}-lora"
         made = drawn(decide(), "medical", arm)
-        held = Held("medical", 0.9, "mcp", Wish(models={arm: 1.0, "medical-lora": 1.0}))
-        metrics.decided(replace(made, plan=replace(made.plan, category=f"theirs {number}", held=held)))
+        held = ActiveTopic("medical", 0.9, "mcp", Overrides(models={arm: 1.0, "medical-lora": 1.0}))
+        metrics.decided(replace(made, plan=replace(made.plan, category=f"theirs {number}", active_topic=held)))
     assert read(registry, "arms_total") == {labels(category="medical", arm="dynamic"): 50}
     assert read(registry, "decisions_total") == {
         labels(category="other", adapter="medical-lora", method="domain", reason="routed"): 50
@@ -252,7 +252,7 @@ def test_over_ever_new_configurations_the_series_stay_bounded_and_nothing_is_los
 CHILD = """
 import sys
 from vllm_lora_router.observability.metrics import Metrics
-from vllm_lora_router.types import Candidate, Decision, Outcome, Plan, Written
+from vllm_lora_router.types import Candidate, Decision, Outcome, Plan, AppliedEdit
 
 count = int(sys.argv[1])
 metrics = Metrics()
@@ -260,7 +260,7 @@ metrics.configure(["medical"], ["medical-lora"])
 metrics.generation(count)
 candidate = Candidate("medical-lora", "medical-lora")
 plan = Plan((), "routed", "medical", 0.91, "domain", (candidate,), "01234567")
-decision = Decision("chatcmpl-7", plan, candidate, "routed", Written(), 3.0)
+decision = Decision("chatcmpl-7", plan, candidate, "routed", AppliedEdit(), 3.0)
 for _ in range(count):
     metrics.decided(decision)
     metrics.ended(Outcome(decision, 200, 40.0, 50.0, False))

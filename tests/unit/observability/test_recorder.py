@@ -14,7 +14,7 @@ from vllm_lora_router.config import load
 from vllm_lora_router.observability.audit_destination import Destination, RecordError, destination, hmac_key
 from vllm_lora_router.observability.audit_schema import hmac_of
 from vllm_lora_router.observability.recorder import LATEST, Recorder
-from vllm_lora_router.types import Asked, Caller, Decision, Outcome
+from vllm_lora_router.types import Client, Decision, Outcome, RequestInfo
 
 if TYPE_CHECKING:
     from .conftest import Decide
@@ -34,7 +34,7 @@ def to(folder: Path, audit: str) -> Destination:
 
 
 def outcome(decision: Decision) -> Outcome:
-    return Outcome(decision, 200, 12.0, 34.0, aborted=False, finish="stop")
+    return Outcome(decision, 200, 12.0, 34.0, aborted=False, finish_reason="stop")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def record(destination: Destination, decision: Decision) -> Recorder:
 
 
 def test_a_decision_its_outcome_and_what_the_user_thought_of_it_are_a_line_each(tmp_path: Path, decide: Decide) -> None:
-    decision = replace(decide(), asked=Asked("/v1/chat/completions", "chat", "MoM", Caller("acme", "f00")))
+    decision = replace(decide(), request=RequestInfo("/v1/chat/completions", "chat", "MoM", Client("acme", "f00")))
     recorder = record(to(tmp_path, "{path: audit}"), decision)
     decided, ended, feedback = lines(tmp_path / "audit")
     assert [line["seq"] for line in (decided, ended, feedback)] == [1, 2, 3]

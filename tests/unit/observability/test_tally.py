@@ -16,12 +16,12 @@ def outcome(decision: Decision, status: int | None, *, aborted: bool = False) ->
 
 
 def test_decisions_are_counted_by_reason_and_are_under_way_until_they_end(decide: Decide) -> None:
-    tally, routed, unsure = Tally(), decide(), decide(None, "base", reason="unsure", confidence=None)
+    tally, routed, unsure = Tally(), decide(), decide(None, "base", reason="below_threshold", confidence=None)
     for decision in (routed, routed, unsure):
         tally.decided(decision)
-    assert (dict(tally.reasons), tally.under_way) == ({"routed": 2, "unsure": 1}, 3)
+    assert (dict(tally.reasons), tally.under_way) == ({"routed": 2, "below_threshold": 1}, 3)
     tally.ended(outcome(routed, 200))
-    assert (dict(tally.reasons), tally.under_way) == ({"routed": 2, "unsure": 1}, 2)
+    assert (dict(tally.reasons), tally.under_way) == ({"routed": 2, "below_threshold": 1}, 2)
 
 
 def test_responses_that_failed_and_clients_that_left_are_counted(decide: Decide) -> None:

@@ -22,7 +22,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from vllm_lora_router.observability.traces import RequestSpan, Traces
 from vllm_lora_router.server import asgi
-from vllm_lora_router.types import Affinity, Asked, Caller, Decision, Outcome, Step
+from vllm_lora_router.types import Affinity, Client, Decision, Outcome, RequestInfo, Step
 
 if TYPE_CHECKING:
     from .conftest import Decide
@@ -185,10 +185,10 @@ def test_the_decision_stands_in_the_span_with_each_method_that_was_asked(
 
 def test_what_served_the_base_says_so(traces: Traces, exporter: InMemorySpanExporter, decide: Decide) -> None:
     span = begin(traces)
-    span.decided(decide(None, "base", reason="unsure", confidence=None))
+    span.decided(decide(None, "base", reason="below_threshold", confidence=None))
     span.close()
     attributes = only(exporter).attributes or {}
-    assert (attributes["lora_router.adapter"], attributes["lora_router.reason"]) == ("base", "unsure")
+    assert (attributes["lora_router.adapter"], attributes["lora_router.reason"]) == ("base", "below_threshold")
     assert not {"lora_router.category", "lora_router.method", "lora_router.confidence"} & attributes.keys()
 
 
@@ -230,9 +230,9 @@ def test_nothing_that_a_user_wrote_stands_in_a_span(
     evidence = {"nearest": words, "keywords": [words], "labels": {words: 1.0}}
     decision = decide(evidence=evidence)
     failed = Step("keyword", 1.5, failure="error", error=words)
-    asked = Asked(words, words, words, Caller(words, words, {words: words}))
+    asked = RequestInfo(words, words, words, Client(words, words, {words: words}))
     plan = replace(decision.plan, steps=(failed, *decision.plan.steps))
-    decision = replace(decision, plan=plan, asked=asked, refused=((words, words),))
+    decision = replace(decision, plan=plan, request=asked, skipped=((words, words),))
     span = begin(traces)
     span.decided(decision)
     span.ended(outcome(decision))

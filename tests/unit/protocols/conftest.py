@@ -5,7 +5,7 @@ from typing import Any
 
 from vllm_lora_router.protocols import json_edit
 from vllm_lora_router.protocols.protocol import Shape
-from vllm_lora_router.types import Edit, Mode, Query, Reasoning, Written
+from vllm_lora_router.types import AppliedEdit, Edit, Mode, Query, Reasoning
 
 OURS = "You are a medical expert."
 THINK = Reasoning(True, template_kwargs={"enable_thinking": True})
@@ -28,7 +28,7 @@ def said(shape: Shape, request: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     return query.text, query.turns
 
 
-def edited(shape: Shape, request: dict[str, Any], edit: Edit) -> tuple[dict[str, Any], Written]:
+def edited(shape: Shape, request: dict[str, Any], edit: Edit) -> tuple[dict[str, Any], AppliedEdit]:
     members = json_edit.fields(json.dumps(request).encode())
     written = shape.write(members, edit)
     return json.loads(json_edit.join(members)), written
@@ -52,4 +52,4 @@ def untouched(shape: Shape, request: dict[str, Any], edit: Edit) -> None:
     """Asserts that the model alone was written, and that this is what is said."""
     after, written = edited(shape, request, edit)
     assert after == {**request, "model": edit.model}
-    assert written == Written()
+    assert written == AppliedEdit()

@@ -7,7 +7,7 @@ import pytest
 
 from vllm_lora_router.protocols import json_edit
 from vllm_lora_router.protocols.chat import CHAT, read
-from vllm_lora_router.types import Edit, Mode, Reasoning, Written
+from vllm_lora_router.types import AppliedEdit, Edit, Mode, Reasoning
 
 User = dict[str, Any]
 
@@ -22,7 +22,7 @@ def said(messages: Any) -> tuple[str, tuple[str, ...]]:
     return query.text, query.turns
 
 
-def edited(request: dict[str, Any], edit: Edit) -> tuple[dict[str, Any], Written]:
+def edited(request: dict[str, Any], edit: Edit) -> tuple[dict[str, Any], AppliedEdit]:
     members = json_edit.fields(json.dumps(request).encode())
     written = CHAT.write(members, edit)
     return json.loads(json_edit.join(members)), written
@@ -150,7 +150,7 @@ def test_a_role_of_a_wrong_form_is_left_for_vllm_to_refuse() -> None:
 def test_without_a_prompt_the_messages_stay() -> None:
     after, written = edited({"messages": [{"role": "system", "content": "A"}]}, Edit("m", None, "replace"))
     assert after == {"messages": [{"role": "system", "content": "A"}], "model": "m"}
-    assert written == Written()
+    assert written == AppliedEdit()
 
 
 THINK = Reasoning(True, template_kwargs={"enable_thinking": True})

@@ -8,7 +8,7 @@ import pytest
 from vllm_lora_router.protocols import json_edit
 from vllm_lora_router.protocols.completions import COMPLETIONS, SCORING, TOKENS, read
 from vllm_lora_router.protocols.protocol import Shape
-from vllm_lora_router.types import Edit, Query, Reasoning, Written
+from vllm_lora_router.types import AppliedEdit, Edit, Query, Reasoning
 
 
 def queries(prompt: Any) -> tuple[Query, ...]:
@@ -35,7 +35,7 @@ def test_no_prompt_at_all_is_one_query_without_words() -> None:
 def test_the_model_alone_is_written() -> None:
     members = json_edit.fields(b'{"prompt":"x","model":"MoM"}')
     edit = Edit("medical-lora", "You are a medical expert.", reasoning=Reasoning(True, effort="high"))
-    assert COMPLETIONS.write(members, edit) == Written(system_prompt=False, reasoning=None)
+    assert COMPLETIONS.write(members, edit) == AppliedEdit(system_prompt=False, reasoning=None)
     assert json_edit.join(members) == b'{"prompt":"x","model":"medical-lora"}'
 
 
@@ -53,5 +53,5 @@ def test_tokens_are_not_read() -> None:
 def test_to_scoring_and_tokens_the_model_alone_is_written(shape: Shape) -> None:
     members = json_edit.fields(b'{"query":"x","token_ids":[1],"model":"MoM"}')
     edit = Edit("medical-lora", "Ours.", "replace", Reasoning(True, {"enable_thinking": True}, "high"))
-    assert shape.write(members, edit) == Written()
+    assert shape.write(members, edit) == AppliedEdit()
     assert json_edit.join(members) == b'{"query":"x","token_ids":[1],"model":"medical-lora"}'

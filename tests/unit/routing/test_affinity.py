@@ -12,7 +12,7 @@ from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.classifiers.factory import Classifiers
 from vllm_lora_router.routing.affinity_state import SHORT, WAITING, Turns, found
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.types import Caller, Classification, Method, Plan, Query, Step
+from vllm_lora_router.types import Classification, Client, Method, Plan, Query, Step
 
 if TYPE_CHECKING:
     from .conftest import Route
@@ -57,7 +57,7 @@ class Asked:
         self.router = Router(router.loaded, router.base, classifiers)
 
     async def plan(self, *turns: str, previous: str | None = None) -> Plan:
-        return await self.router.plan([Query(turns[-1], turns, previous=previous)])
+        return await self.router.plan([Query(turns[-1], turns, previous_response_id=previous)])
 
 
 @pytest.fixture
@@ -71,32 +71,32 @@ FOLLOW_UPS = ["commit it", "thanks", "why?"]
 @pytest.mark.parametrize("follow_up", FOLLOW_UPS)
 async def test_a_follow_up_stays_with_what_the_conversation_is_about(asked: Asked, follow_up: str) -> None:
     plan = await asked.plan("a fever", follow_up)
-    assert (plan.reason, plan.category, plan.method, plan.confidence) == ("held", "medical", "domain", 0.9)
+    assert (plan.reason, plan.category, plan.method, plan.confidence) == ("affinity", "medical", "domain", 0.9)
     assert [one.model for one in plan.candidates] == ["medical-lora", "legal-lora", "acme/base"]
     assert plan.affinity is not None
-    assert (plan.affinity.held, plan.affinity.category, plan.affinity.against) == (True, "medical", None)
-    assert not plan.steps[-1].classification.sure  # pyright: ignore[reportOptionalMemberAccess]
+    assert (plan.affinity.kept, plan.affinity.category, plan.affinity.alternative) == (True, "medical", None)
+    assert not plan.steps[-1].classification.accepted  # pyright: ignore[reportOptionalMemberAccess]
 
 
 async def test_a_clear_change_is_followed(asked: Asked) -> None:
     plan = await asked.plan("a fever", "why?", "a contract")
     assert (plan.reason, plan.category, plan.confidence) == ("routed", "legal", 0.8)
     assert plan.affinity is not None
-    assert (plan.affinity.held, plan.affinity.category, plan.affinity.against) == (False, "medical", "legal")
+    assert (plan.affinity.kept, plan.affinity.category, plan.affinity.alternative) == (False, "medical", "legal")
 
 
 async def test_a_change_that_is_sure_but_not_by_the_margin_is_not(asked: Asked) -> None:
     plan = await asked.plan("a fever", "a sick contract")
-    assert (plan.reason, plan.category) == ("held", "medical")
-    assert plan.affinity is not None and (plan.affinity.held, plan.affinity.against) == (True, "legal")
+    assert (plan.reason, plan.category) == ("affinity", "medical")
+    assert plan.affinity is not None and (plan.affinity.kept, plan.affinity.alternative) == (True, "legal")
     assert (await asked.plan("a fever", "nearly")).category == "medical"
     assert (await asked.plan("a fever", "just")).category == "legal"  # 0.15 better, which is the margin
 
 
 async def test_the_turn_after_a_change_stays_with_the_new_one(asked: Asked) -> None:
     plan = await asked.plan("a fever", "a contract", "thanks")
-    assert (plan.reason, plan.category, plan.confidence) == ("held", "legal", 0.8)
-    assert [(turn.back, turn.category, turn.held_score) for turn in plan.affinity.turns] == [  # pyright: ignore
+    assert (plan.reason, plan.category, plan.confidence) == ("affinity", "legal", 0.8)
+    assert [(turn.turns_ago, turn.category, turn.active_topic_score) for turn in plan.affinity.turns] == [  # pyright: ignore
         (2, "medical", 0.0),
         (1, "legal", 0.1),
     ]
@@ -108,7 +108,7 @@ async def test_the_same_again_is_routed_and_not_held(asked: Asked) -> None:
 
 
 async def test_the_first_turn_stands_for_itself(asked: Asked) -> None:
-    assert (await asked.plan("why?")).reason == "unsure"
+    assert (await asked.plan("why?")).reason == "below_threshold"
     plan = await asked.plan("hello", "a rash")
     assert (plan.reason, plan.category, plan.affinity) == ("routed", "medical", None)
 
@@ -120,7 +120,7 @@ async def test_an_image_alone_stays_with_the_conversation(asked: Asked) -> None:
 async def test_without_affinity_each_turn_stands_for_itself(router: Route) -> None:
     asked = Asked(router(more="router: {affinity: {enabled: false}}\n"))
     plan = await asked.plan("a fever", "why?")
-    assert (plan.reason, plan.category, plan.affinity, asked.scores.asked) == ("unsure", None, None, ["why?"])
+    assert (plan.reason, plan.category, plan.affinity, asked.scores.asked) == ("below_threshold", None, None, ["why?"])
 
 
 async def test_the_margin_is_the_users(router: Route) -> None:
@@ -155,7 +155,7 @@ async def test_of_a_very_long_one_the_record_keeps_the_end(asked: Asked) -> None
     plan = await asked.plan(*turns, "thanks")
     assert plan.affinity is not None and plan.category == "legal"
     assert len(plan.affinity.turns) == 8
-    assert plan.affinity.before is not None and plan.affinity.before.category == "legal"
+    assert plan.affinity.earlier_topic is not None and plan.affinity.earlier_topic.category == "legal"
 
 
 async def test_the_last_turn_is_asked_first_and_a_late_earlier_one_is_left_out(router: Route) -> None:
@@ -171,7 +171,7 @@ async def test_the_last_turn_is_asked_first_and_a_late_earlier_one_is_left_out(r
 async def test_a_last_turn_that_comes_too_late_stays_with_the_conversation(router: Route) -> None:
     asked = Asked(router(), slow=frozenset({"slow"}), deadline_ms=50)
     plan = await asked.plan("a fever", "slow")
-    assert (plan.reason, plan.category, plan.steps[-1].failure) == ("held", "medical", "timeout")
+    assert (plan.reason, plan.category, plan.steps[-1].failure) == ("affinity", "medical", "timeout")
 
 
 async def test_boilerplate_in_earlier_turns_is_dropped_too(router: Route) -> None:
@@ -186,29 +186,29 @@ async def test_what_one_tenant_asked_is_known_of_anothers_turns_unless_they_are_
 ) -> None:
     asked = Asked(router(more=f"router: {{tenant_cache: {setting}}}\n"))
     for tenant in ("acme", "globex", "acme", "globex"):
-        await asked.router.plan([Query("why?", ("a fever", "why?"))], Caller(tenant=tenant))
+        await asked.router.plan([Query("why?", ("a fever", "why?"))], Client(tenant=tenant))
     assert asked.scores.asked.count("a fever") == times
 
 
 async def test_a_response_that_goes_on_from_another_is_of_its_conversation(asked: Asked) -> None:
     first = Query("a fever", ("a fever",), "responses")
     plan = await asked.router.plan([first])
-    asked.router.remember("resp_1", [first], Caller(), plan)
-    then = Query("why?", ("why?",), "responses", previous="resp_1")
+    asked.router.remember("resp_1", [first], Client(), plan)
+    then = Query("why?", ("why?",), "responses", previous_response_id="resp_1")
     plan = await asked.router.plan([then])
-    assert (plan.reason, plan.category) == ("held", "medical")
-    asked.router.remember("resp_2", [then], Caller(), plan)
+    assert (plan.reason, plan.category) == ("affinity", "medical")
+    asked.router.remember("resp_2", [then], Client(), plan)
     changed = await asked.plan("a contract", previous="resp_2")
     assert (changed.reason, changed.category) == ("routed", "legal")
     assert (await asked.plan("why?", previous="resp_1")).category == "medical"
-    assert (await asked.plan("why?", previous="resp_9")).reason == "unsure"
+    assert (await asked.plan("why?", previous="resp_9")).reason == "below_threshold"
 
 
 async def test_conversations_are_remembered_over_a_new_configuration(router: Route, asked: Asked) -> None:
     first = Query("a fever", ("a fever",), "responses")
-    asked.router.remember("resp_1", [first], Caller(), await asked.router.plan([first]))
+    asked.router.remember("resp_1", [first], Client(), await asked.router.plan([first]))
     after = Router.build(asked.router.loaded, asked.router.base, asked.router)
-    assert (await after.plan([Query("why?", ("why?",), previous="resp_1")])).category == "medical"
+    assert (await after.plan([Query("why?", ("why?",), previous_response_id="resp_1")])).category == "medical"
 
 
 def test_turns_are_known_whether_or_not_they_wait_to_be_kept_and_few_wait() -> None:

@@ -23,7 +23,7 @@ def no_test() -> Sticky:
     raise AssertionError("asked without an A/B test")
 
 
-BASE = Candidate("acme/base", None, why="default_model")
+BASE = Candidate("acme/base", None, source="default_model")
 
 
 def test_the_highest_score_comes_first_and_the_default_last(router: Route) -> None:
@@ -31,7 +31,7 @@ def test_the_highest_score_comes_first_and_the_default_last(router: Route) -> No
     assert [one.model for one in found] == ["technical-lora", "acme/base", "legal-lora", "acme/base"]
     assert [one.adapter for one in found] == ["technical-lora", None, "legal-lora", None]
     assert found[-1] == BASE
-    assert found[0].why == "category technical, score 0.9"
+    assert found[0].source == "category technical, score 0.9"
 
 
 def test_of_equal_scores_the_first_listed_comes_first(router: Route) -> None:
@@ -66,7 +66,7 @@ def test_without_a_category_the_default_alone_serves(router: Route) -> None:
 
 def test_the_default_may_be_an_adapter(router: Route) -> None:
     found = of(router(("default_model: base", "default_model: legal-lora")), None)
-    assert found == (Candidate("legal-lora", "legal-lora", why="default_model"),)
+    assert found == (Candidate("legal-lora", "legal-lora", source="default_model"),)
 
 
 def test_a_default_that_names_another_servers_base_is_this_servers(router: Route) -> None:

@@ -29,7 +29,7 @@ async def test_a_sure_method_gives_its_category_and_the_categorys_candidates(rou
     assert routed.config_version == router().version
 
 
-@pytest.mark.parametrize(("text", "reason"), [("Hello.", "unsure"), ("", "no_text"), ("  \n", "no_text")])
+@pytest.mark.parametrize(("text", "reason"), [("Hello.", "below_threshold"), ("", "no_text"), ("  \n", "no_text")])
 async def test_what_no_method_is_sure_of_takes_the_default(router: Route, text: str, reason: str) -> None:
     routed = await plan(router(), text)
     assert (routed.category, routed.method, routed.confidence, routed.reason) == (None, None, None, reason)
@@ -41,7 +41,12 @@ FALLBACK = "classifier: {category_model: {fallback_category: medical}}\n"
 
 async def test_what_no_method_is_sure_of_takes_the_fallback_category_where_there_is_one(router: Route) -> None:
     routed = await plan(router(more=FALLBACK), "Hello.")
-    assert (routed.category, routed.method, routed.confidence, routed.reason) == ("medical", None, None, "unsure")
+    assert (routed.category, routed.method, routed.confidence, routed.reason) == (
+        "medical",
+        None,
+        None,
+        "below_threshold",
+    )
     assert [one.model for one in routed.candidates] == ["medical-lora", "legal-lora", "acme/base"]
 
 
@@ -62,7 +67,7 @@ async def test_boilerplate_that_is_to_be_dropped_is_not_the_users_question(route
     dropping = router(more="router: {text: {drop: ['(?s)<context>.*?</context>', 'Python']}}\n")
     said = "<context>\na law against\nfever\n</context> in Python: hello <context>law</context>"
     assert (await plan(router(), said)).category == "technical"
-    assert (await plan(dropping, said)).reason == "unsure"
+    assert (await plan(dropping, said)).reason == "below_threshold"
     assert (await plan(dropping, f"{said} fever")).category == "medical"
 
 

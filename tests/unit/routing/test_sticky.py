@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from vllm_lora_router.routing.ab_assignment import Sticky, at, digest, draw, order, share_of, sticky
-from vllm_lora_router.types import Caller
+from vllm_lora_router.types import Client
 
 KEYS = [digest("", f"user {number}") for number in range(100_000)]
 WEIGHTS = {"a": 70.0, "b": 20.0, "c": 10.0}
@@ -59,7 +59,7 @@ def test_who_is_routed_says_nothing_of_the_arm() -> None:
 def test_a_larger_share_takes_all_of_a_smaller_one_along() -> None:
     for key in KEYS[:5000]:
         shares = [share_of(Sticky(key, "user"), share) for share in (0.0, 0.1, 0.5, 1.0)]
-        routed = [one.at < one.share for one in shares]
+        routed = [one.position < one.share for one in shares]
         assert routed == sorted(routed) and routed[0] is False and routed[-1] is True
 
 
@@ -85,23 +85,29 @@ def test_a_draw_never_changes_between_releases() -> None:
 
 def test_the_first_place_that_says_something_counts() -> None:
     said = {"user": "u", "header:x-user": "h"}
-    found = sticky(Caller(said=said), "hello", PLACES, "", "request")
+    found = sticky(Client(ab_keys=said), "hello", PLACES, "", "request")
     assert (found.by, found.key) == ("user", digest("", "u"))
-    assert sticky(Caller(said={"header:x-user": "h"}), "hello", PLACES, "", "request").by == "header:x-user"
-    assert sticky(Caller(), "hello", PLACES, "", "request").by == "conversation"
-    assert sticky(Caller(), "", PLACES, "", "request") == Sticky(digest("", "request"), "request")
-    assert sticky(Caller(said=said), "hello", ["conversation"], "", "request").by == "conversation"
+    assert sticky(Client(ab_keys={"header:x-user": "h"}), "hello", PLACES, "", "request").by == "header:x-user"
+    assert sticky(Client(), "hello", PLACES, "", "request").by == "conversation"
+    assert sticky(Client(), "", PLACES, "", "request") == Sticky(digest("", "request"), "request")
+    assert sticky(Client(ab_keys=said), "hello", ["conversation"], "", "request").by == "conversation"
 
 
 def test_one_user_is_the_same_in_every_api() -> None:
     names = ("safety_identifier", "metadata.user_id", "user", "header:x-user")
-    assert len({sticky(Caller(said={name: "u"}), "", PLACES, "", "").key for name in names}) == 1
+    assert len({sticky(Client(ab_keys={name: "u"}), "", PLACES, "", "").key for name in names}) == 1
 
 
 def test_the_same_beginning_of_two_clients_is_two_conversations() -> None:
-    callers = [Caller(), Caller(fingerprint="a"), Caller(fingerprint="b"), Caller(tenant="a"), Caller("b", "a")]
+    callers = [
+        Client(),
+        Client(api_key_fingerprint="a"),
+        Client(api_key_fingerprint="b"),
+        Client(tenant="a"),
+        Client("b", "a"),
+    ]
     assert len({sticky(caller, "hello", PLACES, "", "").key for caller in callers}) == len(callers)
-    assert sticky(Caller(), "hello", PLACES, "", "").key != sticky(Caller(), "hello!", PLACES, "", "").key
+    assert sticky(Client(), "hello", PLACES, "", "").key != sticky(Client(), "hello!", PLACES, "", "").key
 
 
 def test_another_salt_draws_everything_anew() -> None:

@@ -10,7 +10,7 @@ import pytest
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.classifiers.factory import Classifiers
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.types import NOBODY, Caller, Classification, Method, Plan, Query, Wish
+from vllm_lora_router.types import ANONYMOUS, Classification, Client, Method, Overrides, Plan, Query
 
 if TYPE_CHECKING:
     from .conftest import Route
@@ -20,7 +20,7 @@ class Tool:
     """Wishes the tenant's adapter for what is not small talk, and remembers what it was asked."""
 
     method: Method = "mcp"
-    reads = frozenset({"text", "caller"})
+    reads = frozenset({"text", "client"})
     fingerprint = ""
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class Tool:
 
     def _one(self, query: Query) -> Classification:
         score = 0.1 if query.text in ("thanks", "why?") else 0.9
-        wish = Wish(f"{query.caller.tenant}-{query.text.split()[-1]}")
+        wish = Overrides(f"{query.client.tenant}-{query.text.split()[-1]}")
         category = "legal" if "contract" in query.text else "medical"
-        return Classification(category, score, {category: score}, "probability", 0.6, score >= 0.6, wish=wish)
+        return Classification(category, score, {category: score}, "probability", 0.6, score >= 0.6, overrides=wish)
 
 
 class Asked:
@@ -43,11 +43,11 @@ class Asked:
         classifiers = Classifiers(Cascade([*router.classifiers.cascade.classifiers, self.tool], 5000), ())
         self.router = Router(router.loaded, router.base, classifiers)
 
-    async def plan(self, *turns: str, caller: Caller = NOBODY, previous: str | None = None) -> Plan:
-        return await self.router.plan([Query(turns[-1], turns, previous=previous)], caller)
+    async def plan(self, *turns: str, caller: Client = ANONYMOUS, previous: str | None = None) -> Plan:
+        return await self.router.plan([Query(turns[-1], turns, previous_response_id=previous)], caller)
 
 
-ACME, GLOBEX = Caller(tenant="acme"), Caller(tenant="globex")
+ACME, GLOBEX = Client(tenant="acme"), Client(tenant="globex")
 
 
 @pytest.fixture
@@ -63,31 +63,31 @@ async def test_a_tool_is_asked_about_the_last_turn_alone(asked: Asked) -> None:
 async def test_a_follow_up_keeps_the_adapter_that_the_tool_asked_for(asked: Asked) -> None:
     assert (await asked.plan("a rash", caller=ACME)).candidates[0].model == "acme-rash"
     plan = await asked.plan("a rash", "why?", caller=ACME)
-    assert (plan.reason, plan.category, plan.candidates[0].model) == ("held", "medical", "acme-rash")
+    assert (plan.reason, plan.category, plan.candidates[0].model) == ("affinity", "medical", "acme-rash")
     plan = await asked.plan("a rash", "why?", "a cough", caller=ACME)
     assert (plan.reason, plan.candidates[0].model) == ("routed", "acme-cough")
 
 
 async def test_what_it_said_to_one_is_not_known_of_another(asked: Asked) -> None:
     await asked.plan("a rash", caller=ACME)
-    for caller in (GLOBEX, NOBODY, Caller("acme", user="ann"), Caller("acme", headers={"x-region": "eu"})):
+    for caller in (GLOBEX, ANONYMOUS, Client("acme", user="ann"), Client("acme", headers={"x-region": "eu"})):
         plan = await asked.plan("a rash", "why?", caller=caller)
-        assert (plan.reason, [one.model for one in plan.candidates]) == ("unsure", ["acme/base"])
+        assert (plan.reason, [one.model for one in plan.candidates]) == ("below_threshold", ["acme/base"])
 
 
 async def test_a_response_that_goes_on_from_another_tenants_knows_nothing_of_it(asked: Asked) -> None:
     first = Query("a rash", ("a rash",), "responses")
     asked.router.remember("resp_1", [first], ACME, await asked.router.plan([first], ACME))
     plan = await asked.plan("why?", caller=ACME, previous="resp_1")
-    assert (plan.reason, plan.candidates[0].model) == ("held", "acme-rash")
-    assert (await asked.plan("why?", caller=GLOBEX, previous="resp_1")).reason == "unsure"
+    assert (plan.reason, plan.candidates[0].model) == ("affinity", "acme-rash")
+    assert (await asked.plan("why?", caller=GLOBEX, previous="resp_1")).reason == "below_threshold"
 
 
 async def test_a_rule_before_the_tool_is_known_to_all_as_before(asked: Asked) -> None:
     await asked.plan("a fever", caller=ACME)
     assert asked.tool.asked == []
     plan = await asked.plan("a fever", "why?", caller=GLOBEX)
-    assert (plan.reason, plan.category, plan.candidates[0].model) == ("held", "medical", "medical-lora")
+    assert (plan.reason, plan.category, plan.candidates[0].model) == ("affinity", "medical", "medical-lora")
 
 
 async def test_prompts_for_which_it_asks_for_different_adapters_do_not_go_together(asked: Asked) -> None:
@@ -101,4 +101,4 @@ async def test_prompts_for_which_it_asks_for_different_adapters_do_not_go_togeth
 async def test_it_is_told_what_the_client_named_and_whether_it_may_be_called(asked: Asked) -> None:
     await asked.router.plan([Query("a rash", ("a rash",))], ACME, model="MoM", calls=False)
     (query,) = asked.tool.asked
-    assert (query.caller, query.model, query.calls) == (ACME, "MoM", False)
+    assert (query.client, query.model, query.may_call_tools) == (ACME, "MoM", False)

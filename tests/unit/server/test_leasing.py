@@ -37,7 +37,7 @@ async def test_the_first_candidate_that_can_be_leased_serves(app: App, client: h
 async def test_the_default_keeps_the_reason_of_the_plan(app: App, client: httpx.AsyncClient) -> None:
     app.adapters.loaded.clear()
     response = await client.post(CHAT, json=chat("Hello"))
-    assert (app.reached.json["model"], response.headers["x-lora-router-reason"]) == ("served-base", "unsure")
+    assert (app.reached.json["model"], response.headers["x-lora-router-reason"]) == ("served-base", "below_threshold")
 
 
 async def test_a_default_adapter_that_cannot_serve_gives_way_to_the_base(

@@ -59,7 +59,7 @@ async def test_a_request_that_names_something_else_arrives_byte_for_byte(
 async def test_a_question_that_no_rule_knows_gets_the_default_model(app: App, client: httpx.AsyncClient) -> None:
     response = await client.post(CHAT, json=chat("Hello there"))
     assert app.reached.json["model"] == "served-base"
-    assert response.headers["x-lora-router-reason"] == "unsure"
+    assert response.headers["x-lora-router-reason"] == "below_threshold"
     assert response.headers["x-vsr-selected-category"] == ""
     assert response.headers["x-vsr-injected-system-prompt"] == "false"
 

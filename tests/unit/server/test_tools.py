@@ -13,7 +13,7 @@ import pytest
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.classifiers.factory import Classifiers
 from vllm_lora_router.classifiers.mcp.classifier import Tool as OpenTool
-from vllm_lora_router.types import Classification, Method, Query, Wish
+from vllm_lora_router.types import Classification, Method, Overrides, Query
 
 from .conftest import CONFIG, App, request_to
 
@@ -28,16 +28,18 @@ class Tool:
     """Wishes what it is told to."""
 
     method: Method = "mcp"
-    reads = frozenset({"text", "caller"})
+    reads = frozenset({"text", "client"})
     fingerprint = ""
 
     def __init__(self) -> None:
-        self.wish = Wish()
+        self.wish = Overrides()
         self.asked: list[Query] = []
 
     async def classify(self, queries: Sequence[Query]) -> list[Classification]:
         self.asked += queries
-        return [Classification("legal", 0.9, {"legal": 0.9}, "probability", 0.6, True, wish=self.wish) for _ in queries]
+        return [
+            Classification("legal", 0.9, {"legal": 0.9}, "probability", 0.6, True, overrides=self.wish) for _ in queries
+        ]
 
 
 class Nobody(OpenTool):
@@ -69,8 +71,8 @@ async def test_it_is_told_tenant_user_headers_and_what_the_client_named(tool: To
     headers = {"x-tenant": "acme", "X-Region": "eu", "x-other": "no", "authorization": "Bearer secret"}
     await client.post(CHAT, json=chat(user="ann"), headers=headers)
     (query,) = tool.asked
-    assert (query.text, query.model, query.calls) == ("hello", "MoM", True)
-    assert (query.caller.tenant, query.caller.user, query.caller.headers) == ("acme", "ann", {"x-region": "eu"})
+    assert (query.text, query.model, query.may_call_tools) == ("hello", "MoM", True)
+    assert (query.client.tenant, query.client.user, query.client.headers) == ("acme", "ann", {"x-region": "eu"})
 
 
 @pytest.mark.parametrize(
@@ -87,11 +89,11 @@ async def test_the_user_is_whom_the_request_names_wherever_it_does(
     tool: Tool, client: httpx.AsyncClient, body: dict[str, Any], headers: dict[str, str], user: str | None
 ) -> None:
     await client.post(CHAT, json=chat(**body), headers=headers)
-    assert tool.asked[0].caller.user == user
+    assert tool.asked[0].client.user == user
 
 
 async def test_what_it_wishes_reaches_vllm(app: App, tool: Tool, client: httpx.AsyncClient) -> None:
-    tool.wish = Wish("second-lora", use_reasoning=False, system_prompt="Be brief.")
+    tool.wish = Overrides("second-lora", use_reasoning=False, system_prompt="Be brief.")
     response = await client.post(CHAT, json=chat())
     assert app.reached.json["model"] == response.headers["x-vsr-selected-model"] == "second-lora"
     assert app.reached.json["messages"][0] == {"role": "system", "content": "Be brief."}
@@ -102,7 +104,7 @@ async def test_what_it_wishes_reaches_vllm(app: App, tool: Tool, client: httpx.A
 async def test_an_adapter_that_is_anothers_is_not_allowed_and_the_categorys_own_serves(
     app: App, tool: Tool, client: httpx.AsyncClient
 ) -> None:
-    tool.wish = Wish("globex-lora")
+    tool.wish = Overrides("globex-lora")
     app.adapters.anothers.add("globex-lora")
     response = await client.post(CHAT, json=chat(), headers={"x-tenant": "acme"})
     assert app.reached.json["model"] == "legal-lora"
@@ -112,7 +114,7 @@ async def test_an_adapter_that_is_anothers_is_not_allowed_and_the_categorys_own_
 async def test_an_adapter_that_nobody_knows_is_not_loadable_and_the_categorys_own_serves(
     app: App, tool: Tool, client: httpx.AsyncClient
 ) -> None:
-    tool.wish = Wish("nobodys-lora")
+    tool.wish = Overrides("nobodys-lora")
     response = await client.post(CHAT, json=chat())
     assert app.reached.json["model"] == "legal-lora"
     assert response.headers["x-lora-router-reason"] == "not_loadable"
@@ -122,12 +124,12 @@ async def test_an_adapter_that_nobody_knows_is_not_loadable_and_the_categorys_ow
 async def test_dry_and_unguarded_requests_call_no_tool(tool: Tool, client: httpx.AsyncClient, path: str) -> None:
     named = {"x-amzn-sagemaker-adapter-identifier": "MoM"} if path == "/invocations" else {}
     await client.post(path, json=request_to(path, "hello", model="MoM"), headers=named)
-    assert [query.calls for query in tool.asked] == [False]
+    assert [query.may_call_tools for query in tool.asked] == [False]
 
 
 async def test_our_own_classify_calls_no_tool(tool: Tool, client: httpx.AsyncClient) -> None:
     await client.post("/v1/router/classify", json={"text": "hello"}, headers={"x-tenant": "acme"})
-    assert [(query.calls, query.caller.tenant) for query in tool.asked] == [(False, "acme")]
+    assert [(query.may_call_tools, query.client.tenant) for query in tool.asked] == [(False, "acme")]
 
 
 async def test_who_observes_calls_it_for_what_clients_name_too(
@@ -137,7 +139,7 @@ async def test_who_observes_calls_it_for_what_clients_name_too(
     content = json.dumps({**chat(), "model": "medical-lora"}).encode()
     await client.post(CHAT, content=content, headers={"content-type": "application/json"})
     assert app.reached.body == content
-    assert [(query.model, query.calls) for query in tool.asked] == [("medical-lora", True)]
+    assert [(query.model, query.may_call_tools) for query in tool.asked] == [("medical-lora", True)]
 
 
 async def test_health_says_how_the_tool_does(tool: Tool, client: httpx.AsyncClient) -> None:

@@ -188,7 +188,11 @@ def record(folder: Path, *, named: bool = False, feedback: bool = False, count: 
             "evidence": {},
             "cached": False,
         }
-        plan = {"reason": "routed" if sure else "unsure", "category": category if sure else None, "steps": [step]}
+        plan = {
+            "reason": "routed" if sure else "below_threshold",
+            "category": category if sure else None,
+            "steps": [step],
+        }
         at = f"2026-11-25T12:{number // 60:02d}:{number % 60:02d}.000000Z"
         asked_for = f"{category if right else other}-lora" if named else "MoM"
         reason = "observe" if named else plan["reason"]

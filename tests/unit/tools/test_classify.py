@@ -31,7 +31,7 @@ def test_a_text_is_shown_with_the_way_it_takes_and_why(run: Run, examples: Path)
 def test_a_text_that_nobody_is_sure_of_is_shown_with_the_default(run: Run, examples: Path) -> None:
     status, printed, _ = run("classify", "Hello.", "--config", examples / "keyword.yaml")
     assert status == 0
-    assert "- -> base (unsure; default_model) in " in printed
+    assert "- -> base (below_threshold; default_model) in " in printed
 
 
 def as_json(run: Run, *arguments: object) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class Kept:
 
 
 def _by_tenant(query: Query) -> Hashable:
-    return (query.caller.tenant,)
+    return (query.client.tenant,)
 
 
 def _by_text(query: Query) -> Hashable:
-    return (query.caller.tenant, query.text)
+    return (query.client.tenant, query.text)

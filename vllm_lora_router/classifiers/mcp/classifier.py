@@ -17,7 +17,7 @@ from vllm_lora_router.classifiers.mcp.transports import transport_of
 from vllm_lora_router.classifiers.thresholds import DIGITS
 from vllm_lora_router.config.loader import Loaded
 from vllm_lora_router.config.schema import Config, McpCategoryModel
-from vllm_lora_router.types import Classification, Method, Query, Wish
+from vllm_lora_router.types import Classification, Method, Overrides, Query
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
@@ -71,7 +71,7 @@ class ToolClassifier:
     """Asks the tool about what is said now, once a request, and obeys what it wishes."""
 
     method: Method = "mcp"
-    reads = frozenset({"text", "caller", "model"})
+    reads = frozenset({"text", "client", "model"})
 
     def __init__(self, config: Config, tool: Tool, served_name: str | None = None) -> None:
         settings = config.classifier.mcp_category_model
@@ -96,7 +96,7 @@ class ToolClassifier:
     async def _one(self, query: Query) -> Classification:
         if (kept := self.tool.kept.get(query)) is not None:
             return kept
-        if not query.calls:
+        if not query.may_call_tools:
             return self._unsure({"not_asked": "no tool is called for such a request"})
         found = self.tool.session.found
         if not query.has_text and not (found is not None and "tenant" in found.tool.properties):
@@ -159,16 +159,16 @@ class ToolClassifier:
             score >= self._threshold,
             evidence,
             thresholds=dict.fromkeys(scores, self._threshold),
-            wish=self._wish(answer, category, found),
+            overrides=self._wish(answer, category, found),
         )
 
-    def _wish(self, answer: Answer, category: str, found: Found) -> Wish | None:
+    def _wish(self, answer: Answer, category: str, found: Found) -> Overrides | None:
         prompt = answer.system_prompt
         if prompt is None and category not in self._prompted and found.categories is not None:
             prompt = found.categories.category_system_prompts.get(category)
         models = {one.model: one.score for one in answer.models}
-        wish = Wish(answer.model, models, answer.use_reasoning, answer.reasoning_effort, prompt)
-        return None if wish == Wish() else wish
+        wish = Overrides(answer.model, models, answer.use_reasoning, answer.reasoning_effort, prompt)
+        return None if wish == Overrides() else wish
 
     def _unsure(self, evidence: Mapping[str, object]) -> Classification:
         return Classification(None, 0.0, {}, "probability", self._threshold, False, evidence)
@@ -179,14 +179,14 @@ def arguments(query: Query, found: Found) -> dict[str, Any]:
     text = query.text
     if len(text) > MOST_TEXT:
         text = text[: MOST_TEXT // 2] + text[-MOST_TEXT // 2 :]
-    caller = query.caller
+    client = query.client
     known: dict[str, Any] = {
         # Half of an emoji, which a client can send, is no text to any JSON writer.
         "text": text.encode("utf-8", "replace").decode(),
         "with_probabilities": True,
-        "tenant": caller.tenant,
-        "user": caller.user,
-        "headers": dict(caller.headers),
+        "tenant": client.tenant,
+        "user": client.user,
+        "headers": dict(client.headers),
         "model": query.model,
     }
     properties = found.tool.properties or {"text": {}, "with_probabilities": {}}

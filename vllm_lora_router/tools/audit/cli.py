@@ -30,7 +30,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         ("category", "that was found, as --category legal; - for none, here and below"),
         ("adapter", "that served; the base by its name"),
         ("method", "that was sure: keyword, embedding, domain or mcp"),
-        ("reason", "such as routed, held, unsure or not_loadable"),
+        ("reason", "such as routed, affinity, below_threshold or not_loadable"),
         ("tenant", "that asked"),
         ("client", "by the fingerprint of its API key"),
         ("path", "such as /v1/chat/completions"),

@@ -58,7 +58,7 @@ class Change:
     def _then(self) -> str:
         if self.again.method is None:
             return "no method that was asked would have been sure"
-        if self.again.planned == "held":
+        if self.again.planned == "affinity":
             return f"the conversation would have stayed with {self.again.category}"
         return f"the request would have gone to {self.again.category}"
 
@@ -158,7 +158,7 @@ def _margins(line: Line) -> Iterator[_Number]:
     leads = {round(turn["score"] - turn["held_score"], DIGITS) for turn in affinity["turns"]}
     before, sure = held_before(affinity), first_sure(line["plan"]["steps"])
     if sure is not None and before is not None:
-        leads.add(round(sure.score - sure.turn(before).held_score, DIGITS))
+        leads.add(round(sure.score - sure.turn(before).active_topic_score, DIGITS))
     old = affinity["margin"]
     for new in {new for lead in leads for new in (lead, round(lead + STEP, DIGITS))} - {old}:
         if 0 <= new <= 1 and _is_told(affinity, new):

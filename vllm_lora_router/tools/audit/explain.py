@@ -12,11 +12,11 @@ from vllm_lora_router.tools.audit.replay import Again, chosen_in, decide_again, 
 __all__ = ["Again", "Change", "decide_again", "explain", "smallest_change"]
 
 _WHY = {
-    "unsure": "No method was sure",
+    "below_threshold": "No method was sure",
     "no_text": "There were no words to go by",
     "mixed": "Its prompts are about different things, so none of them decides",
     "off": "Routing was off",
-    "share": "This user is not among those who are routed",
+    "not_in_share": "This user is not among those who are routed",
     "error": "A method failed, and no other was sure",
     "timeout": "A method was late, and no other was sure",
     "overload": "A method had too much to do, and no other was sure",

@@ -8,7 +8,7 @@ from vllm_lora_router.classifiers.thresholds import Chosen, choose
 from vllm_lora_router.routing.ab_assignment import order
 from vllm_lora_router.routing.affinity_state import follow
 from vllm_lora_router.tools.audit.reader import Line
-from vllm_lora_router.types import FAILURES, Held, Turn
+from vllm_lora_router.types import FAILURES, ActiveTopic, Turn
 
 # Reasons that follow from no score: the configuration's, the client's, or a comparison of several prompts.
 TAKEN = frozenset({"off", "named", "mixed"})
@@ -40,7 +40,7 @@ class Sure:
     score: float
     scores: Mapping[str, float]
 
-    def turn(self, held: Held) -> Turn:
+    def turn(self, held: ActiveTopic) -> Turn:
         return Turn(0, self.category, self.score, self.method, self.scores.get(held.category, 0.0))
 
 
@@ -114,17 +114,19 @@ def first_sure(steps: Sequence[Line]) -> Sure | None:
     return None
 
 
-def held_before(affinity: Line) -> Held | None:
+def held_before(affinity: Line) -> ActiveTopic | None:
     """What the conversation was about before its last turn."""
     return list(helds(affinity, affinity["margin"]))[-1]
 
 
-def helds(affinity: Line, margin: float) -> Iterator[Held | None]:
+def helds(affinity: Line, margin: float) -> Iterator[ActiveTopic | None]:
     """What the conversation was about before each of its earlier turns, and last before its last one."""
-    held = Held(**affinity["before"]) if affinity["before"] is not None else None
+    held = ActiveTopic(**affinity["before"]) if affinity["before"] is not None else None
     yield held
     for turn in affinity["turns"]:
-        held = follow(held, Turn(**turn), margin)
+        held = follow(
+            held, Turn(turn["back"], turn["category"], turn["score"], turn["method"], turn["held_score"]), margin
+        )
         yield held
 
 
@@ -138,25 +140,25 @@ def prompts(steps: Sequence[Line]) -> list[list[Line]]:
     return found
 
 
-def _planned(plan: Line) -> tuple[str, str | None, Held | None]:
+def _planned(plan: Line) -> tuple[str, str | None, ActiveTopic | None]:
     # Reason, the category where nothing holds, and what the conversation is about from here on.
     reason, steps = plan["reason"], plan["steps"]
     if reason in TAKEN or (reason in FAILURES and not steps):
         return reason, plan["category"], None
     share = plan.get("share")
     if share is not None and share["at"] >= share["share"]:
-        return "share", None, None
+        return "not_in_share", None, None
     affinity, sure = plan.get("affinity"), first_sure(steps)
     if affinity is not None and (before := held_before(affinity)) is not None:
         held = before if sure is None else follow(before, sure.turn(before), affinity["margin"])
         stays = held.category == before.category and (sure is None or sure.category != before.category)
-        return "held" if stays else "routed", None, held
+        return "affinity" if stays else "routed", None, held
     if sure is not None:
-        return "routed", None, Held(sure.category, sure.score, sure.method)
+        return "routed", None, ActiveTopic(sure.category, sure.score, sure.method)
     failure = next((step["failure"] for step in steps if step.get("failure") is not None), None)
     # What then takes the request is the configuration's, and stands in the line of one that it took.
     fallback = plan["category"] if plan["method"] is None else None
-    return failure or ("no_text" if reason == "no_text" else "unsure"), fallback, None
+    return failure or ("no_text" if reason == "no_text" else "below_threshold"), fallback, None
 
 
 def _arms(plan: Line, category: str | None) -> list[str]:

@@ -45,7 +45,7 @@ async def latency(
             cached += 1
             continue
         took.append(ms)
-        methods.append(sum(step.ms for step in plan.steps if step.method != "mcp"))
+        methods.append(sum(step.duration_ms for step in plan.steps if step.method != "mcp"))
     deadline = subject.deadline_ms
     late = None if deadline is None else sum(ms > deadline for ms in methods)
     p50, p95 = (float(value) for value in np.quantile(took, (0.5, 0.95))) if took else (None, None)

@@ -19,7 +19,7 @@ from vllm_lora_router.classifiers.mcp.classifier import Tool
 from vllm_lora_router.config import load
 from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.types import NOBODY, Caller, Plan, Query
+from vllm_lora_router.types import ANONYMOUS, Client, Plan, Query
 
 SERVER = Path(__file__).parents[3] / "tool_server.py"
 
@@ -70,7 +70,7 @@ class Asked:
         assert self.router.classifiers.tool is not None
         return self.router.classifiers.tool
 
-    async def plan(self, *turns: str, caller: Caller = NOBODY, **more: Any) -> Plan:
+    async def plan(self, *turns: str, caller: Client = ANONYMOUS, **more: Any) -> Plan:
         return await self.router.plan([Query(turns[-1], turns)], caller, **more)
 
 

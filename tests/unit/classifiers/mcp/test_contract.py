@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vllm_lora_router.classifiers.mcp.classifier import arguments
-from vllm_lora_router.types import Caller, Query, Reasoning
+from vllm_lora_router.types import Client, Query, Reasoning
 
 from .conftest import CONFIG
 
@@ -60,7 +60,7 @@ async def test_class_may_be_a_name_of_the_tools_own_list(asked: Asked) -> None:
 
 async def test_confidence_must_reach_the_threshold(asked: Asked) -> None:
     plan = await asked.plan(says("legal", 0.59, model="medical-lora"))
-    assert (plan.category, plan.reason) == (None, "unsure")
+    assert (plan.category, plan.reason) == (None, "below_threshold")
     assert [one.model for one in plan.candidates] == ["acme/base"]
     plan = await asked.plan(says("legal", 0.6))
     assert (plan.category, plan.confidence) == ("legal", 0.6)
@@ -99,7 +99,7 @@ async def test_models_are_tried_by_their_score(asked: Asked) -> None:
     models = [{"model": "one", "score": 0.2}, {"model": "two", "score": 0.9}, {"model": "base", "score": 0.5}]
     plan = await asked.plan(says("theirs", models=models))
     assert [one.model for one in plan.candidates] == ["two", "acme/base", "one", "acme/base"]
-    assert plan.draw is None
+    assert plan.assignment is None
 
 
 async def test_model_stands_before_models(asked: Asked) -> None:
@@ -112,13 +112,13 @@ async def test_models_of_a_weighted_category_are_an_ab_test(asked: Asked) -> Non
     models = [{"model": "one", "score": 1}, {"model": "two", "score": 3}]
     drawn: list[str] = []
     for user in range(60):
-        plan = await asked.plan(says("tested", models=models), caller=Caller(said={"user": f"{user}"}))
-        again = await asked.plan(says("tested", models=models), caller=Caller(said={"user": f"{user}"}))
-        assert plan.draw is not None and plan.draw.weights == {"one": 1.0, "two": 3.0}
-        assert plan.candidates[0].model == plan.draw.arm == plan.candidates[0].arm == again.candidates[0].model
+        plan = await asked.plan(says("tested", models=models), caller=Client(ab_keys={"user": f"{user}"}))
+        again = await asked.plan(says("tested", models=models), caller=Client(ab_keys={"user": f"{user}"}))
+        assert plan.assignment is not None and plan.assignment.weights == {"one": 1.0, "two": 3.0}
+        assert plan.candidates[0].model == plan.assignment.arm == plan.candidates[0].arm == again.candidates[0].model
         # The category's own stand behind them.
         assert sorted(one.model for one in plan.candidates[2:]) == ["acme/base", "acme/base", "medical-lora"]
-        drawn.append(plan.draw.arm)
+        drawn.append(plan.assignment.arm)
     assert 5 <= drawn.count("one") <= 25
 
 
@@ -151,11 +151,11 @@ async def test_a_category_whose_prompt_is_switched_off_gets_none_from_a_tool(ask
 
 async def test_a_category_that_a_tool_may_not_choose_is_not_chosen(asked: Asked) -> None:
     plan = await asked.plan(says("ruled", model="legal-lora"))
-    assert (plan.category, plan.reason) == (None, "unsure")
+    assert (plan.category, plan.reason) == (None, "below_threshold")
 
 
 async def test_tenant_user_headers_and_the_requested_model_go_along(asked: Asked) -> None:
-    caller = Caller(tenant="acme", user="ann", headers={"x-region": "eu"}, fingerprint="of a key")
+    caller = Client(tenant="acme", user="ann", headers={"x-region": "eu"}, api_key_fingerprint="of a key")
     assert await told(asked, caller=caller, model="MoM") == {
         "text": "echo",
         "tenant": "acme",
@@ -181,43 +181,43 @@ async def test_half_an_emoji_reaches_the_tool_as_a_question_mark(asked: Asked) -
 
 
 async def test_a_request_without_words_is_the_tenants_all_the_same(asked: Asked) -> None:
-    plan = await asked.plan("", caller=Caller(tenant="acme"))
+    plan = await asked.plan("", caller=Client(tenant="acme"))
     assert (plan.method, plan.category) == ("mcp", "medical")
 
 
 async def test_who_may_not_call_is_answered_without_a_call(asked: Asked) -> None:
     calls = asked.tool.calls
     plan = await asked.plan(says("legal"), calls=False)
-    assert (plan.reason, plan.category) == ("unsure", None)
+    assert (plan.reason, plan.category) == ("below_threshold", None)
     assert asked.tool.calls == calls
 
 
 async def test_keep_by_tenant_answers_this_tenant_without_a_call(asked: Asked) -> None:
     text = f"tenant {json.dumps({'keep': {'by': 'tenant', 'seconds': 60}})}"
-    first = await asked.plan(text, caller=Caller(tenant="kept"))
+    first = await asked.plan(text, caller=Client(tenant="kept"))
     calls = asked.tool.calls
-    again = await asked.plan("something else", caller=Caller(tenant="kept"))
+    again = await asked.plan("something else", caller=Client(tenant="kept"))
     assert [one.candidates[0].model for one in (first, again)] == ["kept-lora", "kept-lora"]
     assert again.steps[-1].classification is not None and again.steps[-1].classification.cached
     assert asked.tool.calls == calls
-    assert (await asked.plan("something else", caller=Caller(tenant="other"))).candidates[0].model == "medical-lora"
+    assert (await asked.plan("something else", caller=Client(tenant="other"))).candidates[0].model == "medical-lora"
     assert asked.tool.calls == calls + 1
 
 
 async def test_keep_by_text_answers_this_text_of_this_tenant_without_a_call(asked: Asked) -> None:
     text = f"tenant {json.dumps({'keep': {'by': 'text', 'seconds': 60}})}"
-    await asked.plan(text, caller=Caller(tenant="one"))
+    await asked.plan(text, caller=Client(tenant="one"))
     calls = asked.tool.calls
-    assert (await asked.plan(text, caller=Caller(tenant="one"))).candidates[0].model == "one-lora"
+    assert (await asked.plan(text, caller=Client(tenant="one"))).candidates[0].model == "one-lora"
     assert asked.tool.calls == calls
-    assert (await asked.plan(text, caller=Caller(tenant="two"))).candidates[0].model == "two-lora"
-    assert (await asked.plan("hello", caller=Caller(tenant="one"))).candidates[0].model == "medical-lora"
+    assert (await asked.plan(text, caller=Client(tenant="two"))).candidates[0].model == "two-lora"
+    assert (await asked.plan("hello", caller=Client(tenant="one"))).candidates[0].model == "medical-lora"
 
 
 async def test_a_kept_answer_serves_who_may_not_call(asked: Asked) -> None:
     text = f"tenant {json.dumps({'keep': {'by': 'tenant', 'seconds': 60}})}"
-    await asked.plan(text, caller=Caller(tenant="dry"))
-    assert (await asked.plan("hello", caller=Caller(tenant="dry"), calls=False)).candidates[0].model == "dry-lora"
+    await asked.plan(text, caller=Client(tenant="dry"))
+    assert (await asked.plan("hello", caller=Client(tenant="dry"), calls=False)).candidates[0].model == "dry-lora"
 
 
 @pytest.mark.parametrize("keep", [None, {"by": "nothing", "seconds": 60}, {"by": "tenant", "seconds": 0}])
@@ -225,7 +225,7 @@ async def test_without_leave_nothing_is_kept(asked: Asked, keep: object) -> None
     text = says("legal", keep=keep)
     calls = asked.tool.calls
     for _ in range(2):
-        await asked.plan(text, caller=Caller(tenant="fleeting"))
+        await asked.plan(text, caller=Client(tenant="fleeting"))
     assert asked.tool.calls == calls + 2
 
 
@@ -249,13 +249,13 @@ async def test_a_configuration_that_leaves_the_tool_alone_keeps_its_connection(
     assert ask(way, before=asked).tool.session is asked.tool.session
     changed = ask(way, before=asked, threshold=0.9)
     assert changed.tool.session is not asked.tool.session
-    assert (await changed.plan(says("legal", 0.8))).reason == "unsure"
+    assert (await changed.plan(says("legal", 0.8))).reason == "below_threshold"
 
 
 async def test_what_was_kept_under_one_configuration_is_asked_again_under_the_next(
     ask: Ask, asked: Asked, way: dict[str, Any]
 ) -> None:
-    text, acme = f"tenant {json.dumps({'class': 'legal', 'keep': {'by': 'tenant', 'seconds': 60}})}", Caller("reloaded")
+    text, acme = f"tenant {json.dumps({'class': 'legal', 'keep': {'by': 'tenant', 'seconds': 60}})}", Client("reloaded")
     assert (await asked.plan(text, caller=acme)).candidates[0].system_prompt == "You are a lawyer."
     lawless = {**CONFIG, "categories": [{**one, "system_prompt": "Be kind."} for one in CONFIG["categories"]]}
     after = ask(way, before=asked, config=lawless)

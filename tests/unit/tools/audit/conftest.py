@@ -29,18 +29,18 @@ from vllm_lora_router.observability.audit_schema import decision_line, in_full, 
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.leasing import take
 from vllm_lora_router.types import (
-    Asked,
-    Caller,
+    AppliedEdit,
     Candidate,
     Classification,
+    Client,
     Decision,
     Method,
+    Overrides,
     Plan,
     Query,
+    RequestInfo,
     Scale,
     Step,
-    Wish,
-    Written,
 )
 
 Line = dict[str, Any]
@@ -99,7 +99,7 @@ class Tool:
     """A tool that asks for this and that, by the tenant and by what is said."""
 
     method: Method = "mcp"
-    reads = frozenset({"text", "caller"})
+    reads = frozenset({"text", "client"})
     fingerprint = "tool"
 
     def __init__(self, chance: Random) -> None:
@@ -112,16 +112,18 @@ class Tool:
         return [self._classification(query) for query in queries]
 
     def _classification(self, query: Query) -> Classification:
-        chance = Random(f"{query.caller.tenant} {query.text}")
+        chance = Random(f"{query.client.tenant} {query.text}")
         category, score = chance.choice([*CATEGORIES, "the tool's own"]), round(chance.random(), 4)
         scores = {category: score, **{one: score / 2 for one in CATEGORIES if one != category}}
         models = {
             name: chance.choice([0.0, 1.0, 2.5]) for name in chance.sample([*ADAPTERS, "base"], chance.randint(0, 3))
         }
-        wish = Wish(chance.choice([None, None, *ADAPTERS]), models, system_prompt=chance.choice([None, "Be brief."]))
+        wish = Overrides(
+            chance.choice([None, None, *ADAPTERS]), models, system_prompt=chance.choice([None, "Be brief."])
+        )
         thresholds = dict.fromkeys(scores, 0.6)
         return Classification(
-            category, score, scores, "probability", 0.6, score >= 0.6, {}, thresholds=thresholds, wish=wish
+            category, score, scores, "probability", 0.6, score >= 0.6, {}, thresholds=thresholds, overrides=wish
         )
 
 
@@ -197,14 +199,18 @@ class Traffic:
         made = await self._decision(id, plan, caller, queries)
         return decision_line(made, NOON + seq, [query.text for query in queries], in_full)
 
-    async def _decision(self, id: str, plan: Plan, caller: Caller, queries: Sequence[Query]) -> Decision:
+    async def _decision(self, id: str, plan: Plan, caller: Client, queries: Sequence[Query]) -> Decision:
         path, adapter = "/v1/chat/completions", self.chance.choice(ADAPTERS)
         if self.chance.random() < 0.08:
             named = Candidate(adapter, adapter)
             if self.chance.random() < 0.5:
-                return Decision(id, plan, named, "observe", Written(), 1.0, asked=Asked(path, "chat", adapter, caller))
+                return Decision(
+                    id, plan, named, "observe", AppliedEdit(), 1.0, request=RequestInfo(path, "chat", adapter, caller)
+                )
             nothing = Plan((), "named", None, None, None, (named,), plan.config_version)
-            return Decision(id, nothing, named, "named", Written(), 1.0, asked=Asked(path, "chat", adapter, caller))
+            return Decision(
+                id, nothing, named, "named", AppliedEdit(), 1.0, request=RequestInfo(path, "chat", adapter, caller)
+            )
         shelf: Any = Shelf(self.chance)
         taken = await take(self.router, plan, shelf, caller.tenant)
         version = taken.lease.version if taken.lease is not None else None
@@ -213,19 +219,19 @@ class Traffic:
             plan,
             taken.candidate,
             taken.reason,
-            Written(system_prompt=taken.candidate.system_prompt is not None),
+            AppliedEdit(system_prompt=taken.candidate.system_prompt is not None),
             self.chance.uniform(0.1, 5),
             version=None if version is None else version.engine_name,
-            digest=None if version is None else version.digest,
-            refused=taken.refused,
-            asked=Asked(path, "chat", "MoM", caller, len(queries)),
+            content_digest=None if version is None else version.digest,
+            skipped=taken.refused,
+            request=RequestInfo(path, "chat", "MoM", caller, len(queries)),
         )
 
     def _query(self, seq: int) -> Query:
         chance = self.chance
         turns = tuple(self._words() for _ in range(chance.choice([1, 1, 2, 4, 9])))
         previous = f"chatcmpl-{seq - chance.randint(1, 20)}" if chance.random() < 0.2 else None
-        return Query(turns[-1], turns, previous=previous)
+        return Query(turns[-1], turns, previous_response_id=previous)
 
     def _words(self) -> str:
         if self.chance.random() < 0.04:
@@ -234,10 +240,10 @@ class Traffic:
         words = WORDS if self.chance.random() < 0.3 else WORDS[5:]
         return " ".join(self.chance.choices(words, k=self.chance.randint(1, 3)))
 
-    def _caller(self) -> Caller:
+    def _caller(self) -> Client:
         chance = self.chance
         said = {"user": f"user {chance.randint(1, 50)}"} if chance.random() < 0.7 else {}
-        return Caller(chance.choice([None, "acme"]), chance.choice([None, "0a1b2c3d4e5f"]), said)
+        return Client(chance.choice([None, "acme"]), chance.choice([None, "0a1b2c3d4e5f"]), said)
 
     def _config(self) -> Line:
         chance = self.chance
@@ -334,18 +340,18 @@ def decision(id: str = "chatcmpl-7", at_s: float = 0.0, text: str = "a fever", *
     )
     candidates = (Candidate("medical-lora", "medical-lora"), Candidate("base", None))
     plan = Plan((Step("domain", 2.0, found),), "routed", "medical", 0.83, "domain", candidates, "0a1b2c3d")
-    caller = Caller("acme", "0a1b2c3d4e5f")
+    caller = Client("acme", "0a1b2c3d4e5f")
     made = Decision(
         id,
         plan,
         candidates[0],
         "routed",
-        Written(system_prompt=True, reasoning=False),
+        AppliedEdit(system_prompt=True, reasoning=False),
         3.0,
         version="medical-lora@1a2b3c4d",
-        digest="1a2b3c4d5e6f",
-        asked=Asked("/v1/chat/completions", "chat", "MoM", caller),
-        ms={"plan": 1.0},
+        content_digest="1a2b3c4d5e6f",
+        request=RequestInfo("/v1/chat/completions", "chat", "MoM", caller),
+        timings_ms={"plan": 1.0},
     )
     return decision_line(replace(made, **changes), NOON + at_s, [text], in_full)
 

@@ -21,7 +21,10 @@ def test_ten_thousand_of_ten_thousand_decisions_are_made_again_from_the_text_of_
 def test_they_are_decisions_of_every_kind(traffic: list[str]) -> None:
     lines = [json.loads(text) for text in traffic]
     reasons = Counter(line["reason"] for line in lines)
-    assert all(reasons[reason] >= 20 for reason in ("routed", "held", "unsure", "no_text", "mixed", "share", "named"))
+    assert all(
+        reasons[reason] >= 20
+        for reason in ("routed", "affinity", "below_threshold", "no_text", "mixed", "not_in_share", "named")
+    )
     assert all(reasons[reason] >= 20 for reason in ("error", "timeout", "overload", "observe", "off"))
     assert all(reasons[reason] >= 20 for reason in ("not_loadable", "not_allowed"))
     assert len({line["plan"]["method"] for line in lines}) == 5
@@ -43,7 +46,7 @@ def test_they_are_decisions_of_every_kind(traffic: list[str]) -> None:
         ("plan.category", ("plan", "category"), "legal"),
         ("plan.confidence", ("plan", "confidence"), 0.84),
         ("plan.method", ("plan", "method"), "embedding"),
-        ("plan.reason", ("plan", "reason"), "held"),
+        ("plan.reason", ("plan", "reason"), "affinity"),
         ("reason", ("reason",), "not_loadable"),
         ("served.model", ("served", "model"), "legal-lora"),
         ("plan.steps[0].sure", ("plan", "steps", 0, "sure"), False),
@@ -93,7 +96,7 @@ def test_an_adapter_that_serves_at_the_second_try_is_not_taken_for_refused() -> 
 
 
 def test_a_share_that_the_key_stands_above_is_not_routed() -> None:
-    for stands, reason in ((0.49, "routed"), (0.5, "share")):
+    for stands, reason in ((0.49, "routed"), (0.5, "not_in_share")):
         line = decision()
         line["plan"]["share"] = {"key": "0" * 32, "by": "user", "share": 0.5, "at": stands}
         assert decide_again(line).planned == reason

@@ -20,8 +20,8 @@ Line = dict[str, Any]
 
 
 def unsure(id: str, at_s: float) -> Line:
-    line = decision(id, at_s, reason="unsure")
-    line["plan"] |= {"reason": "unsure", "category": None, "method": None, "confidence": None}
+    line = decision(id, at_s, reason="below_threshold")
+    line["plan"] |= {"reason": "below_threshold", "category": None, "method": None, "confidence": None}
     line["plan"]["steps"][0] |= {"scores": {"medical": 0.5}, "score": 0.5, "sure": False}
     line["plan"]["candidates"].pop(0)
     line["served"] |= {"model": "base", "adapter": None, "version": None, "digest": None}
@@ -52,7 +52,7 @@ def test_the_summary_counts_ways_and_responses(run: Run, folder: Path) -> None:
     assert lines[0] == f"4 decisions of 2 processes, {at(0)} to {at(20)}"
     rows = [cells(line) for line in lines]
     assert ["medical", "medical-lora", "domain", "routed", "3", "75.0%"] in rows
-    assert ["-", "base", "-", "unsure", "1", "25.0%"] in rows
+    assert ["-", "base", "-", "below_threshold", "1", "25.0%"] in rows
     assert ["status", "2xx 1, none 1, 5xx 1"] in rows
     assert ["finish reason", "stop 2, - 1"] in rows
     assert ["aborted", "1"] in rows and ["without outcome", "1"] in rows
@@ -78,7 +78,7 @@ def test_the_summary_as_json_is_nothing_but_json(run: Run, folder: Path) -> None
         (("--adapter", "medical-lora"), "1 2 4"),
         (("--adapter", "base"), "3"),
         (("--method", "domain", "--since", at(1)), "2 4"),
-        (("--reason", "unsure"), "3"),
+        (("--reason", "below_threshold"), "3"),
         (("--tenant", "acme", "--until", at(10)), "1 3"),
         (("--client", "nobody"), ""),
         (("--path", "/v1/chat/completions", "--since", "2026-11-25T13:00:05+01:00"), "3 2 4"),

@@ -124,12 +124,12 @@ TURN = {"back": 1, "category": "legal", "score": 0.9, "method": "domain", "held_
     [
         (
             {"medical": 0.7, "legal": 0.6},
-            "held",
+            "affinity",
             "alone would be medical, but not by the margin of 0.15: it stays with",
         ),
         ({"medical": 0.9, "legal": 0.6}, "routed", "is medical by the margin of 0.15 or more: it leaves legal."),
         ({"medical": 0.3, "legal": 0.7}, "routed", "is about legal, too."),
-        ({"medical": 0.3, "legal": 0.2}, "held", "says nothing that a method is sure of, so it stays with legal."),
+        ({"medical": 0.3, "legal": 0.2}, "affinity", "says nothing that a method is sure of, so it stays with legal."),
     ],
 )
 def test_what_the_conversation_was_about_is_told_and_against_what(
@@ -142,7 +142,7 @@ def test_what_the_conversation_was_about_is_told_and_against_what(
     before = {"category": "coding", "score": 0.7, "method": "embedding"}
     line["plan"]["affinity"] = {
         "category": "legal",
-        "held": after == "held",
+        "held": after == "affinity",
         "against": against,
         "margin": 0.15,
         "turns": [TURN],

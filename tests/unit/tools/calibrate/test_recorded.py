@@ -14,7 +14,17 @@ from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.observability.audit_schema import decision_line, none_at_all
 from vllm_lora_router.tools.audit.join import Recorded
 from vllm_lora_router.tools.calibrate.recorded import FeedbackError, Traffic, labelled_of, read_traffic, scored_of
-from vllm_lora_router.types import Asked, Candidate, Classification, Decision, Method, Plan, Scale, Step, Written
+from vllm_lora_router.types import (
+    AppliedEdit,
+    Candidate,
+    Classification,
+    Decision,
+    Method,
+    Plan,
+    RequestInfo,
+    Scale,
+    Step,
+)
 
 CONFIG = """
 model_config: {base: {loras: [{name: medical-lora}, {name: legal-lora}]}}
@@ -50,10 +60,10 @@ def line(
 ):
     """A decision as the record has it."""
     last = steps[-1].classification if steps else None
-    sure = last is not None and last.sure
+    sure = last is not None and last.accepted
     plan = Plan(
         steps,
-        "routed" if sure else "unsure",
+        "routed" if sure else "below_threshold",
         last.category if sure and last is not None else None,
         None,
         steps[-1].method if sure else None,
@@ -65,9 +75,9 @@ def line(
         plan,
         plan.candidates[0],
         reason or plan.reason,
-        Written(),
+        AppliedEdit(),
         1.0,
-        asked=Asked("/v1/chat/completions", "chat", asked_for, **asked),
+        request=RequestInfo("/v1/chat/completions", "chat", asked_for, **asked),
     )
     return Recorded(decision_line(made, 0.0, (), none_at_all), None, [{"score": score} for score in feedback])
 

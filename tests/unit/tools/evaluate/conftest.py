@@ -60,11 +60,13 @@ def step(
 def plan(*steps: Step, category: str | None = None, adapter: str | None = None, failure: Any = None) -> Plan:
     """A plan of these steps; `category` is what takes a request that no method is sure of."""
     last = steps[-1].classification if steps else None
-    sure = last is not None and last.sure
+    sure = last is not None and last.accepted
     chosen = last.category if sure and last is not None else category
     method = steps[-1].method if sure else None
     candidates = (Candidate(adapter or "base", adapter),)
-    return Plan(steps, failure or ("routed" if sure else "unsure"), chosen, None, method, candidates, "0a1b2c3d")
+    return Plan(
+        steps, failure or ("routed" if sure else "below_threshold"), chosen, None, method, candidates, "0a1b2c3d"
+    )
 
 
 def answer(label: str | None, found: str | None, score: float = 0.9, **changes: Any) -> Answer:

@@ -114,7 +114,7 @@ class Slow:
 
     async def plan(self, text: str) -> Plan:
         self.asked.append(text)
-        taken = structs.replace(step("legal", cached=text in self.cached), ms=3.0 if text == "late" else 1.0)
+        taken = structs.replace(step("legal", cached=text in self.cached), duration_ms=3.0 if text == "late" else 1.0)
         return plan(taken)
 
 

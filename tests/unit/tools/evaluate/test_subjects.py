@@ -30,7 +30,7 @@ httpx = pytest.importorskip("httpx")
 
 def bare(some: Sequence[Plan]) -> list[Plan]:
     """Without the time that it took."""
-    steps = [tuple(structs.replace(step, ms=0.0) for step in one.steps) for one in some]
+    steps = [tuple(structs.replace(step, duration_ms=0.0) for step in one.steps) for one in some]
     return [structs.replace(one, steps=own) for one, own in zip(some, steps, strict=True)]
 
 
@@ -143,9 +143,9 @@ async def test_a_server_gives_the_same_plans_as_its_configuration(configure: Con
         )
 
     # A server whose adapters are not there says in `reason` that they cannot serve; what it would choose is the same.
-    assert [one.reason for one in found] == ["not_loadable", "not_loadable", "unsure"] + ["not_loadable"] * 2 + [
-        "unsure"
-    ]
+    assert [one.reason for one in found] == ["not_loadable", "not_loadable", "below_threshold"] + [
+        "not_loadable"
+    ] * 2 + ["below_threshold"]
     assert bare(found) == [
         structs.replace(one, reason=there.reason) for one, there in zip(bare(at_home), found, strict=True)
     ]
