@@ -1,9 +1,9 @@
-"""A tool server that classifies by rules of its own: regular expressions, and how hard a question looks.
+"""An MCP tool server that classifies by regular expressions and estimates the reasoning effort of a question.
 
-    python rules.py                  # over standard streams, as rules.yaml starts it
+    python rules.py                  # on standard input and output, as rules.yaml starts it
     python rules.py http 8101        # at http://127.0.0.1:8101/mcp
 
-Needs `pip install 'mcp>=2,<3'` and nothing else of the router's: copy it, and write what you know.
+It needs `pip install 'mcp>=2,<3'` only, and nothing of the router. Copy it and write your own rules.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 
 from mcp.server.mcpserver import MCPServer
 
-# `class` is a place in this order.
+# `class` in an answer is an index into this order.
 PATTERNS = {
     "technical": [
         r"\b(python|java(script)?|sql|c\+\+|rust)(?!\w)",
@@ -22,22 +22,22 @@ PATTERNS = {
     "medical": [r"\b(symptoms?|diagnos\w+|dosage|blood pressure)\b", r"\b\d+ ?(mg|ml)\b", r"\bdoctors?\b"],
     "legal": [r"\b(contracts?|lawsuits?|landlords?|copyright)\b", r"\bGDPR\b", r"§ ?\d+"],
 }
-RULES = {name: [re.compile(one, re.IGNORECASE) for one in patterns] for name, patterns in PATTERNS.items()}
+RULES = {name: [re.compile(pattern, re.IGNORECASE) for pattern in patterns] for name, patterns in PATTERNS.items()}
 DESCRIPTIONS = {
     "technical": "Programming and technical questions",
     "medical": "Medicine and health care",
     "legal": "Law and contracts",
 }
 
-# Words by which somebody asks to be reasoned with.
+# Words of questions that need reasoning.
 HARD = re.compile(r"\b(why|how|explain|compare|prove|derive|design|debug|step by step|trade-?offs?)\b", re.IGNORECASE)
 LONG, VERY_LONG = 25, 80  # words
 
-KEEP_S = 600  # the same words mean the same; a tool that looks things up would keep less, or nothing
+KEEP_S = 600  # the same text always has the same answer; a tool that looks up data keeps answers shorter, or not at all
 
 
 def reasoning(text: str) -> dict[str, Any]:
-    """How hard the model is to think."""
+    """Return the reasoning settings for a text."""
     words, hard = len(text.split()), len(HARD.findall(text))
     if not hard and words < LONG:
         return {"use_reasoning": False}
@@ -46,10 +46,10 @@ def reasoning(text: str) -> dict[str, Any]:
 
 
 def classify(text: str) -> dict[str, Any]:
-    """Which rules match, and how clear that is."""
+    """Return the category with the most matches, and its share of all matches as the confidence."""
     hits = [sum(len(pattern.findall(text)) for pattern in patterns) for patterns in RULES.values()]
-    # A word for each of two categories is not enough for either. Without any word all are 0, and the next method,
-    # or default_model, decides.
+    # Matches of two categories lower the confidence of both. Without a match all are 0, and the next method or
+    # default_model serves the request.
     probabilities = [hit / max(sum(hits), 1) for hit in hits]
     best = probabilities.index(max(probabilities))
     return {

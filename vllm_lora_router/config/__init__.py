@@ -1,6 +1,6 @@
-"""What config.yaml may say, and reading it."""
+"""Schema and loader of the configuration file."""
 
-from vllm_lora_router.config.loader import CONFIG_VARIABLE, DEFAULT_FILE, Loaded, configured_file, load
+from vllm_lora_router.config.loader import CONFIG_VARIABLE, DEFAULT_FILE, LoadedConfig, configured_file, load
 from vllm_lora_router.config.schema import Config
 from vllm_lora_router.config.yaml_document import ConfigError, Problem
 
@@ -9,7 +9,7 @@ __all__ = [
     "DEFAULT_FILE",
     "Config",
     "ConfigError",
-    "Loaded",
+    "LoadedConfig",
     "Problem",
     "configured_file",
     "load",

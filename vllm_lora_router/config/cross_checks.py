@@ -1,87 +1,88 @@
-"""Names in a configuration that must lead somewhere, and names that may stand only once."""
+"""Checks between parts of a configuration: names that must be declared, and names that must be unique."""
 
 from collections.abc import Collection, Iterable, Iterator
-from difflib import get_close_matches
 from typing import Any
 
-from vllm_lora_router.config.yaml_document import Document, Path_, Problem, find
+from vllm_lora_router.config.yaml_document import Document, KeyPath, Problem, find_values
+from vllm_lora_router.text import suggest
 
 
-def suggest(name: object, valid: Iterable[str]) -> str:
-    """`; did you mean 'medical-lora'?`, or nothing when no valid name is near."""
-    names = list(valid)
-    near = get_close_matches(str(name), names, n=1, cutoff=0.6)
-    if not near:
-        folded = {candidate.casefold(): candidate for candidate in names}
-        near = [folded[match] for match in get_close_matches(str(name).casefold(), list(folded), n=1, cutoff=0.6)]
-    return f"; did you mean {near[0]!r}?" if near else ""
+def find_problems(document: Document, command_line: Collection[str]) -> Iterator[Problem]:
+    """Yield the problems between parts of the file.
 
+    The checks read plain data, so that their problems are reported together with those of the schema.
 
-def check(document: Document, command_line: Collection[str]) -> Iterator[Problem]:
-    """Problems between parts of the file; `command_line` holds the adapters that `--lora-modules` declares.
-
-    Reads plain data, so that these are reported together with the schema's own problems.
+    Args:
+        command_line: the adapters that `--lora-modules` declares.
     """
     data = document.data
-    bases = _names(data.get("model_config") if isinstance(data.get("model_config"), dict) else ())
-    categories = _names(value for _, value in find(data, "categories", None, "name"))
-    adapters = _names(value for _, value in find(data, "model_config", None, "loras", None, "name"))
+    bases = _texts(data.get("model_config") if isinstance(data.get("model_config"), dict) else ())
+    categories = _texts(value for _, value in find_values(data, "categories", None, "name"))
+    adapters = _texts(value for _, value in find_values(data, "model_config", None, "loras", None, "name"))
     known_adapters = dict.fromkeys([*adapters, *command_line])
-    # A source may have any adapter, now or later.
-    come_later = any(value for _, value in find(data, "router", "adapters", "sources"))
+    # A source may contain any adapter, now or later.
+    has_sources = any(value for _, value in find_values(data, "router", "adapters", "sources"))
 
-    yield from _once(document, find(data, "categories", None, "name"), "category")
-    yield from _once(document, find(data, "model_config", None, "loras", None, "name"), "adapter")
-    yield from _once(document, find(data, "categories", None, "mmlu_categories", None), "label", fold=True)
+    yield from _duplicates(document, find_values(data, "categories", None, "name"), "category")
+    yield from _duplicates(document, find_values(data, "model_config", None, "loras", None, "name"), "adapter")
+    labels = find_values(data, "categories", None, "mmlu_categories", None)
+    yield from _duplicates(document, labels, "label", ignore_case=True)
 
     for pattern in (
         ("keyword_rules", None, "category"),
         ("embedding_rules", None, "category"),
         ("classifier", "category_model", "fallback_category"),
     ):
-        yield from _known(document, pattern, categories, "is not a category of this file")
-    yield from _known(document, ("categories", None, "model_scores", None, "model"), bases, "is not under model_config")
-    if not come_later:
-        yield from _lora_names(document, data, command_line)
-        wrong = "is neither a base under model_config nor an adapter"
-        yield from _known(document, ("default_model",), [*bases, *known_adapters], wrong)
-    for path, name in find(data, "auto_model_name"):
+        yield from _undeclared(document, pattern, categories, "is not a category of this file")
+    models = ("categories", None, "model_scores", None, "model")
+    yield from _undeclared(document, models, bases, "is not declared under model_config")
+    if not has_sources:
+        yield from _undeclared_adapters(document, data, command_line)
+        message = "is neither a base under model_config nor an adapter"
+        yield from _undeclared(document, ("default_model",), [*bases, *known_adapters], message)
+    for path, name in find_values(data, "auto_model_name"):
         if name in bases or name in known_adapters:
-            yield document.problem(path, f"{name!r} is also the name of a model; a client could not ask for that one")
-    for path, name in find(data, "model_config", None, "loras", None, "name"):
+            yield document.problem(path, f"{name!r} is also the name of a model; clients could not request that model")
+    for path, name in find_values(data, "model_config", None, "loras", None, "name"):
         if isinstance(name, str) and name in bases:
             yield document.problem(path, f"{name!r} is also the name of a base under model_config")
-    yield from _once(document, find(data, "categories", None, "examples", None), "example", fold=True)
-    yield from _alone(document, data)
-    for path, _ in find(data, "classifier", "embedding_model", "thresholds", None):
+    examples = find_values(data, "categories", None, "examples", None)
+    yield from _duplicates(document, examples, "example", ignore_case=True)
+    yield from _single_category_with_text(document, data)
+    for path, _ in find_values(data, "classifier", "embedding_model", "thresholds", None):
         if path[-1] not in categories:
-            wrong = f"{path[-1]!r} is not a category of this file{suggest(path[-1], categories)}"
-            yield document.problem(path, wrong, at_key=True)
-    yield from _nobody_to_isolate(document, data)
+            message = f"{path[-1]!r} is not a category of this file{suggest(path[-1], categories)}"
+            yield document.problem(path, message, at_key=True)
+    yield from _isolation_without_tenant(document, data)
 
 
-def _alone(document: Document, data: Any) -> Iterator[Problem]:
-    """Examples of one category, and no text of any other to tell it from."""
-    with_examples = [path for path, found in find(data, "categories", None, "examples") if found]
-    told = {path[1] for path, found in find(data, "categories", None, "description") if found}
-    if len(with_examples) == 1 and not told - {with_examples[0][1]}:
-        wrong = "no other category has examples or a description to tell these from; give another one some"
-        yield document.problem(with_examples[0], wrong, at_key=True)
+def _single_category_with_text(document: Document, data: Any) -> Iterator[Problem]:
+    """Yield a problem if one category has examples and no other category has any text."""
+    with_examples = [path for path, value in find_values(data, "categories", None, "examples") if value]
+    described = {path[1] for path, value in find_values(data, "categories", None, "description") if value}
+    if len(with_examples) == 1 and not described - {with_examples[0][1]}:
+        message = (
+            "no other category has examples or a description, so a head cannot be fitted; add some to another category"
+        )
+        yield document.problem(with_examples[0], message, at_key=True)
 
 
-def _nobody_to_isolate(document: Document, data: Any) -> Iterator[Problem]:
-    for path, cache in find(data, "router", "tenant_cache"):
-        if cache == "isolated" and any(header is None for _, header in find(data, "router", "tenant")):
-            wrong = "isolated keeps tenants apart, and router.tenant is null: nothing says whose a request is"
-            yield document.problem(path, f'{wrong}; name its header there, such as "header:x-tenant"')
+def _isolation_without_tenant(document: Document, data: Any) -> Iterator[Problem]:
+    for path, cache in find_values(data, "router", "tenant_cache"):
+        if cache == "isolated" and any(header is None for _, header in find_values(data, "router", "tenant")):
+            message = (
+                "isolated needs the tenant of each request, but router.tenant is null; set it to the header with the "
+                'tenant, such as "header:x-tenant"'
+            )
+            yield document.problem(path, message)
 
 
-def _lora_names(document: Document, data: Any, command_line: Collection[str]) -> Iterator[Problem]:
-    for path, entry in find(data, "categories", None, "model_scores", None):
+def _undeclared_adapters(document: Document, data: Any, command_line: Collection[str]) -> Iterator[Problem]:
+    for path, entry in find_values(data, "categories", None, "model_scores", None):
         if not isinstance(entry, dict) or not isinstance(name := entry.get("lora_name"), str):
             continue
         base = entry.get("model")
-        declared = _names(value for _, value in find(data, "model_config", str(base), "loras", None, "name"))
+        declared = _texts(value for _, value in find_values(data, "model_config", str(base), "loras", None, "name"))
         if name not in declared and name not in command_line:
             valid = [*declared, *command_line]
             yield document.problem(
@@ -89,27 +90,27 @@ def _lora_names(document: Document, data: Any, command_line: Collection[str]) ->
             )
 
 
-def _known(
-    document: Document, pattern: tuple[str | None, ...], valid: Collection[str], wrong: str
+def _undeclared(
+    document: Document, pattern: tuple[str | None, ...], valid: Collection[str], message: str
 ) -> Iterator[Problem]:
-    for path, name in find(document.data, *pattern):
+    for path, name in find_values(document.data, *pattern):
         if isinstance(name, str) and name not in valid:
-            yield document.problem(path, f"{name!r} {wrong}{suggest(name, valid)}")
+            yield document.problem(path, f"{name!r} {message}{suggest(name, valid)}")
 
 
-def _once(
-    document: Document, names: Iterable[tuple[Path_, Any]], what: str, *, fold: bool = False
+def _duplicates(
+    document: Document, names: Iterable[tuple[KeyPath, Any]], kind: str, *, ignore_case: bool = False
 ) -> Iterator[Problem]:
-    seen: dict[str, Path_] = {}
+    seen: dict[str, KeyPath] = {}
     for path, name in names:
         if not isinstance(name, str):
             continue
-        key = name.casefold() if fold else name
+        key = name.casefold() if ignore_case else name
         if key in seen:
             line = document.values[seen[key]][0]
-            yield document.problem(path, f"{what} {name!r} is named twice; it already stands in line {line}")
+            yield document.problem(path, f"duplicate {kind} {name!r}; the first one is in line {line}")
         seen.setdefault(key, path)
 
 
-def _names(values: Iterable[Any]) -> list[str]:
+def _texts(values: Iterable[Any]) -> list[str]:
     return [value for value in values if isinstance(value, str)]

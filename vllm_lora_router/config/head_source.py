@@ -1,4 +1,4 @@
-"""Whether embeddings go through a head, and what the text of a configuration gives one to be fitted from."""
+"""The source of the classification head, and the texts of a configuration that a head is fitted from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,45 +6,45 @@ from typing import Literal
 
 from vllm_lora_router.config.schema import Config
 
-Source = Literal["folder", "examples", "descriptions"]
+HeadSource = Literal["folder", "examples", "descriptions"]
 
 
-def head_source(config: Config) -> Source | None:
-    """Where the head comes from; None: there is none."""
-    said = config.classifier.embedding_model.head
-    if said == "off" or "embedding" not in config.router.methods:
+def head_source(config: Config) -> HeadSource | None:
+    """Return the source of the head, or None if the configuration has no head."""
+    setting = config.classifier.embedding_model.head
+    if setting == "off" or "embedding" not in config.router.methods:
         return None
-    if said not in (None, "auto"):
+    if setting not in (None, "auto"):
         return "folder"
     if any(category.examples for category in config.categories):
         return "examples"
-    if said == "auto" or (not _told_otherwise(config) and len(texts_of(config)) > 1):
+    if setting == "auto" or (not _has_other_classifier(config) and len(head_texts(config)) > 1):
         return "descriptions"
     return None
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """What a configuration gives of a category."""
+class HeadText:
+    """A text of a category that a head is fitted from."""
 
     text: str
-    asked: bool  # an example of what people ask; False: the category's description
+    is_example: bool  # False: the category's description
 
 
-def texts_of(config: Config) -> Mapping[str, list[Text]]:
-    """What a head can be fitted from, by category: its description first, then its examples."""
-    found = {
+def head_texts(config: Config) -> Mapping[str, list[HeadText]]:
+    """Return the texts that a head can be fitted from, by category: the description first, then the examples."""
+    texts_by_category = {
         category.name: [
-            *([Text(category.description.strip(), False)] if category.description.strip() else []),
-            *(Text(example, True) for example in category.examples),
+            *([HeadText(category.description.strip(), False)] if category.description.strip() else []),
+            *(HeadText(example, True) for example in category.examples),
         ]
         for category in config.categories
         if category.may_be_chosen_by("embedding")
     }
-    return {name: texts for name, texts in found.items() if texts}
+    return {name: texts for name, texts in texts_by_category.items() if texts}
 
 
-def _told_otherwise(config: Config) -> bool:
+def _has_other_classifier(config: Config) -> bool:
     classifier = config.classifier
     return bool(
         config.keyword_rules

@@ -1,4 +1,4 @@
-"""A configuration as it may be shown to a client: without secrets."""
+"""Remove secrets from a configuration, so that it can be shown to clients."""
 
 import re
 from typing import Any
@@ -10,18 +10,18 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")  # user:password@ in a URL
 MASK = "***"
 
 
-def masked(config: Config) -> dict[str, Any]:
-    """The configuration with the file's own keys; texts that may be secrets are replaced by `***`."""
-    shown = _mask(config.model_dump(by_alias=True, mode="json"))
-    shown["router"]["ab"]["key"] = list(config.router.ab.key)  # places, no secrets
-    return shown
+def redact(config: Config) -> dict[str, Any]:
+    """Return the configuration with the keys of the file. Texts that may be secrets are replaced by `***`."""
+    redacted = _redact_value(config.model_dump(by_alias=True, mode="json"))
+    redacted["router"]["ab"]["key"] = list(config.router.ab.key)  # names parts of a request, not secrets
+    return redacted
 
 
-def _mask(value: Any, key: str = "") -> Any:
+def _redact_value(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {name: MASK if key == "env" else _mask(member, name) for name, member in value.items()}
+        return {name: MASK if key == "env" else _redact_value(item, name) for name, item in value.items()}
     if isinstance(value, list):
-        return [_mask(item, key) for item in value]
+        return [_redact_value(item, key) for item in value]
     if isinstance(value, str):
         return MASK if _SECRET.search(key) else _CREDENTIALS.sub(MASK, value)
     return value

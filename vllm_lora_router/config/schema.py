@@ -1,4 +1,4 @@
-"""What config.yaml may say: the guide's keys and ours, with their defaults."""
+"""Pydantic models of the configuration file. A key's docstring is its description in the schema and the reference."""
 
 import re
 from typing import Annotated, Literal
@@ -14,191 +14,389 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 HeaderName = Annotated[str, StringConstraints(pattern=f"^{_TOKEN}$")]
 _HEADER = f"header:{_TOKEN}"
 Header = Annotated[str, StringConstraints(pattern=f"^{_HEADER}$")]
-# What a client proves with who it is.
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$")]
+# Request headers that carry a client's credentials.
 SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"})
-# Where something stands that stays the same for the same user.
-KeyPlace = Annotated[
+# A part of the request that stays the same for the same user.
+UserKeySource = Annotated[
     str,
     StringConstraints(pattern=rf"^(safety_identifier|metadata\.user_id|user|conversation|{_HEADER})$"),
 ]
-# Where a request names the user whom it is for, in whichever API.
-USER_PLACES = ("safety_identifier", "metadata.user_id", "user", "header:x-user")
-# YAML takes a bare `off` for false.
-_Off = BeforeValidator(lambda value: "off" if value is False else value)
-# What runs a model. ONNX Runtime runs on the CPU alone, and exports the model when it is first used.
+# The parts of a request that identify its user, over all APIs.
+USER_KEY_SOURCES = ("safety_identifier", "metadata.user_id", "user", "header:x-user")
+# ONNX Runtime runs on the CPU only. It exports the model on first use.
 Runtime = Literal["torch", "onnx", "onnx-int8"]
-# What vLLM takes as `reasoning_effort` of a chat completion.
+# The values that vLLM accepts as `reasoning_effort` of a chat completion.
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class Block(BaseModel):
-    """Unknown keys, wrong types and numbers that are not finite are errors."""
+def _off_as_text(value: object) -> object:
+    """Return the text `off` for false: YAML 1.1 reads an unquoted `off` as false."""
+    return "off" if value is False else value
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+class Block(BaseModel):
+    """A mapping of keys. Unknown keys, wrong types and numbers that are not finite are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
 
 class CategoryModel(Block):
-    """`classifier.category_model`: a sequence classifier whose labels stand for categories."""
+    """`classifier.category_model`: a sequence classifier with labels that are mapped to categories."""
 
-    model_id: str = ""  # a folder or a hub id; empty: no domain model
-    category_mapping_path: str | None = None
+    model_id: str = Field(default="", examples=["models/category_classifier_modernbert-base_model"])
+    """Folder or hub id of a sequence classifier saved by `transformers` as safetensors. Empty: no domain model."""
+
+    category_mapping_path: str | None = Field(
+        default=None, examples=["models/category_classifier_modernbert-base_model/category_mapping.json"]
+    )
+    """JSON file with the labels of the model's outputs under `idx_to_category`. Unset: `category_mapping.json` in the
+    model's folder, or `id2label` in its `config.json`."""
+
     threshold: Threshold = 0.6
-    fallback_category: str | None = None  # takes what no method is sure of
+    """Minimum probability of a category. The probability of a category is the sum over its labels. Below the threshold
+    the next method classifies the request."""
+
+    fallback_category: str | None = Field(default=None, examples=["general"])
+    """Category of the requests that no method accepts, whether the score is below the threshold or a method failed.
+    Unset: `default_model` serves them."""
+
     use_cpu: bool = False
-    use_modernbert: bool = False  # accepted: the model's own config.json says what it is
-    device: str = "auto"
+    """Run the domain model on the CPU, whatever `device` is. It then uses the server's own cores. Leave the key out to
+    run the model on the GPU."""
+
+    use_modernbert: bool = False
+    """Accepted and ignored: the model's own `config.json` names its architecture."""
+
+    device: str = Field(default="auto", examples=["cuda"])
+    """Device that runs the model, such as `cpu` or `cuda`. `auto`: the GPU that serves the base model where there is
+    one (in bfloat16, as CUDA graphs), else the CPU."""
+
     runtime: Runtime = "torch"
-    threads: int = Field(default=1, ge=1)  # on a CPU; the engine needs the other cores
-    max_tokens: int | None = Field(default=None, ge=8)
+    """Library that runs the model. `onnx` is faster on a CPU, and `onnx-int8` takes about half the time of `onnx`. Both
+    run on the CPU only and need `pip install 'vllm-lora-router[onnx]'`. The first start exports the model, which takes
+    up to a minute, to `$VLLM_LORA_ROUTER_CACHE` or `~/.cache/vllm-lora-router`; a changed model is exported again."""
+
+    threads: int = Field(default=1, ge=1)
+    """Number of CPU threads of the model. The engine needs the other cores; raise the value only if it leaves some
+    idle."""
+
+    max_tokens: int | None = Field(default=None, ge=8, examples=[256])
+    """Maximum tokens of a text, special tokens included. Unset: the model's own maximum. The lowest of this value, the
+    model's own maximum and `router.text.max_tokens` applies."""
 
 
 class EmbeddingModel(Block):
-    """`classifier.embedding_model`: the sentence encoder of embedding rules, heads and labels mapped by meaning."""
+    """`classifier.embedding_model`: the sentence encoder of embedding rules, heads and label mapping."""
 
     model_id: Name = "sentence-transformers/all-MiniLM-L6-v2"
-    # A folder that `fit` wrote. auto: fitted at start from examples and descriptions; unset: where there are examples,
-    # or where nothing else says how to tell the categories apart.
-    head: Annotated[Name | None, _Off] = None
-    threshold: Threshold | None = None  # of a category's probability by the head; unset: what `fit` chose, or 0.5
-    thresholds: dict[Name, Threshold] = {}  # the same for some of the categories
-    device: str = "auto"
+    """Folder or hub id of a sentence encoder, or a folder in model2vec's format (a static encoder). A static encoder
+    has one vector per token, classifies texts of up to 512 characters on the event loop, and needs `pip install
+    'vllm-lora-router[static]'`; `vllm-lora-router distill` makes one from any encoder."""
+
+    head: Annotated[Name | None, BeforeValidator(_off_as_text, json_schema_input_type=Name | Literal[False] | None)] = (
+        Field(default=None, examples=["head"])
+    )
+    """Classifier on top of the embedding, which returns the probability of each category and of none. A folder: the
+    head that `vllm-lora-router fit` wrote. `auto`: fit a head at start from the categories' examples and descriptions.
+    `off`: no head. Unset: like `auto` if a category has examples or if nothing else is configured that can tell the
+    categories apart; otherwise no head. Embedding rules take precedence over the head."""
+
+    threshold: Threshold | None = Field(default=None, examples=[0.7])
+    """Minimum probability of a category by the head. Unset: the thresholds that `fit` chose, or 0.5 without one."""
+
+    thresholds: dict[Name, Threshold] = Field(default={}, examples=[{"legal": 0.8}])
+    """Minimum probability by the head for single categories. Overrides `threshold`."""
+
+    device: str = Field(default="auto", examples=["cuda"])
+    """Device that runs the encoder, such as `cpu` or `cuda`. `auto`: the GPU that serves the base model where there is
+    one (in bfloat16), else the CPU."""
+
     runtime: Runtime = "torch"
-    threads: int = Field(default=1, ge=1)  # on a CPU; the engine needs the other cores
-    max_tokens: int | None = Field(default=None, ge=8)
+    """Library that runs the encoder. `onnx` is faster on a CPU, and `onnx-int8` takes about half the time of `onnx`.
+    Both run on the CPU only and need `pip install 'vllm-lora-router[onnx]'`. The first start exports the model, which
+    takes up to a minute, to `$VLLM_LORA_ROUTER_CACHE` or `~/.cache/vllm-lora-router`; a changed model is exported
+    again."""
+
+    threads: int = Field(default=1, ge=1)
+    """Number of CPU threads of the encoder. The engine needs the other cores; raise the value only if it leaves some
+    idle."""
+
+    max_tokens: int | None = Field(default=None, ge=8, examples=[256])
+    """Maximum tokens of a text, special tokens included. Unset: the encoder's own maximum. The lowest of this value,
+    the encoder's own maximum and `router.text.max_tokens` applies."""
 
 
 class McpCategoryModel(Block):
-    """`classifier.mcp_category_model`: a tool of yours that says which category, and which adapter."""
+    """`classifier.mcp_category_model`: an MCP tool that names the category, the adapter or both."""
 
     enabled: bool = False
-    transport_type: Literal["stdio", "streamable-http", "http"] = "stdio"  # http: a POST for each call, no session
-    command: Name | None = None  # of stdio; `python` is the interpreter that runs the server
-    args: list[str] = []
-    env: dict[Name, str] = {}  # added to the few variables that the tool's process inherits
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$")] | None = None
-    headers_env: dict[HeaderName, Name] = {}  # a header of every call -> the environment variable with its value
-    tool_name: Name | None = None  # unset: it is found by its name or by what it takes
+    """Classify with the tool. While it is false, the other keys of this block have no effect."""
+
+    transport_type: Literal["stdio", "streamable-http", "http"] = "stdio"
+    """Connection to the tool server. `stdio`: each API-server process starts the tool as a child process and ends it
+    when the server ends. `streamable-http`: MCP's own HTTP transport. `http`: a plain `POST {url}/tools/call` for each
+    call, without a session, as the tool servers of vllm-project/semantic-router expect."""
+
+    command: Name | None = Field(default=None, examples=["python"])
+    """Program that `stdio` starts, required for `stdio`. `python` is the interpreter that runs the server."""
+
+    args: list[str] = Field(default=[], examples=[["tenants.py", "tenants.db"]])
+    """Arguments of `command`. The name of a file in the configuration's folder is replaced by its full path."""
+
+    env: dict[Name, str] = Field(default={}, examples=[{"TABLE": "/srv/tenants.db"}])
+    """Environment variables of the tool's process. They are added to the few that it inherits, such as `PATH` and
+    `HOME`."""
+
+    url: Url | None = Field(default=None, examples=["http://127.0.0.1:8100/mcp"])
+    """Address of the tool server, required for `streamable-http` and `http`."""
+
+    headers_env: dict[HeaderName, Name] = Field(default={}, examples=[{"authorization": "TOOL_TOKEN"}])
+    """Headers of every call over HTTP: the name of the header, and the environment variable that holds its value."""
+
+    tool_name: Name | None = Field(default=None, examples=["classify_text"])
+    """Name of the tool that classifies. Unset: the router finds it by its name or by its parameters."""
+
     threshold: Threshold = 0.6
-    timeout_seconds: float = Field(default=2, gt=0, le=60)  # beside router.deadline_ms
-    forward_headers: list[HeaderName] = []  # of the client's request
+    """Minimum confidence of the tool's answer. Below it the next method classifies the request."""
+
+    timeout_seconds: float = Field(default=2, gt=0, le=60)
+    """Timeout of one call, in seconds. It applies to the tool instead of `router.deadline_ms`. After five failures in a
+    row the router pauses calls for one second, then for up to 30 seconds, until a call succeeds."""
+
+    forward_headers: list[HeaderName] = Field(default=[], examples=[["x-plan"]])
+    """Request headers that the tool gets in its parameter `headers`. Case is ignored."""
+
     allow_secrets: bool = False
+    """Allow `forward_headers` to contain headers that carry credentials: `authorization`, `proxy-authorization`,
+    `cookie`, `x-api-key` and `api-key`."""
 
     @field_validator("forward_headers")
     @classmethod
-    def _in_lower_case(cls, names: list[str]) -> list[str]:
+    def _lower_case(cls, names: list[str]) -> list[str]:
         return [name.lower() for name in names]
 
     @model_validator(mode="after")
-    def _can_be_asked(self) -> "McpCategoryModel":
+    def _check_connection(self) -> "McpCategoryModel":
         secrets = [name for name in self.forward_headers if name in SECRET_HEADERS]
         if secrets and not self.allow_secrets:
             raise ValueError(
-                f"forward_headers would hand the client's {', '.join(secrets)} to the tool; take it out, or say "
-                "`allow_secrets: true`"
+                f"forward_headers would send the client's credentials ({', '.join(secrets)}) to the tool; remove them, "
+                "or set `allow_secrets: true`"
             )
         if self.enabled and self.transport_type == "stdio" and self.command is None:
-            raise ValueError("transport_type is stdio, which needs `command`: what starts the tool")
+            raise ValueError("transport_type is stdio, which needs `command`, the program that starts the tool")
         if self.enabled and self.transport_type != "stdio" and self.url is None:
-            raise ValueError(f"transport_type is {self.transport_type}, which needs `url`: where the tool answers")
+            raise ValueError(f"transport_type is {self.transport_type}, which needs `url`, the address of the tool")
         return self
 
 
-class Classifier(Block):
-    category_model: CategoryModel = CategoryModel()
-    embedding_model: EmbeddingModel = EmbeddingModel()
-    mcp_category_model: McpCategoryModel = McpCategoryModel()
+class ClassifierSettings(Block):
+    """`classifier`: the models and tools that classify requests."""
 
-    @field_validator("mcp_category_model", mode="before")
-    @classmethod
-    def _nothing(cls, block: object) -> object:
-        return {} if block is None else block
+    category_model: CategoryModel = CategoryModel()
+    """The domain model (method `domain`): a sequence classifier with labels that are mapped to categories. A label is
+    mapped to the category of the same name, else to the category that lists it in `mmlu_categories`, else to the
+    category with the most similar "name: description" (cosine of at least 0.40 by the embedding model), else to the
+    category without an adapter, else to `default_model`. `vllm-lora-router validate` prints the mapping, and the
+    `mmlu_categories` to paste."""
+
+    embedding_model: EmbeddingModel = EmbeddingModel()
+    """The sentence encoder (method `embedding`) of `embedding_rules`, of a head, and of domain labels that are mapped
+    by their meaning."""
+
+    mcp_category_model: Annotated[
+        McpCategoryModel, BeforeValidator(lambda block: {} if block is None else block, McpCategoryModel | None)
+    ] = McpCategoryModel()
+    """An MCP tool of your own (method `mcp`) that names the category of a request, the adapter, or both. `null` is the
+    same as an empty block."""
 
 
 class KeywordRule(Block):
-    category: Name
+    """An entry of `keyword_rules`."""
+
+    category: Name = Field(examples=["legal"])
+    """Category of the requests that match the rule. It must be listed under `categories`."""
+
     operator: Literal["AND", "OR", "NOR"] = "OR"
-    keywords: list[Name] = Field(min_length=1)
+    """How many keywords must occur for the rule to match. `OR`: at least one. `AND`: all. `NOR`: none. A request
+    without text matches no rule."""
+
+    keywords: list[Name] = Field(min_length=1, examples=[["contract", "GDPR"]])
+    """Words or phrases. A keyword matches whole words; in scripts without spaces, such as Chinese, Japanese and Thai,
+    it matches as a substring. A phrase may be broken over lines."""
+
     case_sensitive: bool = False
+    """Whether the case of letters counts."""
 
 
 class EmbeddingRule(Block):
-    category: Name
+    """An entry of `embedding_rules`."""
+
+    category: Name = Field(examples=["support"])
+    """Category of the requests that reach the rule's threshold. It must be listed under `categories`."""
+
     threshold: Threshold = 0.6
-    keywords: list[Name] = []
-    candidates: list[Name] = []
+    """Minimum similarity (cosine) of a request to the rule's examples. A good value depends on the encoder:
+    `vllm-lora-router calibrate` chooses it from labelled prompts."""
+
+    keywords: list[Name] = Field(default=[], examples=[["printer"]])
+    """Example texts of the category, like `candidates`. A rule needs at least one text in `candidates` or
+    `keywords`."""
+
+    candidates: list[Name] = Field(default=[], examples=[["My printer does not work", "I cannot log in"]])
+    """Example texts of the category."""
+
     aggregation_method: Literal["mean", "avg", "max", "any"] = "max"
+    """How the similarities to the examples become one score. `max` and `any`: the most similar example. `mean` and
+    `avg`: the mean over all examples."""
 
     @property
     def examples(self) -> list[str]:
+        """All example texts: `keywords`, then `candidates`."""
         return [*self.keywords, *self.candidates]
 
     @model_validator(mode="after")
-    def _has_examples(self) -> "EmbeddingRule":
+    def _check_examples(self) -> "EmbeddingRule":
         if not self.examples:
-            raise ValueError("needs `candidates` (or `keywords`): texts that the rule's category is like")
+            raise ValueError("needs `candidates` (or `keywords`): example texts of the category")
         return self
 
 
-class Lora(Block):
-    name: Name
-    description: str = ""
-    path: str | None = None  # may stand on the command line instead: --lora-modules name=path
+class DeclaredAdapter(Block):
+    """An entry of `model_config.<base>.loras`."""
+
+    name: Name = Field(examples=["medical-lora"])
+    """Name of the adapter, by which `lora_name` and clients refer to it."""
+
+    description: str = Field(default="", examples=["Specialized for medical and healthcare domain"])
+    """Text for people. `vllm-lora-router validate` prints it; routing does not use it."""
+
+    path: str | None = Field(default=None, examples=["/adapters/medical"])
+    """Folder of the adapter. Unset: the command line (`--lora-modules name=path`) or `router.adapters.sources` provides
+    it."""
 
 
-class Base(Block):
-    """A key of `model_config`: a base model and the adapters made for it."""
+class BaseModelConfig(Block):
+    """A value of `model_config`: a base model and its adapters."""
 
-    reasoning_family: str | None = None
-    loras: list[Lora] = []
+    reasoning_family: str | None = Field(default=None, examples=["qwen3"])
+    """Name of the reasoning family of the base model, which says how `use_reasoning` and `reasoning_effort` are
+    written: `qwen3`, `deepseek`, `gpt-oss`, `gpt`, or a name under `reasoning_families`. For an unknown family, or
+    without one, nothing is written about reasoning, and the server logs a warning if a category sets it."""
+
+    loras: list[DeclaredAdapter] = []
+    """The adapters of the base model."""
 
 
 class ReasoningFamily(Block):
+    """A value of `reasoning_families`."""
+
     type: Literal["chat_template_kwargs", "reasoning_effort"]
-    parameter: Name
+    """How reasoning is written. `chat_template_kwargs`: the chat template has a switch, which is set to the value of
+    `use_reasoning`, true or false. `reasoning_effort`: the model always reasons and has efforts; an effort is written
+    where `use_reasoning` is true, and nothing where it is false."""
+
+    parameter: Name = Field(examples=["enable_thinking"])
+    """Name of the switch in `chat_template_kwargs`. Families of type `reasoning_effort` do not use it: each API has its
+    own field for the effort."""
 
 
 class ModelScore(Block):
-    """An entry of `categories[].model_scores`; without `lora_name` it is the base."""
+    """An entry of `categories[].model_scores`."""
 
-    model: Name
-    lora_name: Name | None = None
+    model: Name = Field(examples=["llama-3"])
+    """A key of `model_config`. Entries for a base model that this server does not serve are skipped, with a warning."""
+
+    lora_name: Name | None = Field(default=None, examples=["medical-lora"])
+    """Adapter that serves the category. It must be declared under `model_config.<base>.loras` or on the command line,
+    unless `router.adapters.sources` is set. Unset: the base model itself."""
+
     score: float = Field(default=1.0, ge=0)
-    use_reasoning: bool | None = None  # unset: nothing is written, the model's own default stays
-    reasoning_effort: Effort | None = None
+    """Rank of the entry. `selection: highest` tries the highest score first (of equal scores the first listed) and the
+    other entries only if it cannot be served. With `selection: weighted` it is the weight of an arm of the A/B test."""
+
+    use_reasoning: bool | None = Field(default=None)
+    """Switch reasoning on or off, in the way of the base model's `reasoning_family`. Unset: nothing is written and the
+    model's own default applies. Reasoning fields that the client sets take precedence."""
+
+    reasoning_effort: Effort | None = Field(default=None, examples=["high"])
+    """Effort that is written where `use_reasoning` is true and the reasoning family has type `reasoning_effort`. Unset:
+    `default_reasoning_effort`."""
 
 
 class Category(Block):
-    name: Name
-    description: str = ""
-    examples: list[ExampleText] = []  # what people ask that is of this category
-    mmlu_categories: list[Name] = []  # labels of the domain model that mean this category
-    methods: list[Method] | None = None  # which may choose it; all when unset
-    system_prompt: str | None = None
+    """An entry of `categories`."""
+
+    name: Name = Field(examples=["medical"])
+    """Name of the category, unique in the file. Response headers, logs and the audit record show it."""
+
+    description: str = Field(default="", examples=["Medical and healthcare questions"])
+    """Subject of the requests of the category. A head is fitted from it together with `examples`, and labels of the
+    domain model that match no name are mapped by its meaning."""
+
+    examples: list[ExampleText] = Field(default=[], examples=[["Is ibuprofen safe during pregnancy?"]])
+    """Example requests of the category. If a category has examples, a head is fitted from them when the server starts,
+    unless `classifier.embedding_model.head` is `off` or a folder. `vllm-lora-router validate --files` reports how well
+    the head tells the categories apart."""
+
+    mmlu_categories: list[Name] = Field(default=[], examples=[["health", "biology"]])
+    """Labels of the domain model that mean this category. A label may belong to one category only."""
+
+    methods: list[Method] | None = Field(default=None, examples=[["keyword", "domain"]])
+    """Methods that may choose the category. Unset: all methods."""
+
+    system_prompt: str | None = Field(default=None, examples=["You are a medical expert."])
+    """System prompt of the category, for APIs that have a place for one. It goes into one message together with the
+    client's own, because many chat templates refuse a second system message."""
+
     system_prompt_enabled: bool = True
+    """Whether a system prompt is written. `false` also suppresses the system prompt of an MCP tool."""
+
     system_prompt_mode: Literal["insert", "replace"] = "insert"
-    selection: Literal["highest", "weighted"] = "highest"  # weighted: an A/B test, `score` is each arm's weight
+    """Position of the system prompt. `insert`: before the client's own. `replace`: in place of the client's own."""
+
+    selection: Literal["highest", "weighted"] = "highest"
+    """How an entry of `model_scores` is chosen. `highest`: by the highest score. `weighted`: an A/B test in which each
+    user always gets the same entry, in proportion to `score` (see `router.ab`)."""
+
     model_scores: list[ModelScore] = Field(min_length=1)
+    """The candidates that serve the category. If no candidate can be served, `default_model` serves the request."""
 
     @model_validator(mode="after")
-    def _has_weights(self) -> "Category":
+    def _check_weights(self) -> "Category":
         if self.selection == "weighted" and not any(entry.score for entry in self.model_scores):
-            raise ValueError("selection is weighted, and no entry of model_scores has a score above 0")
+            raise ValueError("selection is weighted, but no entry of model_scores has a score above 0")
         return self
 
     def may_be_chosen_by(self, method: Method) -> bool:
+        """Return whether `methods` allows a method to choose this category."""
         return self.methods is None or method in self.methods
 
 
-class Text(Block):
-    """`router.text`: which words of a request are classified."""
+class TextSettings(Block):
+    """`router.text`: the part of a request's user text that is classified."""
 
-    drop: list[str] = []  # regular expressions for boilerplate that is not the user's question
+    drop: list[str] = Field(default=[], examples=[["(?s)<context>.*?</context>"]])
+    """Regular expressions (Python syntax). Their matches are removed from the user text before it is classified. Use
+    them for boilerplate that is not the user's question. The request that the model gets is not changed."""
+
     max_tokens: int = Field(default=512, ge=8)
+    """Maximum tokens of one window of the text, special tokens included."""
+
     windows: int = Field(default=2, ge=1, le=16)
+    """Maximum number of windows of a longer text. With two windows, the beginning and the end of the text are read."""
 
     @field_validator("drop")
     @classmethod
-    def _compiles(cls, patterns: list[str]) -> list[str]:
+    def _check_patterns(cls, patterns: list[str]) -> list[str]:
         for pattern in patterns:
             try:
                 re.compile(pattern)
@@ -207,112 +405,250 @@ class Text(Block):
         return patterns
 
 
-class Affinity(Block):
-    """`router.affinity`: a conversation stays with what it is about."""
+class AffinitySettings(Block):
+    """`router.affinity`: whether a conversation keeps its category."""
 
     enabled: bool = True
-    margin: Threshold = 0.15  # by how much a later turn must speak more for another category
-    turns: int = Field(default=8, ge=2, le=64)  # of the user that are classified at once: the first, and the last ones
+    """Whether a conversation keeps its category. `false`: each turn is classified on its own."""
+
+    margin: Threshold = 0.15
+    """Minimum difference by which an accepted category of a later turn must exceed the conversation's category, in the
+    scores of that turn. A keyword match gives no score to other categories and therefore always changes the category. A
+    good value depends on the encoder; 0.15 was chosen with MiniLM."""
+
+    turns: int = Field(default=8, ge=2, le=64)
+    """Maximum number of user turns that are classified together for a conversation that this process has not seen: the
+    first turn and the latest ones."""
 
 
-class AbTests(Block):
-    """`router.ab`: who is the same user to an A/B test, and to `share`."""
+class AbSettings(Block):
+    """`router.ab`: the identity of a user for A/B tests and for `router.share`."""
 
-    key: list[KeyPlace] = Field(default=[*USER_PLACES, "conversation"], min_length=1)
-    salt: str = ""  # a secret that all replicas share; another one draws everything anew
+    key: list[UserKeySource] = Field(default=[*USER_KEY_SOURCES, "conversation"], min_length=1)
+    """Parts of a request that identify its user; the first that is present counts. Possible values:
+    `safety_identifier`, `metadata.user_id`, `user`, `header:NAME`, and `conversation`, which is the first user turn
+    together with the client's API key and tenant. The arm is therefore the same in every turn, process and replica, and
+    after a restart, without shared state."""
+
+    salt: str = Field(default="", examples=["a long random text"])
+    """Secret of the hash that draws an arm, and that replaces users' keys in the audit record. It must be the same in
+    all replicas. A new salt draws every user again. If it is empty, anyone who knows a user's id can compute its arm
+    and find it in the audit record."""
 
 
-class Audit(Block):
-    """`router.audit`: a record of every decision, a line of JSON each."""
+class AuditSettings(Block):
+    """`router.audit`: the audit record."""
 
-    path: Name | None = None  # a folder; unset: no record
+    path: Name | None = Field(default=None, examples=["audit"])
+    """Folder of the audit record; a relative path begins at the folder of the configuration file. Unset: no record.
+    `vllm-lora-router audit FOLDER` reads it."""
+
     text: Literal["full", "hmac", "none"] = "hmac"
-    scope: Literal["routed", "all"] = "routed"  # all: what was not routed, too
+    """How user text is recorded. `hmac`: as an HMAC with the key in `hmac.key` in the same folder. `full`: the text
+    itself. `none`: not at all. Matched keywords and the nearest example come from the configuration and are always
+    recorded."""
+
+    scope: Literal["routed", "all"] = "routed"
+    """Which requests are recorded. `all` also records requests that are not routed."""
+
     rotate_mb: float = Field(default=100, gt=0)
+    """Size in MiB at which a process begins a new file. No file is ever deleted."""
+
     rotate_hours: float = Field(default=24, gt=0)
+    """Age in hours at which a process begins a new file."""
 
 
 class AdapterSource(Block):
-    """An entry of `router.adapters.sources` that says more than a path."""
+    """An entry of `router.adapters.sources` with settings of its own."""
 
-    path: Name  # a folder of adapters, or a template with {name} and {tenant}
-    immutable: bool = False  # what lies there never changes: the engine reads it in place, and nobody watches it
+    path: Name = Field(examples=["/store/{name}/current"])
+    """Folder that contains a folder for each adapter, or a template with `{name}` and `{tenant}`."""
+
+    immutable: bool = False
+    """Whether an adapter's files never change once they exist. If true, the engine reads them in place, without copies,
+    and the router does not watch them. If an adapter changes or vanishes nevertheless, an answer may come from both
+    contents, or the engine may stop."""
 
 
-class Adapters(Block):
-    """`router.adapters`: adapters that come, go and change while the server runs."""
+class AdapterSettings(Block):
+    """`router.adapters`: adapters that are added, changed and removed while the server runs."""
 
-    sources: list[AdapterSource] = []
-    snapshot: Annotated[Literal["auto", "off"], _Off] = "auto"  # off: the engine reads every adapter where it lies
+    sources: Annotated[
+        list[AdapterSource],
+        BeforeValidator(
+            lambda sources: (
+                [{"path": source} if isinstance(source, str) else source for source in sources]
+                if isinstance(sources, list)
+                else sources
+            ),
+            list[AdapterSource | Name],
+        ),
+    ] = Field(default=[], examples=[["/adapters", "/tenants/{tenant}/{name}"]])
+    """Places where adapters are found by name: folders such as `/adapters`, or templates such as
+    `/tenants/{tenant}/{name}`. A relative path begins at the folder of the configuration file. An adapter under
+    `{tenant}` is available to requests of that tenant only, and takes precedence over an adapter of the same name that
+    is available to everybody. Changes take effect within about two seconds."""
+
+    snapshot: Annotated[
+        Literal["auto", "off"], BeforeValidator(_off_as_text, json_schema_input_type=Literal["auto", "off", False])
+    ] = "auto"
+    """Whether the engine reads copies of the adapters. `auto`: it reads private copies, which share disk space with the
+    originals where the file system supports it (reflink). `off`: it reads every adapter in place; if an adapter changes
+    or vanishes during a request, the answer may come from both contents, or the engine may stop."""
+
     client_may_name: Literal["all", "own", "none"] = "all"
-    max_loads_per_s: float = Field(default=4, ge=0)  # 0: no limit
-    max_wait_ms: float = Field(default=2000, gt=0)
-    max_disk_gb: float | None = Field(default=None, gt=0)  # unset: half of what is free when the server starts
-    run_dir: str | None = None  # unset: a folder of its own under the system's temporary folder
+    """Adapters that a client may request by name. `all`: every adapter. `own`: only those of its own tenant. `none`: no
+    adapter."""
 
-    @field_validator("sources", mode="before")
-    @classmethod
-    def _paths_alone(cls, sources: object) -> object:
-        return (
-            [{"path": one} if isinstance(one, str) else one for one in sources]
-            if isinstance(sources, list)
-            else sources
-        )
+    max_loads_per_s: float = Field(default=4, ge=0)
+    """Maximum number of adapter loads per second, over all API-server processes. 0: no limit. Every stream pauses while
+    vLLM loads an adapter."""
+
+    max_wait_ms: float = Field(default=2000, gt=0)
+    """Maximum time in milliseconds that a routed request waits for its adapter to be loaded; after that the next
+    candidate serves it. It is also the time after which a request that waits for a slot gets one: the adapter that has
+    run longest then gets no new requests until its slot is free."""
+
+    max_disk_gb: float | None = Field(default=None, gt=0, examples=[50])
+    """Maximum size of all copies, in GB (10^9 bytes). The copies that were not requested for longest are removed first.
+    Unset: half of the disk space that is free when the server starts."""
+
+    run_dir: str | None = Field(default=None, examples=["/var/lib/vllm-lora-router"])
+    """Folder of the copies and of the state that API-server processes share. Unset: a folder of its own under the
+    system's temporary folder. A change needs a restart."""
 
 
 class RouterSettings(Block):
-    """`router`: everything that is ours."""
+    """`router`: settings that vllm-project/semantic-router does not have."""
 
-    mode: Annotated[Literal["route", "observe", "off"], _Off] = "route"  # observe: decide, say so, and apply nothing
-    share: float = Field(default=1, ge=0, le=1)  # of the users; the others take default_model
+    mode: Annotated[
+        Literal["route", "observe", "off"],
+        BeforeValidator(_off_as_text, json_schema_input_type=Literal["route", "observe", "off", False]),
+    ] = "route"
+    """Whether decisions are made and applied. `route`: both. `observe`: requests are classified, and the decision is
+    shown in the headers and recorded, but not applied: auto requests get `default_model`, and requests that name a
+    model get that model. `off`: nothing is classified; auto requests get `default_model`."""
+
+    share: float = Field(default=1, ge=0, le=1)
+    """Share of the users that are routed; the others get `default_model`. The same users are always chosen (see
+    `router.ab`), and a larger share includes all users of a smaller one."""
+
     methods: list[Method] = ["keyword", "embedding", "domain", "mcp"]
-    deadline_ms: float | None = Field(default=None, gt=0)  # None: by what the models take (classifiers/deadline.py)
+    """Methods in the order in which they classify a request; the first accepted result decides. Methods that the
+    configuration gives nothing to work with are skipped."""
+
+    deadline_ms: float | None = Field(default=None, gt=0, examples=[100])
+    """Maximum time in milliseconds for all methods together; after that `default_model` serves the request. An MCP tool
+    has its own `timeout_seconds`. Unset: four times what the models take for a short question on this machine, at least
+    50 and at most 1000. `GET /v1/router/config` shows the value in effect."""
+
     on_error: Literal["serve", "reject"] = "serve"
+    """Behaviour when a classifier fails, exceeds the deadline or is overloaded. `serve`: `default_model` serves the
+    request. `reject`: the client gets status 503."""
+
     route_base_model: bool = False
-    text: Text = Text()
-    affinity: Affinity = Affinity()
-    ab: AbTests = AbTests()
-    audit: Audit = Audit()
-    log: Annotated[Literal["decisions", "off"], _Off] = "decisions"
+    """Whether requests that name the base model, or no model, are routed too."""
+
+    text: TextSettings = TextSettings()
+    """The part of the user text that is classified."""
+
+    affinity: AffinitySettings = AffinitySettings()
+    """Whether a conversation keeps its category. It begins with the first category that a method accepts and changes
+    only for one that a later turn supports better by `margin`: an adapter change computes the whole prompt again.
+    Everything is read from the request's own turns, so replicas agree and nothing is stored."""
+
+    ab: AbSettings = AbSettings()
+    """How A/B tests (`selection: weighted`) and `share` recognize the same user."""
+
+    audit: AuditSettings = AuditSettings()
+    """The audit record: a folder with one line of JSON per decision."""
+
+    log: Annotated[
+        Literal["decisions", "off"],
+        BeforeValidator(_off_as_text, json_schema_input_type=Literal["decisions", "off", False]),
+    ] = "decisions"
+    """Log lines about decisions. `decisions`: one INFO line per decision. `off`: none."""
+
     tenant: Header | None = "header:x-tenant"
-    tenant_cache: Literal["shared", "isolated"] = "shared"  # isolated: each has a prefix cache of its own in vLLM
-    adapters: Adapters = Adapters()
-    admin_key_env: Name | None = (
-        None  # the environment variable with the key of the admin routes; unset: they answer 403
-    )
+    """Request header that names the tenant, as `header:NAME`. Your gateway must set it and remove the client's own: the
+    router trusts it. `null`: no tenant separation."""
+
+    tenant_cache: Literal["shared", "isolated"] = "shared"
+    """Whether tenants share vLLM's prefix cache. `isolated`: every request that runs a prompt, routed or not, gets a
+    `cache_salt` made from its tenant and the client's own salt. Neither timing nor `cached_tokens` then reveals the
+    prompts of another tenant. Classification results are not shared between tenants either. Requests without the
+    tenant's header count as one tenant. Requests to APIs without a salt (audio, `/v2/embed`, `/cohere/v2/chat`,
+    WebSockets, unknown POST routes) get status 400. Needs `router.tenant`."""
+
+    adapters: AdapterSettings = AdapterSettings()
+    """Adapters that are added, changed and removed while the server runs."""
+
+    admin_key_env: Name | None = Field(default=None, examples=["ROUTER_ADMIN_KEY"])
+    """Environment variable with the key of the admin routes `GET /v1/router/decisions`, `GET /v1/router/adapters` and
+    `POST /v1/router/reload`, which clients send in the header `x-lora-router-admin-key`. Unset or empty: these routes
+    return status 403."""
 
     @field_validator("methods")
     @classmethod
-    def _once_each(cls, methods: list[Method]) -> list[Method]:
+    def _check_methods(cls, methods: list[Method]) -> list[Method]:
         if len(set(methods)) < len(methods):
-            raise ValueError("names a method twice")
+            raise ValueError("contains a method twice")
         return methods
 
 
 class Config(Block):
-    """A whole config.yaml."""
+    """The configuration file."""
 
-    classifier: Classifier = Classifier()
+    classifier: ClassifierSettings = ClassifierSettings()
+    """Models and tools that classify requests."""
+
     keyword_rules: list[KeywordRule] = []
-    embedding_rules: list[EmbeddingRule] = []
-    # Pydantic keeps the name `model_config` for itself.
-    bases: dict[Name, Base] = Field(alias="model_config", min_length=1)
-    reasoning_families: dict[Name, ReasoningFamily] = {}
-    categories: list[Category] = Field(min_length=1)
-    default_model: Name
-    auto_model_name: Name = "MoM"
-    default_reasoning_effort: Effort = "medium"
-    router: RouterSettings = RouterSettings()
+    """Rules of the method `keyword`. The first rule in this order that matches decides."""
 
-    @field_validator("bases", mode="before")
-    @classmethod
-    def _empty_base(cls, bases: object) -> object:
-        """A base with nothing under it, whose adapters the command line declares."""
-        return (
-            {name: {} if base is None else base for name, base in bases.items()} if isinstance(bases, dict) else bases
-        )
+    embedding_rules: list[EmbeddingRule] = []
+    """Rules of the method `embedding`. Of the rules that reach their threshold, the one with the highest similarity
+    decides."""
+
+    # Pydantic reserves the attribute name `model_config`.
+    bases: Annotated[
+        dict[Name, BaseModelConfig],
+        BeforeValidator(
+            lambda bases: (
+                {name: {} if base is None else base for name, base in bases.items()}
+                if isinstance(bases, dict)
+                else bases
+            ),
+            Annotated[dict[Name, BaseModelConfig | None], Field(min_length=1)],
+        ),
+    ] = Field(alias="model_config", min_length=1)
+    """Base models and their adapters. The key is an alias of the model that the server serves. A single key may have
+    any name; of several, the server uses the one that equals the served model name or its last path part. `null` is the
+    same as an empty block."""
+
+    reasoning_families: dict[Name, ReasoningFamily] = Field(
+        default={}, examples=[{"mine": {"type": "chat_template_kwargs", "parameter": "enable_thinking"}}]
+    )
+    """How model families switch reasoning. `qwen3`, `deepseek`, `gpt-oss` and `gpt` are built in; an entry of the same
+    name replaces the built-in one."""
+
+    categories: list[Category] = Field(min_length=1)
+    """The categories of requests, and the adapters that serve them."""
+
+    default_model: Name = Field(examples=["llama-3"])
+    """Base model or adapter that serves requests that no method accepts, and requests without a candidate that can be
+    served."""
+
+    auto_model_name: Name = "MoM"
+    """The `model` of requests that are routed. `auto` is accepted too. It must not be the name of a base model or an
+    adapter."""
+
+    default_reasoning_effort: Effort = "medium"
+    """Effort of entries with `use_reasoning: true` and no `reasoning_effort`."""
+
+    router: RouterSettings = RouterSettings()
+    """Settings that vllm-project/semantic-router does not have."""
 
     @property
     def auto_names(self) -> frozenset[str]:
-        """The values of `model` that ask us to choose."""
+        """The values of `model` that request routing."""
         return frozenset({self.auto_model_name, "auto"})

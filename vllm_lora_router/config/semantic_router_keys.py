@@ -1,12 +1,13 @@
-"""Keys that the schema leaves out: the reference's that mean nothing here, and ours that are not built yet."""
+"""Keys of vllm-project/semantic-router that are accepted without effect, and values that are not supported."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from vllm_lora_router.config.yaml_document import Path_, find
+from vllm_lora_router.config.yaml_document import KeyPath, find_values
 
-# Part of an Envoy deployment or of another feature of the reference. A configuration that has them works here without.
-IGNORED: tuple[tuple[str | None, ...], ...] = (
+# Keys of an Envoy deployment or of another feature of vllm-project/semantic-router. A configuration with these keys
+# works here without the feature.
+IGNORED_KEYS: tuple[tuple[str | None, ...], ...] = (
     *(
         (key,)
         for key in (
@@ -31,22 +32,22 @@ IGNORED: tuple[tuple[str | None, ...], ...] = (
     ),
 )
 
-# Path, the feature, and the values that ask for nothing but what happens anyway.
-NOT_BUILT: tuple[tuple[tuple[str | None, ...], str, tuple[object, ...]], ...] = (
+# Path of a key, the feature that it requests, and the values that request only the default behaviour.
+UNSUPPORTED_KEYS: tuple[tuple[tuple[str | None, ...], str, tuple[object, ...]], ...] = (
     (("router", "text", "take"), "text other than the last user message", ("last",)),
 )
 
 
-def ignored(data: Any) -> Iterator[Path_]:
-    """The paths of keys that mean nothing here."""
-    for pattern in IGNORED:
-        for path, _ in find(data, *pattern):
+def ignored_keys(data: Any) -> Iterator[KeyPath]:
+    """Yield the paths of the keys in `data` that have no effect."""
+    for pattern in IGNORED_KEYS:
+        for path, _ in find_values(data, *pattern):
             yield path
 
 
-def not_built(data: Any) -> Iterator[tuple[Path_, str | None]]:
-    """The paths of keys whose feature is not built; with the feature when the value asks for it, else None."""
-    for pattern, feature, harmless in NOT_BUILT:
-        for path, value in find(data, *pattern):
-            asks_nothing = any(type(value) is type(other) and value == other for other in harmless)
-            yield path, None if asks_nothing else feature
+def unsupported_keys(data: Any) -> Iterator[tuple[KeyPath, str | None]]:
+    """Yield the paths of keys of unsupported features; with the feature if the value requests it, else with None."""
+    for pattern, feature, default_values in UNSUPPORTED_KEYS:
+        for path, value in find_values(data, *pattern):
+            is_default = any(type(value) is type(default) and value == default for default in default_values)
+            yield path, None if is_default else feature

@@ -1,89 +1,73 @@
-"""What a right configuration still leaves to be said: keys without meaning, entries without effect, dead ends."""
+"""Warnings about a valid configuration: keys and entries without effect, and categories that cannot be chosen."""
 
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vllm_lora_router.config.head_source import head_source, texts_of
-from vllm_lora_router.config.loader import Loaded
-from vllm_lora_router.config.schema import Category, Config, EmbeddingRule, KeywordRule, ModelScore
+from vllm_lora_router.config.head_source import head_source, head_texts
+from vllm_lora_router.config.loader import LoadedConfig
+from vllm_lora_router.config.methods import configured_methods, methods_for_category
+from vllm_lora_router.config.schema import Config, EmbeddingRule, KeywordRule, ModelScore
 from vllm_lora_router.config.served_base import ServedBase
 from vllm_lora_router.types import Method
 
 
 @dataclass(frozen=True)
-class Notice:
-    """Something a user should know; `level` is logging.INFO or logging.WARNING."""
+class ConfigWarning:
+    """A remark about a configuration. `level` is logging.INFO or logging.WARNING."""
 
     level: int
     text: str
 
 
-def notices(loaded: Loaded, base: ServedBase) -> Iterator[Notice]:
-    """Everything that can be said from the text of the configuration alone."""
+def config_warnings(loaded: LoadedConfig, base: ServedBase) -> Iterator[ConfigWarning]:
+    """Yield the warnings that follow from the configuration, without reading any other file."""
     config = loaded.config
     if loaded.ignored:
-        yield Notice(logging.INFO, f"keys that mean nothing here: {', '.join(loaded.ignored)}")
+        yield _info(f"keys without effect in this router: {', '.join(loaded.ignored)}")
     if base.alias != base.served_name:
-        yield Notice(logging.INFO, f"{base.alias!r} in the configuration is the served model {base.served_name!r}")
+        yield _info(f"{base.alias!r} in the configuration is the served model {base.served_name!r}")
     yield from _other_bases(config, base)
     if base.family_name and base.family is None:
-        yield Notice(
-            logging.WARNING,
-            f"reasoning_family {base.family_name!r} has no preset and no entry under reasoning_families: "
-            "use_reasoning and reasoning_effort are not written, x-vsr-selected-reasoning says off",
+        yield _warning(
+            f"reasoning_family {base.family_name!r} is neither built in nor defined under reasoning_families: "
+            "use_reasoning and reasoning_effort are not written, and x-vsr-selected-reasoning is off"
         )
-    elif base.family is None and any(entry.use_reasoning for _, entry in entries(config, base.alias)):
-        yield Notice(
-            logging.WARNING, f"model_config.{base.alias} has no reasoning_family: use_reasoning is not written"
-        )
+    elif base.family is None and any(entry.use_reasoning for entry in _scores_of_base(config, base.alias)):
+        yield _warning(f"model_config.{base.alias} has no reasoning_family: use_reasoning is not written")
     yield from _unused_scores(config, base)
-    yield from _not_in_force(config)
+    yield from _limited_routing(config)
     yield from _unreachable(config)
-    yield from _of_head(config)
+    yield from _head(config)
     if config.classifier.category_model.use_cpu and config.classifier.category_model.model_id:
-        yield Notice(
-            logging.INFO,
-            "category_model.use_cpu is true: the domain model runs on the CPU and takes its time from the server's own "
-            "cores; without it, it runs on the GPU that serves the model",
+        yield _info(
+            "category_model.use_cpu is true: the domain model runs on the CPU and uses the server's own cores; remove "
+            "the key to run it on the GPU that serves the model"
         )
 
 
-def entries(config: Config, alias: str) -> Iterator[tuple[str, ModelScore]]:
-    """Each category's name with each of its entries for the base `alias`."""
+def rule_and_head_warning(category: str) -> str:
+    """Return the warning about a category that has embedding rules and is also a category of the head."""
+    return (
+        f"category {category!r} is in embedding_rules and in the head: a rule that reaches its threshold takes "
+        "precedence, and otherwise the head decides; remove one of them unless both are intended"
+    )
+
+
+def _info(text: str) -> ConfigWarning:
+    return ConfigWarning(logging.INFO, text)
+
+
+def _warning(text: str) -> ConfigWarning:
+    return ConfigWarning(logging.WARNING, text)
+
+
+def _scores_of_base(config: Config, alias: str) -> Iterator[ModelScore]:
     for category in config.categories:
-        for entry in category.model_scores:
-            if entry.model == alias:
-                yield category.name, entry
+        yield from (entry for entry in category.model_scores if entry.model == alias)
 
 
-def methods_of(config: Config) -> dict[Method, bool]:
-    """The methods in their order, and whether the configuration gives each anything to go by."""
-    configured: dict[Method, bool] = {
-        "keyword": bool(config.keyword_rules),
-        "embedding": bool(config.embedding_rules) or head_source(config) is not None,
-        "domain": bool(config.classifier.category_model.model_id),
-        "mcp": config.classifier.mcp_category_model.enabled,
-    }
-    return {method: configured[method] for method in config.router.methods}
-
-
-def ways_to(category: Category, config: Config) -> list[Method]:
-    """The methods that can choose a category, as far as the text says: the domain model's labels are on disk."""
-    ruled = {
-        "keyword": any(rule.category == category.name for rule in config.keyword_rules),
-        "embedding": any(rule.category == category.name for rule in config.embedding_rules)
-        or head_source(config) == "folder"  # which categories it knows stands on disk
-        or (head_source(config) is not None and category.name in texts_of(config)),
-    }
-    return [
-        method
-        for method, on in methods_of(config).items()
-        if on and category.may_be_chosen_by(method) and ruled.get(method, True)
-    ]
-
-
-def _other_bases(config: Config, base: ServedBase) -> Iterator[Notice]:
+def _other_bases(config: Config, base: ServedBase) -> Iterator[ConfigWarning]:
     skipped = sorted(
         {
             f"{category.name!r} ({entry.model})"
@@ -93,110 +77,97 @@ def _other_bases(config: Config, base: ServedBase) -> Iterator[Notice]:
         }
     )
     if skipped:
-        yield Notice(
-            logging.WARNING,
-            f"this server is {base.alias!r}; model_scores for other bases are skipped: {', '.join(skipped)}",
+        yield _warning(
+            f"this server serves {base.alias!r}; model_scores of other bases are ignored: {', '.join(skipped)}"
         )
     for category in config.categories:
         if all(entry.model != base.alias for entry in category.model_scores):
-            yield Notice(
-                logging.WARNING, f"category {category.name!r} has no entry for {base.alias!r}: it takes default_model"
-            )
+            yield _warning(f"category {category.name!r} has no entry for {base.alias!r}: default_model serves it")
 
 
-def _unused_scores(config: Config, base: ServedBase) -> Iterator[Notice]:
+def _unused_scores(config: Config, base: ServedBase) -> Iterator[ConfigWarning]:
     for category in config.categories:
-        own = [entry for entry in category.model_scores if entry.model == base.alias]
-        if len(own) > 1 and category.selection == "highest":
-            first = max(own, key=lambda entry: entry.score)
-            rest = ", ".join(
-                f"{entry.lora_name or 'the base'} ({entry.score:g})" for entry in own if entry is not first
+        entries = [entry for entry in category.model_scores if entry.model == base.alias]
+        if len(entries) > 1 and category.selection == "highest":
+            highest = max(entries, key=lambda entry: entry.score)
+            others = ", ".join(
+                f"{entry.lora_name or 'the base'} ({entry.score:g})" for entry in entries if entry is not highest
             )
-            yield Notice(
-                logging.WARNING,
-                f"category {category.name!r}: {first.lora_name or 'the base'} ({first.score:g}) takes every request; "
-                f"{rest} is only tried when it cannot be served (selection: weighted would draw by score)",
+            yield _warning(
+                f"category {category.name!r}: {highest.lora_name or 'the base'} ({highest.score:g}) serves every "
+                f"request; {others} is only tried when it cannot be served (selection: weighted "
+                "distributes users by score)"
             )
 
 
-def _not_in_force(config: Config) -> Iterator[Notice]:
-    settings, takes = config.router, f"takes default_model ({config.default_model})"
+def _limited_routing(config: Config) -> Iterator[ConfigWarning]:
+    """Yield the settings of `router` that keep requests from being routed, and an A/B test without a salt."""
+    settings, default = config.router, f"default_model ({config.default_model})"
     if settings.mode == "off":
-        yield Notice(logging.WARNING, f"router.mode is off: nothing is classified, every auto request {takes}")
+        yield _warning(f"router.mode is off: requests are not classified; every auto request gets {default}")
     elif settings.mode == "observe":
-        said = "decisions are made, shown and recorded, and none is applied"
-        yield Notice(logging.WARNING, f"router.mode is observe: {said}: every auto request {takes}")
+        yield _warning(
+            "router.mode is observe: decisions are made, shown in headers and recorded, but not applied; every auto "
+            f"request gets {default}"
+        )
     elif settings.share < 1:
-        yield Notice(logging.INFO, f"router.share is {settings.share:g}: the rest of the users {takes}")
+        yield _info(f"router.share is {settings.share:g}: the requests of all other users get {default}")
     weighted = any(category.selection == "weighted" for category in config.categories)
     if (weighted or settings.share < 1) and not settings.ab.salt:
-        yield Notice(
-            logging.INFO,
-            "router.ab.salt is empty: whoever knows a user's id can tell its arm, and find it in the audit record",
+        yield _info(
+            "router.ab.salt is empty: anyone who knows a user's id can compute its arm, and find it in the audit record"
         )
 
 
-def _of_head(config: Config) -> Iterator[Notice]:
+def _head(config: Config) -> Iterator[ConfigWarning]:
     source = head_source(config)
     if source == "descriptions":
-        yield Notice(
-            logging.WARNING,
-            "categories are told apart by their descriptions alone; a few `examples` each do much better, and then "
-            "vllm-lora-router validate --files says how well",
+        yield _warning(
+            "the head is fitted from the categories' descriptions alone; a few `examples` per category give much "
+            "better results, which vllm-lora-router validate --files measures"
         )
     if source in ("examples", "descriptions"):
-        ruled = {rule.category for rule in config.embedding_rules}
-        for name in texts_of(config):
-            if name in ruled and source == "examples" and _examples(config, name):
-                yield Notice(logging.WARNING, in_both(name))
+        categories_with_rules = {rule.category for rule in config.embedding_rules}
+        for name in head_texts(config):
+            if name in categories_with_rules and source == "examples" and _has_examples(config, name):
+                yield _warning(rule_and_head_warning(name))
     elif source is None:
         for category in config.categories:
             if category.examples:
-                said = (
-                    "router.methods leaves embedding out" if "embedding" not in config.router.methods else "head is off"
-                )
-                yield Notice(logging.WARNING, f"the examples of category {category.name!r} do nothing: {said}")
+                is_method = "embedding" in config.router.methods
+                reason = "head is off" if is_method else "router.methods does not contain embedding"
+                yield _warning(f"the examples of category {category.name!r} have no effect: {reason}")
 
 
-def in_both(category: str) -> str:
-    """What to say of a category that has embedding rules and is in the head, too."""
-    return (
-        f"category {category!r} is in embedding_rules and in the head: a rule that reaches its threshold comes first, "
-        "and the head is asked after it; leave one of them out, unless that is meant"
-    )
-
-
-def _examples(config: Config, name: str) -> bool:
+def _has_examples(config: Config, name: str) -> bool:
     return any(category.examples for category in config.categories if category.name == name)
 
 
-def _unreachable(config: Config) -> Iterator[Notice]:
+def _unreachable(config: Config) -> Iterator[ConfigWarning]:
     by_name = {category.name: category for category in config.categories}
     rules: list[tuple[Method, str, Sequence[KeywordRule | EmbeddingRule]]] = [
         ("keyword", "keyword_rules", config.keyword_rules),
         ("embedding", "embedding_rules", config.embedding_rules),
     ]
-    for method, block, of_block in rules:
-        for index, rule in enumerate(of_block):
+    for method, block, rules_of_method in rules:
+        for index, rule in enumerate(rules_of_method):
             if method not in config.router.methods:
-                yield Notice(logging.WARNING, f"{block}[{index}] does nothing: router.methods leaves {method} out")
+                yield _warning(f"{block}[{index}] has no effect: router.methods does not contain {method}")
             elif not by_name[rule.category].may_be_chosen_by(method):
-                yield Notice(
-                    logging.WARNING,
-                    f"{block}[{index}] does nothing: the methods of {rule.category!r} leave {method} out",
+                yield _warning(
+                    f"{block}[{index}] has no effect: the methods of category {rule.category!r} do not contain {method}"
                 )
     domain = bool(config.classifier.category_model.model_id)
     if domain and "domain" not in config.router.methods:
-        yield Notice(logging.WARNING, "classifier.category_model does nothing: router.methods leaves domain out")
+        yield _warning("classifier.category_model has no effect: router.methods does not contain domain")
     if config.classifier.mcp_category_model.enabled and "mcp" not in config.router.methods:
-        yield Notice(logging.WARNING, "classifier.mcp_category_model does nothing: router.methods leaves mcp out")
-    if not any(methods_of(config).values()):
-        yield Notice(
-            logging.WARNING,
-            "no method is configured: every request takes default_model; add keyword_rules, embedding_rules, "
-            "classifier.category_model or classifier.mcp_category_model",
+        yield _warning("classifier.mcp_category_model has no effect: router.methods does not contain mcp")
+    if not any(configured_methods(config).values()):
+        yield _warning(
+            "no method is configured: default_model serves every request; add keyword_rules, embedding_rules, "
+            "classifier.category_model or classifier.mcp_category_model"
         )
         return
     for category in config.categories:
-        if not ways_to(category, config):
-            yield Notice(logging.WARNING, f"no method can choose category {category.name!r}")
+        if not methods_for_category(category, config):
+            yield _warning(f"no method can choose category {category.name!r}")

@@ -1,4 +1,4 @@
-"""A folder for configurations, and what a user is told of them."""
+"""A fixture that writes configurations and returns their problems and warnings."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from vllm_lora_router.config import ConfigError, Loaded, load
+from vllm_lora_router.config import ConfigError, LoadedConfig, load
 from vllm_lora_router.config.served_base import ServedBase, served_base
-from vllm_lora_router.config.warnings import notices
+from vllm_lora_router.config.warnings import config_warnings
 
-# Tests append to it, or replace a line of it: keep the numbers of its lines.
+# Tests append to it or replace a line of it. Keep its line numbers.
 GOOD = """\
 model_config:
   base:
@@ -37,7 +37,7 @@ keyword_rules:
 
 @dataclass(frozen=True)
 class Configs:
-    """Writes one configuration after the other."""
+    """Writes a configuration to a file, and loads it."""
 
     folder: Path
     good: str = GOOD
@@ -46,20 +46,20 @@ class Configs:
     def file(self) -> Path:
         return self.folder / "config.yaml"
 
-    def load(self, text: str | bytes, adapters: Collection[str] = ()) -> Loaded:
+    def load(self, text: str | bytes, adapters: Collection[str] = ()) -> LoadedConfig:
         self.file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
         return load(self.file, adapters=adapters)
 
     def problems(self, text: str | bytes, adapters: Collection[str] = ()) -> list[str]:
-        """Everything that is wrong, each as `LINE:COLUMN: what`."""
-        with pytest.raises(ConfigError) as refused:
+        """Return all problems of a configuration, each as `LINE:COLUMN: message`."""
+        with pytest.raises(ConfigError) as error:
             self.load(text, adapters)
-        said = str(refused.value).split("\n")
-        assert all(one.startswith(f"{self.file}:") for one in said), said
-        return [one.removeprefix(f"{self.file}:") for one in said]
+        lines = str(error.value).split("\n")
+        assert all(line.startswith(f"{self.file}:") for line in lines), lines
+        return [line.removeprefix(f"{self.file}:") for line in lines]
 
     def changed(self, *replacements: tuple[str, str]) -> str:
-        """The good configuration with parts of it replaced."""
+        """Return the good configuration with parts of it replaced."""
         text = self.good
         for old, new in replacements:
             assert old in text
@@ -69,11 +69,12 @@ class Configs:
     def base(self, text: str, served: Sequence[str] = ()) -> ServedBase:
         return served_base(self.load(text), served)
 
-    def notices(self, text: str, served: Sequence[str] = ()) -> list[str]:
-        """What is said of a configuration that loads, each as `LEVEL: text`."""
+    def warnings(self, text: str, served: Sequence[str] = ()) -> list[str]:
+        """Return the warnings about a valid configuration, each as `LEVEL: text`."""
         loaded = self.load(text)
         names = {10: "DEBUG", 20: "INFO", 30: "WARNING"}
-        return [f"{names[one.level]}: {one.text}" for one in notices(loaded, served_base(loaded, served))]
+        warnings = config_warnings(loaded, served_base(loaded, served))
+        return [f"{names[warning.level]}: {warning.text}" for warning in warnings]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, where it is, and the nearest valid name."""
+"""Problems of a configuration, with their place and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .conftest import Configs
 
 
-def test_an_unknown_key_names_its_line_and_the_nearest_valid_key(configs: Configs) -> None:
+def test_an_unknown_key_is_reported_with_its_line_and_the_nearest_valid_key(configs: Configs) -> None:
     text = configs.good + "router:\n  deadline: 20\n  text:\n    window: 2\n"
     assert configs.problems(text) == [
         "22:3: router.deadline: unknown key; did you mean 'deadline_ms'?",
@@ -20,7 +20,7 @@ def test_an_unknown_key_names_its_line_and_the_nearest_valid_key(configs: Config
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "problem"),
     [
         ("default_model", "default_modell", "6:1: default_modell: unknown key; did you mean 'default_model'?"),
         ("    loras:", "    lora:", "3:5: model_config.base.lora: unknown key; did you mean 'loras'?"),
@@ -42,19 +42,21 @@ def test_an_unknown_key_names_its_line_and_the_nearest_valid_key(configs: Config
         ),
     ],
 )
-def test_a_misspelt_key_anywhere_is_told_with_its_nearest(configs: Configs, old: str, new: str, said: str) -> None:
-    assert any(problem.startswith(said) for problem in configs.problems(configs.changed((old, new))))
+def test_a_misspelt_key_in_any_block_names_the_nearest_valid_key(
+    configs: Configs, old: str, new: str, problem: str
+) -> None:
+    assert any(line.startswith(problem) for line in configs.problems(configs.changed((old, new))))
 
 
-def test_a_key_like_no_other_has_no_suggestion(configs: Configs) -> None:
+def test_an_unknown_key_without_a_similar_one_has_no_suggestion(configs: Configs) -> None:
     assert configs.problems(configs.good + "zzz: 1\n") == ["21:1: zzz: unknown key"]
 
 
-def test_the_python_name_of_model_config_is_no_key(configs: Configs) -> None:
+def test_the_python_name_of_model_config_is_an_unknown_key(configs: Configs) -> None:
     assert "1:1: bases: unknown key" in configs.problems(configs.changed(("model_config:", "bases:")))
 
 
-def test_an_undeclared_adapter_names_the_place_and_the_nearest_declared_one(configs: Configs) -> None:
+def test_an_undeclared_adapter_is_reported_with_the_nearest_declared_one(configs: Configs) -> None:
     text = configs.changed(("        lora_name: medical-lora", "        lora_name: medcal-lora"))
     assert configs.problems(text) == [
         "15:20: categories[1].model_scores[0].lora_name: 'medcal-lora' is not declared under model_config.base.loras; "
@@ -62,7 +64,7 @@ def test_an_undeclared_adapter_names_the_place_and_the_nearest_declared_one(conf
     ]
 
 
-def test_adapters_of_the_command_line_count_as_declared(configs: Configs) -> None:
+def test_adapters_of_the_command_line_are_declared(configs: Configs) -> None:
     text = configs.changed(("        lora_name: medical-lora", "        lora_name: from-outside"))
     assert len(configs.problems(text)) == 1
     assert configs.load(text, adapters=["from-outside"]).config.categories[1].model_scores[0].lora_name == (
@@ -71,7 +73,7 @@ def test_adapters_of_the_command_line_count_as_declared(configs: Configs) -> Non
     assert "did you mean 'from-outsider'?" in configs.problems(text, adapters=["from-outsider"])[0]
 
 
-def test_an_adapter_of_another_base_is_not_declared_for_this_one(configs: Configs) -> None:
+def test_an_adapter_of_another_base_is_not_declared(configs: Configs) -> None:
     text = configs.changed(
         ("default_model", "  other:\n    loras: [{name: elsewhere}]\ndefault_model"),
         ("        lora_name: medical-lora", "        lora_name: elsewhere"),
@@ -81,32 +83,32 @@ def test_an_adapter_of_another_base_is_not_declared_for_this_one(configs: Config
     ]
 
 
-def test_two_categories_of_one_name_are_an_error_and_case_tells_names_apart(configs: Configs) -> None:
-    assert "12:11: categories[1].name: category 'technical' is named twice; it already stands in line 8" in (
+def test_duplicate_categories_are_an_error_and_names_are_case_sensitive(configs: Configs) -> None:
+    assert "12:11: categories[1].name: duplicate category 'technical'; the first one is in line 8" in (
         configs.problems(configs.changed(("  - name: medical\n", "  - name: technical\n")))
     )
     renamed = ("  - name: medical\n", "  - name: Technical\n"), ("category: medical", "category: Technical")
     assert len(configs.load(configs.changed(*renamed)).config.categories) == 2
 
 
-def test_two_adapters_of_one_name_are_an_error_even_under_two_bases(configs: Configs) -> None:
+def test_duplicate_adapters_are_an_error_even_under_two_bases(configs: Configs) -> None:
     text = configs.changed(("default_model", "  other:\n    loras: [{name: medical-lora}]\ndefault_model"))
     assert configs.problems(text) == [
-        "7:20: model_config.other.loras[0].name: adapter 'medical-lora' is named twice; it already stands in line 5"
+        "7:20: model_config.other.loras[0].name: duplicate adapter 'medical-lora'; the first one is in line 5"
     ]
 
 
-def test_a_label_stands_for_one_category_whatever_its_case(configs: Configs) -> None:
+def test_a_label_of_two_categories_is_an_error_and_case_is_ignored(configs: Configs) -> None:
     text = configs.changed(
         ("  - name: technical\n", "  - name: technical\n    mmlu_categories: [physics, Health]\n"),
         ("  - name: medical\n", "  - name: medical\n    mmlu_categories: [health]\n"),
     )
     assert configs.problems(text) == [
-        "14:23: categories[1].mmlu_categories[0]: label 'health' is named twice; it already stands in line 9"
+        "14:23: categories[1].mmlu_categories[0]: duplicate label 'health'; the first one is in line 9"
     ]
 
 
-def test_a_rule_for_a_category_that_does_not_exist_names_the_nearest(configs: Configs) -> None:
+def test_a_rule_of_an_unknown_category_names_the_nearest_category(configs: Configs) -> None:
     text = configs.changed(("  - category: medical", "  - category: medicla")) + (
         "embedding_rules: [{category: Technical, candidates: [x]}]\n"
         "classifier:\n  category_model: {fallback_category: general}\n"
@@ -118,7 +120,7 @@ def test_a_rule_for_a_category_that_does_not_exist_names_the_nearest(configs: Co
     ]
 
 
-def test_a_model_that_is_not_configured_is_an_error(configs: Configs) -> None:
+def test_an_undeclared_model_is_an_error(configs: Configs) -> None:
     text = configs.changed(
         ("default_model: base", "default_model: bsae"), ("      - model: base", "      - model: bass")
     )
@@ -126,25 +128,26 @@ def test_a_model_that_is_not_configured_is_an_error(configs: Configs) -> None:
     assert "6:16: default_model: 'bsae' is neither a base under model_config nor an adapter; did you mean 'base'?" in (
         problems
     )
-    assert "10:16: categories[0].model_scores[0].model: 'bass' is not under model_config; did you mean 'base'?" in (
-        problems
+    assert (
+        "10:16: categories[0].model_scores[0].model: 'bass' is not declared under model_config; did you mean 'base'?"
+        in (problems)
     )
 
 
-def test_the_default_may_be_an_adapter_of_the_file_or_of_the_command_line(configs: Configs) -> None:
+def test_default_model_may_be_an_adapter_of_the_file_or_the_command_line(configs: Configs) -> None:
     for name in ("medical-lora", "from-outside"):
         text = configs.changed(("default_model: base", f"default_model: {name}"))
         assert configs.load(text, adapters=["from-outside"]).config.default_model == name
 
 
-def test_the_auto_name_cannot_be_the_name_of_a_model(configs: Configs) -> None:
+def test_the_auto_name_must_not_be_the_name_of_a_model(configs: Configs) -> None:
     for name in ("base", "medical-lora"):
         assert configs.problems(f"{configs.good}auto_model_name: {name}\n") == [
-            f"21:18: auto_model_name: '{name}' is also the name of a model; a client could not ask for that one"
+            f"21:18: auto_model_name: '{name}' is also the name of a model; clients could not request that model"
         ]
 
 
-def test_an_adapter_cannot_have_the_name_of_a_base(configs: Configs) -> None:
+def test_an_adapter_must_not_have_the_name_of_a_base(configs: Configs) -> None:
     text = configs.changed(("      - name: medical-lora", "      - name: base"))
     assert "5:15: model_config.base.loras[1].name: 'base' is also the name of a base under model_config" in (
         configs.problems(text)
@@ -159,36 +162,34 @@ def test_an_adapter_cannot_have_the_name_of_a_base(configs: Configs) -> None:
         ("embedding_rules[0].threshold", "embedding_rules: [{category: medical, candidates: [x], threshold: VALUE}]"),
     ],
 )
-def test_a_threshold_is_a_number_from_0_to_1(configs: Configs, value: str, path: str, yaml: str) -> None:
+def test_a_threshold_outside_0_to_1_is_an_error(configs: Configs, value: str, path: str, yaml: str) -> None:
     (problem,) = configs.problems(f"{configs.good}{yaml.replace('VALUE', value)}\n")
     assert problem.startswith(f"21:{yaml.index('VALUE') + 1}: {path}: ")
 
 
 @pytest.mark.parametrize("value", ["0", "1", "0.0", "0.45"])
-def test_a_threshold_may_be_either_end(configs: Configs, value: str) -> None:
+def test_a_threshold_of_0_or_1_is_valid(configs: Configs, value: str) -> None:
     text = f"{configs.good}classifier: {{category_model: {{threshold: {value}}}}}\n"
     assert configs.load(text).config.classifier.category_model.threshold == float(value)
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
-        ("no", "must be text, and False is not (yes, no, on and off are truth values in YAML); put it in quotes"),
-        ("1", "must be text, and 1 is not (it is a number); put it in quotes"),
-        ("1.5", "must be text, and 1.5 is not (it is a number); put it in quotes"),
-        ("''", "string should have at least 1 character (it is '')"),
+        ("no", "must be text, not False (yes, no, on and off are truth values in YAML); put it in quotes"),
+        ("1", "must be text, not 1 (it is a number); put it in quotes"),
+        ("1.5", "must be text, not 1.5 (it is a number); put it in quotes"),
+        ("''", "string should have at least 1 character (got '')"),
         ("[a]", "input should be a valid string"),
     ],
 )
-def test_a_name_that_yaml_takes_for_something_else_is_told_to_be_quoted(
-    configs: Configs, value: str, said: str
-) -> None:
+def test_a_name_that_yaml_does_not_read_as_text_must_be_quoted(configs: Configs, value: str, message: str) -> None:
     problems = configs.problems(configs.changed(("  - name: medical\n", f"  - name: {value}\n")))
-    assert f"12:11: categories[1].name: {said}" in problems
+    assert f"12:11: categories[1].name: {message}" in problems
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "problem"),
     [
         ("        lora_name: technical-lora", "        score: '1.0'", "11:16: categories[0].model_scores[0].score: "),
         ("        lora_name: technical-lora", "        score: -1", "11:16: categories[0].model_scores[0].score: "),
@@ -223,12 +224,12 @@ def test_a_name_that_yaml_takes_for_something_else_is_told_to_be_quoted(
         ("  - name: technical\n    model_scores", "  - model_scores", "8:5: categories[0]: needs the key 'name'"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_told_at_its_place(configs: Configs, old: str, new: str, said: str) -> None:
-    assert any(problem.startswith(said) for problem in configs.problems(configs.changed((old, new))))
+def test_a_value_of_the_wrong_type_is_reported_at_its_place(configs: Configs, old: str, new: str, problem: str) -> None:
+    assert any(line.startswith(problem) for line in configs.problems(configs.changed((old, new))))
 
 
-def test_an_empty_block_is_told_in_the_words_of_the_file(configs: Configs) -> None:
-    assert configs.problems(configs.good + "router:\n") == ["21:8: router: must be a mapping of keys (it is None)"]
+def test_an_empty_block_is_reported(configs: Configs) -> None:
+    assert configs.problems(configs.good + "router:\n") == ["21:8: router: must be a mapping of keys (got None)"]
     assert configs.problems(configs.good + "reasoning_families: [qwen3]\n") == [
         "21:21: reasoning_families: must be a mapping of keys"
     ]
@@ -239,26 +240,26 @@ def test_an_embedding_rule_without_examples_is_an_error(configs: Configs) -> Non
     assert problem.startswith("22:5: embedding_rules[0]: needs `candidates` (or `keywords`)")
 
 
-def test_what_the_router_block_cannot_mean_is_an_error(configs: Configs) -> None:
+def test_invalid_values_of_the_router_block_are_errors(configs: Configs) -> None:
     text = configs.good + (
         "router:\n  methods: [keyword, keyword]\n  text:\n    drop: ['(']\n  on_error: refuse\n  deadline_ms: 0\n"
     )
     problems = configs.problems(text)
-    assert problems[0].startswith("22:12: router.methods: names a method twice")
+    assert problems[0].startswith("22:12: router.methods: contains a method twice")
     assert problems[1].startswith("24:11: router.text.drop: '(' is not a regular expression: ")
     assert problems[2].startswith("25:13: router.on_error: 'refuse' is not one of 'serve' or 'reject'")
     assert problems[3].startswith("26:16: router.deadline_ms: ")
     assert len(problems) == 4
 
 
-def test_a_misspelt_method_names_the_nearest(configs: Configs) -> None:
+def test_a_misspelt_method_names_the_nearest_method(configs: Configs) -> None:
     assert configs.problems(configs.good + "router: {methods: [embeddings]}\n") == [
         "21:20: router.methods[0]: 'embeddings' is not one of 'keyword', 'embedding', 'domain' or 'mcp'; "
         "did you mean 'embedding'?"
     ]
 
 
-EVERYTHING = """\
+MANY_PROBLEMS = """\
 model_config:
   base:
     loras:
@@ -286,8 +287,8 @@ router:
 """
 
 
-def test_everything_that_is_wrong_is_said_at_once_in_the_order_of_the_file(configs: Configs) -> None:
-    places = [re.sub(r"^(\S+: \S+): .*$", r"\1", problem) for problem in configs.problems(EVERYTHING)]
+def test_all_problems_are_reported_at_once_in_the_order_of_the_file(configs: Configs) -> None:
+    places = [re.sub(r"^(\S+: \S+): .*$", r"\1", problem) for problem in configs.problems(MANY_PROBLEMS)]
     assert places == [
         "5:15: model_config.base.loras[1].name",
         "6:16: default_model",
@@ -304,7 +305,7 @@ def test_everything_that_is_wrong_is_said_at_once_in_the_order_of_the_file(confi
 
 
 @pytest.mark.parametrize("name", ["Größe/量", "two\nlines", "a.b[0]", "🩺", "x" * 256, "%41", '"'])
-def test_a_category_may_be_named_anything(configs: Configs, name: str) -> None:
+def test_a_category_may_have_any_name(configs: Configs, name: str) -> None:
     quoted = '"' + name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
     text = configs.changed(
         ("  - name: medical\n", f"  - name: {quoted}\n"), ("category: medical", f"category: {quoted}")
@@ -313,37 +314,37 @@ def test_a_category_may_be_named_anything(configs: Configs, name: str) -> None:
     assert (config.categories[1].name, config.keyword_rules[1].category) == (name, name)
 
 
-def test_a_name_longer_than_a_header_bears_is_an_error(configs: Configs) -> None:
+def test_a_name_of_more_than_256_characters_is_an_error(configs: Configs) -> None:
     long = "x" * 257
     text = configs.changed(("  - name: medical\n", f"  - name: {long}\n"), ("category: medical", f"category: {long}"))
     assert configs.problems(text)[0].startswith("12:11: categories[1].name: string should have at most 256 characters")
 
 
-def test_an_ab_test_needs_a_weight_and_known_places(configs: Configs) -> None:
+def test_an_ab_test_needs_a_weight_and_valid_keys(configs: Configs) -> None:
     entry = "        lora_name: medical-lora"
     text = configs.changed(
         (entry, f"{entry}\n        score: 0"), ("  - name: medical\n", "  - name: medical\n    selection: weighted\n")
     )
-    (said,) = configs.problems(text)
-    assert said.endswith("selection is weighted, and no entry of model_scores has a score above 0")
-    for place in ("users", "header:", "header:x y", "metadata"):
-        (said,) = configs.problems(f"{configs.good}router: {{ab: {{key: ['{place}']}}}}\n")
-        assert "router.ab.key[0]" in said
+    (problem,) = configs.problems(text)
+    assert problem.endswith("selection is weighted, but no entry of model_scores has a score above 0")
+    for key in ("users", "header:", "header:x y", "metadata"):
+        (problem,) = configs.problems(f"{configs.good}router: {{ab: {{key: ['{key}']}}}}\n")
+        assert "router.ab.key[0]" in problem
     assert len(configs.problems(f"{configs.good}router: {{ab: {{key: []}}}}\n")) == 1
 
 
 @pytest.mark.parametrize("line", ["mode: off", "log: off", "adapters: {snapshot: off}", "mode: 'off'"])
-def test_off_needs_no_quotes(configs: Configs, line: str) -> None:
+def test_off_is_accepted_without_quotes(configs: Configs, line: str) -> None:
     configs.load(f"{configs.good}router: {{{line}}}\n")
 
 
-def test_tenants_that_nothing_tells_apart_cannot_be_isolated(configs: Configs) -> None:
+def test_isolated_without_a_tenant_header_is_an_error(configs: Configs) -> None:
     text = f"{configs.good}router:\n  tenant: null\n  tenant_cache: isolated\n"
     assert configs.problems(text) == [
-        "23:17: router.tenant_cache: isolated keeps tenants apart, and router.tenant is null: nothing says whose a "
-        'request is; name its header there, such as "header:x-tenant"'
+        "23:17: router.tenant_cache: isolated needs the tenant of each request, but router.tenant is null; set it to "
+        'the header with the tenant, such as "header:x-tenant"'
     ]
-    for other in ("tenant: null", "tenant: null, tenant_cache: shared", "tenant_cache: isolated"):
-        configs.load(f"{configs.good}router: {{{other}}}\n")
-    (said,) = configs.problems(f"{configs.good}router: {{tenant_cache: isolate}}\n")
-    assert said.endswith("'isolate' is not one of 'shared' or 'isolated'; did you mean 'isolated'?")
+    for valid in ("tenant: null", "tenant: null, tenant_cache: shared", "tenant_cache: isolated"):
+        configs.load(f"{configs.good}router: {{{valid}}}\n")
+    (problem,) = configs.problems(f"{configs.good}router: {{tenant_cache: isolate}}\n")
+    assert problem.endswith("'isolate' is not one of 'shared' or 'isolated'; did you mean 'isolated'?")

@@ -1,4 +1,4 @@
-"""Which key under model_config is the model that is served, and how it is told to reason."""
+"""The base model of the server under model_config, and its reasoning settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ categories:
 @pytest.mark.parametrize(
     "served", [["meta-llama/Llama-2-7b-hf"], ["x"], ["/models/llama/"], ["first", "second"]], ids=lambda names: names[0]
 )
-def test_the_only_key_is_the_base_whatever_the_served_name(configs: Configs, served: list[str]) -> None:
+def test_a_single_key_is_the_base_for_every_served_name(configs: Configs, served: list[str]) -> None:
     base = configs.base(configs.good, served)
     assert (base.alias, base.served_name) == ("base", served[0])
 
@@ -41,22 +41,22 @@ def test_the_only_key_is_the_base_whatever_the_served_name(configs: Configs, ser
         (["x/llama2-7b", "qwen3-8b"], "qwen3-8b"),
     ],
 )
-def test_of_several_keys_the_served_name_or_its_last_part_is_the_base(
+def test_the_key_that_equals_the_served_name_or_its_last_path_part_is_the_base(
     configs: Configs, served: list[str], alias: str
 ) -> None:
     base = configs.base(TWO_BASES, served)
     assert (base.alias, base.served_name) == (alias, served[0])
 
 
-def test_several_keys_without_the_served_name_among_them_are_an_error_with_the_way_out(configs: Configs) -> None:
-    with pytest.raises(ConfigError) as refused:
+def test_several_keys_without_the_served_name_are_an_error_with_a_remedy(configs: Configs) -> None:
+    with pytest.raises(ConfigError) as error:
         configs.base(TWO_BASES, ["meta-llama/Llama-2-7b-hf"])
-    said = str(refused.value)
-    assert "none of 'llama2-7b', 'qwen3-8b' is the served model 'meta-llama/Llama-2-7b-hf'" in said
-    assert "name the key 'Llama-2-7b-hf', or serve with --served-model-name" in said
+    message = str(error.value)
+    assert "none of 'llama2-7b', 'qwen3-8b' is the served model 'meta-llama/Llama-2-7b-hf'" in message
+    assert "rename a key to 'Llama-2-7b-hf', or serve with --served-model-name" in message
 
 
-def test_without_a_server_the_default_model_tells_the_base(configs: Configs) -> None:
+def test_without_a_server_the_default_model_determines_the_base(configs: Configs) -> None:
     assert configs.base(TWO_BASES).alias == "qwen3-8b"
     assert configs.base(configs.changed(("default_model: base", "default_model: medical-lora"))).alias == "base"
 
@@ -81,7 +81,7 @@ def reasoning_of(configs: Configs, family: str, more: str = "") -> list[Reasonin
 
 
 @pytest.mark.parametrize(("family", "parameter"), [("qwen3", "enable_thinking"), ("deepseek", "thinking")])
-def test_a_family_with_a_template_switch_is_told_yes_or_no(configs: Configs, family: str, parameter: str) -> None:
+def test_a_family_with_a_template_switch_gets_true_or_false(configs: Configs, family: str, parameter: str) -> None:
     assert reasoning_of(configs, family) == [
         Reasoning(True, template_kwargs={parameter: True}),
         Reasoning(False, template_kwargs={parameter: False}),
@@ -91,7 +91,7 @@ def test_a_family_with_a_template_switch_is_told_yes_or_no(configs: Configs, fam
 
 
 @pytest.mark.parametrize("family", ["gpt-oss", "gpt"])
-def test_a_family_with_efforts_is_told_the_effort_and_never_to_stop(configs: Configs, family: str) -> None:
+def test_a_family_with_efforts_gets_the_effort_and_is_never_switched_off(configs: Configs, family: str) -> None:
     assert reasoning_of(configs, family) == [
         Reasoning(True, effort="high"),
         None,
@@ -100,25 +100,25 @@ def test_a_family_with_efforts_is_told_the_effort_and_never_to_stop(configs: Con
     ]
 
 
-def test_the_default_effort_is_what_the_file_says(configs: Configs) -> None:
+def test_default_reasoning_effort_sets_the_default_effort(configs: Configs) -> None:
     assert reasoning_of(configs, "gpt-oss", "default_reasoning_effort: low\n")[3] == Reasoning(True, effort="low")
 
 
-def test_a_family_of_the_users_own_works_and_may_replace_a_preset(configs: Configs) -> None:
-    own = "reasoning_families:\n  NAME: {type: chat_template_kwargs, parameter: think_hard}\n"
+def test_a_defined_family_works_and_may_replace_a_built_in_one(configs: Configs) -> None:
+    definition = "reasoning_families:\n  NAME: {type: chat_template_kwargs, parameter: think_hard}\n"
     for name in ("mine", "gpt-oss"):
-        assert reasoning_of(configs, name, own.replace("NAME", name))[:2] == [
+        assert reasoning_of(configs, name, definition.replace("NAME", name))[:2] == [
             Reasoning(True, template_kwargs={"think_hard": True}),
             Reasoning(False, template_kwargs={"think_hard": False}),
         ]
 
 
 @pytest.mark.parametrize("family", ["", "llama2"])
-def test_a_base_of_no_known_family_is_told_nothing(configs: Configs, family: str) -> None:
+def test_no_reasoning_is_written_for_an_unknown_family(configs: Configs, family: str) -> None:
     assert reasoning_of(configs, family) == [None] * 4
 
 
-def test_a_file_is_found_beside_the_configuration_before_the_working_directory(
+def test_a_relative_path_is_tried_against_the_configuration_folder_first(
     configs: Configs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = configs.load(configs.good)
@@ -132,7 +132,7 @@ def test_a_file_is_found_beside_the_configuration_before_the_working_directory(
     assert loaded.locate("nowhere") is None
 
 
-def test_the_version_changes_with_every_byte_of_the_file(configs: Configs) -> None:
+def test_the_version_changes_with_any_byte_of_the_file(configs: Configs) -> None:
     first = configs.load(configs.good).version
     assert len(first) == 8
     assert configs.load(configs.good).version == first

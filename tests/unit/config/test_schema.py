@@ -1,4 +1,4 @@
-"""What may be said of a tool, and what is wrong with what is said."""
+"""Validators of the schema: valid and invalid settings of an MCP tool."""
 
 from __future__ import annotations
 
@@ -27,33 +27,32 @@ def tool(settings: str) -> str:
         "enabled: true, command: x, forward_headers: [Authorization], allow_secrets: true",
     ],
 )
-def test_these_load(configs: Configs, settings: str) -> None:
+def test_valid_settings_load(configs: Configs, settings: str) -> None:
     configs.load(configs.good + tool(settings))
 
 
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ("enabled: true", "transport_type is stdio, which needs `command`: what starts the tool"),
-        ("enabled: true, transport_type: http", "transport_type is http, which needs `url`: where the tool answers"),
+        ("enabled: true", "transport_type is stdio, which needs `command`, the program that starts the tool"),
+        ("enabled: true, transport_type: http", "transport_type is http, which needs `url`, the address of the tool"),
         (
             "enabled: true, transport_type: streamable-http",
-            "transport_type is streamable-http, which needs `url`: where the tool answers",
+            "transport_type is streamable-http, which needs `url`, the address of the tool",
         ),
         (
             "enabled: true, command: x, forward_headers: [x-a, Authorization, Cookie]",
-            "forward_headers would hand the client's authorization, cookie to the tool; take it out, or say "
-            "`allow_secrets: true`",
+            "forward_headers would send the client's credentials (authorization, cookie) to the tool; remove "
+            "them, or set `allow_secrets: true`",
         ),
         (
             "enabled: true, command: x, forward_headers: [X-API-Key]",
-            "forward_headers would hand the client's x-api-key to the tool; take it out, or say `allow_secrets: true`",
+            "forward_headers would send the client's credentials (x-api-key) to the tool; remove them, or set "
+            "`allow_secrets: true`",
         ),
     ],
 )
-def test_what_cannot_be_asked_or_would_hand_out_secrets_is_an_error(
-    configs: Configs, settings: str, problem: str
-) -> None:
+def test_incomplete_connections_and_forwarded_secrets_are_errors(configs: Configs, settings: str, problem: str) -> None:
     assert configs.problems(configs.good + tool(settings)) == [f"21:34: classifier.mcp_category_model: {problem}"]
 
 
@@ -68,11 +67,11 @@ def test_what_cannot_be_asked_or_would_hand_out_secrets_is_an_error(
         ("enabled: true, comand: x", "comand: unknown key; did you mean 'command'?"),
     ],
 )
-def test_what_is_wrong_stands_at_its_place(configs: Configs, settings: str, problem: str) -> None:
-    assert any(problem in one for one in configs.problems(configs.good + tool(settings)))
+def test_an_invalid_value_is_reported_at_its_place(configs: Configs, settings: str, problem: str) -> None:
+    assert any(problem in line for line in configs.problems(configs.good + tool(settings)))
 
 
-def test_a_tool_that_no_method_asks_is_a_warning(configs: Configs) -> None:
+def test_a_tool_outside_router_methods_gets_a_warning(configs: Configs) -> None:
     text = configs.good + tool("enabled: true, command: x") + "router: {methods: [keyword]}\n"
-    said = "classifier.mcp_category_model does nothing: router.methods leaves mcp out"
-    assert any(said in one for one in configs.notices(text))
+    expected = "classifier.mcp_category_model has no effect: router.methods does not contain mcp"
+    assert any(expected in warning for warning in configs.warnings(text))

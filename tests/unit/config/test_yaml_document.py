@@ -1,4 +1,4 @@
-"""Files that are not what they should be, and the parts of YAML that users rely on."""
+"""Invalid files, and the features of YAML that users rely on."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ if TYPE_CHECKING:
     from .conftest import Configs
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as refused:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
         load(tmp_path / "nowhere.yaml")
-    assert str(refused.value) == f"{tmp_path}/nowhere.yaml:1:1: no such file"
+    assert str(error.value) == f"{tmp_path}/nowhere.yaml:1:1: no such file"
 
 
-def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as refused:
+def test_a_folder_in_place_of_a_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
         load(tmp_path)
-    assert str(refused.value) == f"{tmp_path}:1:1: cannot be read: Is a directory"
+    assert str(error.value) == f"{tmp_path}:1:1: cannot be read: Is a directory"
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "# nothing but a comment\n", "\ufeff"])
+@pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "\ufeff"])
 def test_an_empty_file_is_an_error(configs: Configs, text: str) -> None:
     assert configs.problems(text) == ["1:1: is empty"]
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "---\n", "5\n"])
-def test_a_file_that_holds_no_mapping_is_an_error(configs: Configs, text: str) -> None:
+def test_a_file_without_a_mapping_is_an_error(configs: Configs, text: str) -> None:
     (problem,) = configs.problems(text)
     assert problem.endswith(": must be a mapping of keys such as categories and model_config")
 
 
-def test_a_file_that_is_not_utf_8_says_in_which_line(configs: Configs) -> None:
+def test_invalid_utf_8_is_reported_with_its_line(configs: Configs) -> None:
     assert configs.problems(b"default_model: base\ncategories:\n  - name: Gr\xf6\xdfe\n") == [
         "3:1: is not UTF-8 text (byte 44)"
     ]
 
 
-def test_a_utf_16_file_is_an_error_and_a_byte_order_mark_of_utf_8_is_none(configs: Configs) -> None:
+def test_a_utf_16_file_is_an_error_and_a_utf_8_byte_order_mark_is_accepted(configs: Configs) -> None:
     assert configs.problems(configs.good.encode("utf-16"))[0].startswith("1:1: is not UTF-8 text")
     assert configs.load(configs.good.encode("utf-8-sig")).config.default_model == "base"
 
@@ -59,19 +59,19 @@ def test_a_utf_16_file_is_an_error_and_a_byte_order_mark_of_utf_8_is_none(config
         ("a: 1\nb: x\x00\n", "2:5: "),
     ],
 )
-def test_broken_yaml_says_where_it_breaks(configs: Configs, text: str, place: str) -> None:
+def test_invalid_yaml_is_reported_with_its_place(configs: Configs, text: str, place: str) -> None:
     (problem,) = configs.problems(text)
     assert problem.startswith(f"{place}is not YAML: ")
 
 
-def test_a_key_given_twice_says_where_it_stands_already(configs: Configs) -> None:
+def test_a_duplicate_key_is_reported_with_the_line_of_the_first_one(configs: Configs) -> None:
     assert configs.problems(configs.good + "default_model: other\n") == [
-        "21:1: default_model: is given twice; it already stands in line 6"
+        "21:1: default_model: duplicate key; the first one is in line 6"
     ]
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [
         ("no", "a key must be text, not False; put it in quotes"),
         ("1", "a key must be text, not 1; put it in quotes"),
@@ -79,9 +79,9 @@ def test_a_key_given_twice_says_where_it_stands_already(configs: Configs) -> Non
         ("? [a, b]\n", "a key must be text, not None; put it in quotes"),
     ],
 )
-def test_a_key_that_is_no_text_is_an_error_of_its_own(configs: Configs, key: str, said: str) -> None:
+def test_a_key_that_is_not_text_is_an_error(configs: Configs, key: str, message: str) -> None:
     (problem,) = configs.problems(f"{configs.good}{key}: {{}}\n")
-    assert problem.partition(": ")[2] == said
+    assert problem.partition(": ")[2] == message
 
 
 def test_anchors_and_aliases_work(configs: Configs) -> None:
@@ -97,22 +97,22 @@ MERGED = """
   - &third
     <<: {description: merged, system_prompt: merged}
     name: third
-    description: its own
+    description: explicit
     model_scores: [{model: base}]
   - {<<: *third, name: fourth}
   - {<<: [{name: fifth, description: first}, *third]}
 """
 
 
-def test_merge_keys_work_and_what_a_mapping_says_itself_wins(configs: Configs) -> None:
+def test_merge_keys_work_and_explicit_keys_take_precedence(configs: Configs) -> None:
     text = configs.changed(("keyword_rules:", f"{MERGED.strip(chr(10))}\nkeyword_rules:"))
     third, fourth, fifth = configs.load(text).config.categories[2:]
-    assert (third.name, third.description, third.system_prompt) == ("third", "its own", "merged")
-    assert (fourth.name, fourth.description, fourth.system_prompt) == ("fourth", "its own", "merged")
+    assert (third.name, third.description, third.system_prompt) == ("third", "explicit", "merged")
+    assert (fourth.name, fourth.description, fourth.system_prompt) == ("fourth", "explicit", "merged")
     assert (fifth.name, fifth.description, fifth.system_prompt) == ("fifth", "first", "merged")
 
 
-def test_a_merged_mapping_may_be_used_again_by_its_alias(configs: Configs) -> None:
+def test_a_mapping_with_a_merge_key_may_have_an_alias(configs: Configs) -> None:
     text = configs.changed(
         ("      - model: base\n        lora_name: technical-lora\n",
          "      - &entry\n        <<: {model: other, score: 0.5}\n        model: base\n"),
@@ -122,14 +122,12 @@ def test_a_merged_mapping_may_be_used_again_by_its_alias(configs: Configs) -> No
     assert [(entry.model, entry.score) for entry in entries] == [("base", 0.5), ("base", 0.5)]
 
 
-def test_what_a_mapping_overrides_of_a_merge_is_told_at_its_own_place(configs: Configs) -> None:
+def test_a_problem_of_an_explicit_key_is_reported_at_its_own_place(configs: Configs) -> None:
     text = configs.good + "router:\n  <<: {text: {windows: 2}}\n  text:\n    windows: 0\n"
-    assert configs.problems(text) == [
-        "24:14: router.text.windows: input should be greater than or equal to 1 (it is 0)"
-    ]
+    assert configs.problems(text) == ["24:14: router.text.windows: input should be greater than or equal to 1 (got 0)"]
 
 
-def test_a_merge_with_what_is_no_mapping_says_where(configs: Configs) -> None:
+def test_a_merge_key_without_a_mapping_is_reported_with_its_place(configs: Configs) -> None:
     (problem,) = configs.problems(configs.good + "router:\n  <<: 5\n")
     assert problem.startswith("22:7: router: cannot be merged: expected a mapping")
 
@@ -140,7 +138,7 @@ def test_an_alias_that_contains_itself_is_an_error(configs: Configs) -> None:
     ]
 
 
-def test_a_file_nested_without_end_is_an_error(configs: Configs) -> None:
+def test_a_deeply_nested_file_is_an_error(configs: Configs) -> None:
     assert configs.problems("a: " + "[" * 700) == ["1:1: is nested too deeply"]
 
 
