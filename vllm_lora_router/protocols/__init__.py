@@ -1,1 +1,1 @@
-"""Bytes to a query, and an edit back to bytes: one file an API shape."""
+"""API protocols: one file per API translates a request body to queries, and an edit back to the body."""

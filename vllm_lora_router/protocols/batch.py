@@ -1,25 +1,29 @@
-"""Several conversations for one model: /v1/chat/completions/batch."""
+"""/v1/chat/completions/batch: several conversations for one model."""
 
 from vllm_lora_router.protocols import json_edit, reasoning
-from vllm_lora_router.protocols.protocol import Members, Shape
-from vllm_lora_router.protocols.system_prompt import into_messages
-from vllm_lora_router.protocols.user_text import conversations, turns
+from vllm_lora_router.protocols.protocol import ApiProtocol, Members
+from vllm_lora_router.protocols.system_prompt import write_into_messages
+from vllm_lora_router.protocols.user_text import read_conversations, user_turns
 from vllm_lora_router.types import Mode, Query
 
 
-def read(members: Members) -> tuple[Query, ...]:
-    """One query a conversation."""
-    said = [turns(one) for one in conversations(members.get("messages", b"[]"))] or [()]
-    return tuple(Query(one[-1] if one else "", one, api="batch") for one in said)
+def read_queries(members: Members) -> tuple[Query, ...]:
+    """Return one query per conversation."""
+    conversations = read_conversations(members.get("messages", b"[]"))
+    turns_by_conversation = [user_turns(conversation) for conversation in conversations] or [()]
+    return tuple(Query(turns[-1] if turns else "", turns, api="batch") for turns in turns_by_conversation)
 
 
 def write_system(members: Members, prompt: str, mode: Mode) -> bool:
-    """Into every conversation, or into none."""
-    written = [into_messages(raw, prompt, mode) for raw in json_edit.items(members.get("messages", b"null")) or ()]
-    if not written or any(one is None for one in written):
+    """Write the prompt into all conversations, or into none if one of them has no place for it."""
+    conversations = json_edit.list_items(members.get("messages", b"null")) or ()
+    edited = [write_into_messages(raw, prompt, mode) for raw in conversations]
+    if not edited or any(conversation is None for conversation in edited):
         return False
-    members["messages"] = json_edit.join_list(written)
+    members["messages"] = json_edit.join_list(edited)
     return True
 
 
-BATCH = Shape("batch", "messages", read, write_system, reasoning.at_top, id_prefix="chatcmpl-")
+BATCH = ApiProtocol(
+    "batch", "messages", read_queries, write_system, reasoning.write_top_level_effort, id_prefix="chatcmpl-"
+)

@@ -1,33 +1,33 @@
-"""Prompts without roles: /v1/completions, /generative_scoring, and what is tokens already.
+"""Prompts without roles: /v1/completions, /generative_scoring, and requests of token ids.
 
-They have no place for a system prompt or for reasoning: the model alone is written.
+These APIs have no place for a system prompt or for reasoning. Only the model is written.
 """
 
 from typing import Any
 
 from vllm_lora_router.protocols import json_edit
-from vllm_lora_router.protocols.protocol import Members, Shape
+from vllm_lora_router.protocols.protocol import ApiProtocol, Members
 from vllm_lora_router.types import Query
 
 
-def read(members: Members) -> tuple[Query, ...]:
-    """One query a prompt; token ids and embeddings cannot be read and give one without text."""
+def read_queries(members: Members) -> tuple[Query, ...]:
+    """Return one query per prompt. Token ids and embeddings give one query without text."""
     prompt = members.get("prompt", b"null")
-    if (prompts := json_edit.items(prompt)) is None:
-        return (_query(json_edit.read(prompt)),)
-    texts = [json_edit.read(raw) for raw in prompts]
+    if (prompts := json_edit.list_items(prompt)) is None:
+        return (_query(json_edit.decode(prompt)),)
+    texts = [json_edit.decode(raw) for raw in prompts]
     if texts and all(isinstance(text, str) for text in texts):
         return tuple(_query(text) for text in texts)
     return (_query(None),)
 
 
-def read_scored(members: Members) -> tuple[Query, ...]:
-    """The query whose continuations are scored."""
-    return (_query(json_edit.read(members.get("query", b"null")), "scoring"),)
+def read_scoring_query(members: Members) -> tuple[Query, ...]:
+    """Return the text of `query`, to which the items are scored as continuations."""
+    return (_query(json_edit.decode(members.get("query", b"null")), "scoring"),)
 
 
-def read_tokens(members: Members) -> tuple[Query, ...]:
-    """Nothing: token ids are not read."""
+def read_no_text(members: Members) -> tuple[Query, ...]:
+    """Return a query without text, because token ids are not decoded."""
     return (_query(None, "tokens"),)
 
 
@@ -35,6 +35,6 @@ def _query(text: Any, api: str = "completions") -> Query:
     return Query(text, (text,), api=api) if isinstance(text, str) else Query("", api=api)
 
 
-COMPLETIONS = Shape("completions", "prompt", read, id_prefix="cmpl-")
-SCORING = Shape("scoring", "query", read_scored)
-TOKENS = Shape("tokens", "token_ids", read_tokens)
+COMPLETIONS = ApiProtocol("completions", "prompt", read_queries, id_prefix="cmpl-")
+SCORING = ApiProtocol("scoring", "query", read_scoring_query)
+TOKENS = ApiProtocol("tokens", "token_ids", read_no_text)

@@ -1,7 +1,7 @@
-"""A JSON object whose values stay the client's bytes until one is read or written.
+"""Read and edit members of a JSON object while all other members keep the client's bytes.
 
-A raw value is a `msgspec.Raw`, a view into the request's body, or bytes of our own: an image of tens of megabytes is
-neither parsed nor copied until the edited body is joined.
+A raw value is a `msgspec.Raw`, which is a view into the request's body, or bytes. An image of tens of megabytes is
+therefore neither parsed nor copied until the edited body is joined.
 """
 
 import codecs
@@ -14,42 +14,42 @@ from pydantic import TypeAdapter
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
-# What vLLM takes for true is what pydantic does.
+# vLLM validates booleans with Pydantic.
 _bool = TypeAdapter(bool)
 _encode = msgspec.json.Encoder().encode
 
 
-class NotAnObject(ValueError):
-    """The bytes are not a JSON object; vLLM says so better than we could."""
+class NotAnObjectError(ValueError):
+    """The bytes are not a JSON object. The request is passed on, because vLLM returns the better error."""
 
 
-class Pieces(list[Any]):
-    """Raw JSON in pieces that are not joined yet: of tens of megabytes there is no copy until the whole body is."""
+class RawPieces(list[Any]):
+    """Raw JSON in pieces. They are joined together with the whole body, so that large values are copied only once."""
 
 
-def runs_on(members: dict[str, Any]) -> bool:
-    """Whether the request goes on after its response ended: a Responses request in the background."""
+def runs_in_background(members: dict[str, Any]) -> bool:
+    """Return whether the request continues after its response has ended: a Responses request in the background."""
     if "background" not in members:
         return False
     try:
-        return _bool.validate_python(read(members["background"]))
+        return _bool.validate_python(decode(members["background"]))
     except ValueError:
         return False  # vLLM will refuse it
 
 
-def read(raw: Any) -> Any:
-    """The value of raw JSON."""
+def decode(raw: Any) -> Any:
+    """Return the value of raw JSON."""
     try:
         return msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return json.loads(bytes(raw))  # NaN and lone surrogates, which vLLM takes as well
+        return json.loads(bytes(raw))  # NaN and lone surrogates, which vLLM accepts too
 
 
-def fields(raw: Any) -> dict[str, Any]:
-    """The members of a raw JSON object, each still raw; the last of two equal keys counts, as it does for vLLM.
+def object_members(raw: Any) -> dict[str, Any]:
+    """Return the raw members of a raw JSON object. Of two equal keys the last counts, as in vLLM.
 
     Raises:
-        NotAnObject: it is not one.
+        NotAnObjectError: the JSON is invalid or not an object.
     """
     try:
         return dict(_fields.decode(raw))
@@ -58,37 +58,37 @@ def fields(raw: Any) -> dict[str, Any]:
     try:
         value = json.loads(bytes(raw))  # UTF-16, a byte-order mark, NaN, lone surrogates
     except (ValueError, RecursionError) as error:
-        raise NotAnObject(str(error)) from None
+        raise NotAnObjectError(str(error)) from None
     if not isinstance(value, dict):
-        raise NotAnObject(f"a {type(value).__name__}")
+        raise NotAnObjectError(f"a {type(value).__name__}")
     return {key: _dump(member) for key, member in value.items()}
 
 
-def whole(content: bytes) -> dict[str, Any]:
-    """Like `fields`, for a whole body, which msgspec does not look at for bytes that are no UTF-8.
+def body_members(content: bytes) -> dict[str, Any]:
+    """Return the raw members of a body, like `object_members`, and validate its encoding, which msgspec does not.
 
     Raises:
-        NotAnObject: it is none, or holds such bytes.
+        NotAnObjectError: the body is not a JSON object, or contains bytes that are invalid in its encoding.
     """
-    found = fields(content)
+    result = object_members(content)
     if not content.isascii():
         decoder = codecs.getincrementaldecoder(json.detect_encoding(content))("surrogatepass")
         try:
-            for at in range(0, len(content), 65536):
-                decoder.decode(content[at : at + 65536])
+            for start in range(0, len(content), 65536):
+                decoder.decode(content[start : start + 65536])
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            raise NotAnObject(str(error)) from None
-    return found
+            raise NotAnObjectError(str(error)) from None
+    return result
 
 
-def members(raw: Any) -> dict[str, Any]:
-    """Like `fields`, for what may be absent or null: then it has none."""
-    return fields(raw) if says_something(raw) else {}
+def optional_members(raw: Any) -> dict[str, Any]:
+    """Return the raw members of a raw JSON object, like `object_members`; none if it is missing or null."""
+    return object_members(raw) if has_value(raw) else {}
 
 
-def items(raw: Any) -> list[Any] | None:
-    """The items of a raw JSON list, each still raw; None when it is no list."""
+def list_items(raw: Any) -> list[Any] | None:
+    """Return the raw items of a raw JSON list; None if it is not a list."""
     try:
         return list(_items.decode(raw))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -100,25 +100,25 @@ def items(raw: Any) -> list[Any] | None:
     return [_dump(item) for item in value] if isinstance(value, list) else None
 
 
-def dump(value: Any) -> bytes:
-    """JSON of a value."""
+def encode(value: Any) -> bytes:
+    """Return a value as JSON."""
     try:
         return _encode(value)
     except (UnicodeEncodeError, msgspec.MsgspecError):
-        return json.dumps(value).encode()  # a lone surrogate, which a client sent
+        return json.dumps(value).encode()  # the client sent a lone surrogate
 
 
-def join(members: dict[str, Any]) -> bytes:
-    """A JSON object of raw members, in their order, as bytes."""
+def join_members(members: dict[str, Any]) -> bytes:
+    """Return a JSON object of raw members as bytes."""
     return b"".join(join_object(members))
 
 
-def join_object(members: dict[str, Any]) -> Pieces:
-    """A JSON object of raw members, in their order."""
-    parts = Pieces()
+def join_object(members: dict[str, Any]) -> RawPieces:
+    """Return a JSON object of raw members in pieces."""
+    parts = RawPieces()
     for key, raw in members.items():
-        parts += (b"," if parts else b"{", dump(key), b":")
-        if isinstance(raw, Pieces):
+        parts += (b"," if parts else b"{", encode(key), b":")
+        if isinstance(raw, RawPieces):
             parts += raw
         else:
             parts.append(raw)
@@ -126,37 +126,37 @@ def join_object(members: dict[str, Any]) -> Pieces:
     return parts
 
 
-def join_list(raws: Sequence[Any]) -> Pieces:
-    """A JSON list of raw items."""
+def join_list(raws: Sequence[Any]) -> RawPieces:
+    """Return a JSON list of raw items in pieces."""
     if not raws:
-        return Pieces([b"[]"])
-    parts = Pieces([b","] * (2 * len(raws) + 1))
+        return RawPieces([b"[]"])
+    parts = RawPieces([b","] * (2 * len(raws) + 1))
     parts[0], parts[1::2], parts[-1] = b"[", raws, b"]"
-    if Pieces in map(type, raws):
-        parts = Pieces(piece for part in parts for piece in (part if isinstance(part, Pieces) else (part,)))
+    if RawPieces in map(type, raws):
+        parts = RawPieces(piece for part in parts for piece in (part if isinstance(part, RawPieces) else (part,)))
     return parts
 
 
-def with_first(raw: Any, item: bytes) -> Pieces | None:
-    """A raw list with one more item at its beginning, whose own items are not looked at; None when it is no list."""
+def prepend_item(raw: Any, item: bytes) -> RawPieces | None:
+    """Return a raw list with an item added at its beginning, without parsing it; None if it is not a list."""
     view = memoryview(raw)
     if bytes(view[:1]) != b"[":
         return None
     rest = bytes(view[1:64]).lstrip() or bytes(view[1:]).lstrip()
-    return Pieces([b"[", item, b"" if rest.startswith(b"]") else b",", view[1:]])
+    return RawPieces([b"[", item, b"" if rest.startswith(b"]") else b",", view[1:]])
 
 
-def says_something(raw: Any) -> bool:
-    """Whether a raw member is there and not null."""
+def has_value(raw: Any) -> bool:
+    """Return whether a raw member is present and not null."""
     return raw is not None and bytes(memoryview(raw)[:5]) != b"null"
 
 
-def text(raw: Any) -> str | None:
-    """The value of a raw member that is a string; None for any other, and for one that is no UTF-8."""
+def string_value(raw: Any) -> str | None:
+    """Return the value of a raw string; None if it is missing, not a string or not valid UTF-8."""
     if raw is None or bytes(memoryview(raw)[:1]) != b'"':
         return None
     try:
-        return read(raw)
+        return decode(raw)
     except ValueError:
         return None
 

@@ -1,4 +1,4 @@
-"""What every shape of request has in common: how it is read, and how an edit is written into it."""
+"""The common interface of all API protocols: read queries from a request, and write an edit into it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,43 +7,52 @@ from typing import Any
 from vllm_lora_router.protocols import json_edit, reasoning
 from vllm_lora_router.types import AppliedEdit, Edit, Mode, Query
 
-Members = dict[str, Any]  # of a request's JSON object, each raw
+Members = dict[str, Any]  # members of a request's JSON object; the values are raw JSON
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One API's requests. A function that writes gives whether it wrote: not every shape has a place for all."""
+class ApiProtocol:
+    """The request format of one API.
+
+    The writing functions return whether they wrote anything, because not every API has a place for everything.
+    """
 
     api: str
-    member: str  # where the user's words stand: a body without it has another shape, or is wrong
+    user_text_member: str  # member with the user text; a body without it has another format, or is invalid
     read: Callable[[Members], tuple[Query, ...]]
     write_system: Callable[[Members, str, Mode], bool] | None = None
-    write_effort: Callable[[Members, str], bool] | None = None  # None: no place for reasoning at all
-    id_prefix: str = ""  # vLLM makes the answer's id of this and the request id
-    id_member: str | None = None  # the member that vLLM takes as the answer's id, in place of X-Request-Id
+    write_effort: Callable[[Members, str], bool] | None = None  # None: the API has no place for reasoning
+    id_prefix: str = ""  # vLLM makes the response's id from this prefix and the request id
+    id_member: str | None = None  # member that vLLM uses as the response's id instead of X-Request-Id
 
     def write(self, members: Members, edit: Edit) -> AppliedEdit:
-        """Writes the edit into the members of a body, and says what of it was written."""
-        members["model"] = json_edit.dump(edit.model)
-        prompted, reasoned = False, None
+        """Write an edit into the members of a body. Return the parts of it that were written."""
+        members["model"] = json_edit.encode(edit.model)
+        wrote_prompt, wrote_reasoning = False, None
         if edit.system_prompt is not None and self.write_system is not None:
-            prompted = self.write_system(members, edit.system_prompt, edit.system_prompt_mode)
+            wrote_prompt = self.write_system(members, edit.system_prompt, edit.system_prompt_mode)
         if edit.reasoning is not None and self.write_effort is not None:
-            reasoned = edit.reasoning.on if reasoning.write(members, edit.reasoning, self.write_effort) else None
-        return AppliedEdit(prompted, reasoned)
+            wrote_reasoning = edit.reasoning.on if reasoning.write(members, edit.reasoning, self.write_effort) else None
+        return AppliedEdit(wrote_prompt, wrote_reasoning)
 
-    def identify(self, members: Members, given: str | None, new: str) -> tuple[str | None, str]:
-        """The X-Request-Id to add, None where there is a better one already, and the answer's id.
+    def assign_id(self, members: Members, client_request_id: str | None, new_id: str) -> tuple[str | None, str]:
+        """Determine the id of the response.
 
         Args:
-            given: the client's own X-Request-Id.
-            new: an id to take where the client gave none; where the body carries the answer's id, it is written there.
+            members: members of the body. If the API takes the id from the body and the client gave none, it is added.
+            client_request_id: the client's own X-Request-Id.
+            new_id: the id for a request without one.
+
+        Returns:
+            The X-Request-Id to add to the request, or None if the request has an id already; and the response's id.
         """
-        own = json_edit.text(members.get(self.id_member or "request_id"))
+        body_id = json_edit.string_value(members.get(self.id_member or "request_id"))
         if self.id_member is None:
-            found = given or own  # in this order vLLM looks for it
-            return (new, self.id_prefix + new) if found is None else (None, self.id_prefix + found)
+            request_id = client_request_id or body_id  # the order in which vLLM reads them
+            if request_id is None:
+                return new_id, self.id_prefix + new_id
+            return None, self.id_prefix + request_id
         if self.id_member not in members:
-            own = self.id_prefix + new
-            members[self.id_member] = json_edit.dump(own)
-        return (None if given else new), new if own is None else own
+            body_id = self.id_prefix + new_id
+            members[self.id_member] = json_edit.encode(body_id)
+        return (None if client_request_id else new_id), new_id if body_id is None else body_id

@@ -1,40 +1,48 @@
 """OpenAI's Responses API: /v1/responses."""
 
 from vllm_lora_router.protocols import json_edit, reasoning
-from vllm_lora_router.protocols.protocol import Members, Shape
-from vllm_lora_router.protocols.system_prompt import before, into_system_message, without_system
-from vllm_lora_router.protocols.user_text import messages, own_words, turns
+from vllm_lora_router.protocols.protocol import ApiProtocol, Members
+from vllm_lora_router.protocols.system_prompt import prepend_prompt, remove_system_messages, write_into_system_message
+from vllm_lora_router.protocols.user_text import read_messages, strip_agent_notes, user_turns
 from vllm_lora_router.types import Mode, Query
 
 
-def read(members: Members) -> tuple[Query, ...]:
-    """A string, or the items that are the user's messages; what tools gave back is not the user's word."""
+def read_queries(members: Members) -> tuple[Query, ...]:
+    """Return the user text of `input`: the string, or the items that are messages of the user."""
     raw = members.get("input", b"null")
     if memoryview(raw)[:1] == b'"':
-        text = json_edit.text(raw)
-        said = () if text is None else (own_words(text),)
+        text = json_edit.string_value(raw)
+        turns = () if text is None else (strip_agent_notes(text),)
     else:
-        said = turns(messages(raw))
-    previous = json_edit.text(members.get("previous_response_id"))
-    return (Query(said[-1] if said else "", said, api="responses", previous_response_id=previous),)
+        turns = user_turns(read_messages(raw))
+    previous = json_edit.string_value(members.get("previous_response_id"))
+    return (Query(turns[-1] if turns else "", turns, api="responses", previous_response_id=previous),)
 
 
 def write_system(members: Members, prompt: str, mode: Mode) -> bool:
-    """Into `instructions`; where the client's stand in an item of `input` instead, into that."""
-    instructions, given = members.get("instructions"), members.get("input", b"null")
+    """Write the prompt into `instructions`, or into the client's system message in `input` if it has one instead."""
+    instructions, input_ = members.get("instructions"), members.get("input", b"null")
     if mode == "replace":
-        members["instructions"] = json_edit.dump(prompt)
+        members["instructions"] = json_edit.encode(prompt)
         if "input" in members:
-            members["input"] = without_system(given)
+            members["input"] = remove_system_messages(input_)
         return True
-    written = None if json_edit.text(instructions) else into_system_message(given, prompt, mode, part="input_text")
-    if written is not None:
-        members["input"] = written
+    edited_input = None
+    if not json_edit.string_value(instructions):
+        edited_input = write_into_system_message(input_, prompt, mode, part_type="input_text")
+    if edited_input is not None:
+        members["input"] = edited_input
     else:
-        members["instructions"] = before(instructions or b"null", prompt)
+        members["instructions"] = prepend_prompt(instructions or b"null", prompt)
     return True
 
 
-RESPONSES = Shape(
-    "responses", "input", read, write_system, reasoning.within("reasoning"), id_prefix="resp_", id_member="request_id"
+RESPONSES = ApiProtocol(
+    "responses",
+    "input",
+    read_queries,
+    write_system,
+    reasoning.effort_writer("reasoning"),
+    id_prefix="resp_",
+    id_member="request_id",
 )

@@ -1,4 +1,4 @@
-"""What the user said, out of a list of messages: no system text, no tool results, no agent's notes."""
+"""Extract the user text from messages: without system text, tool results and the notes of agents."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -10,23 +10,23 @@ from vllm_lora_router.protocols import json_edit
 
 SYSTEM_ROLES = frozenset({"system", "developer"})
 TEXT_PARTS = frozenset({"text", "input_text"})
-# A user message of these alone is an agent's next step, not another thing that the user said.
+# A user message that consists of these parts is the next step of an agent, not a turn of the user.
 TOOL_PARTS = frozenset({"tool_result", "tool_reference"})
 
-# Agents put notes of their own into the user's messages: Claude Code, Codex, Cline and Roo Code.
-NOTES = ("system-reminder", "environment_context", "user_instructions", "environment_details")
-_NOTES = tuple((f"<{name}>", f"</{name}>") for name in NOTES)
+# Tags of the notes that agents add to the user's messages: Claude Code, Codex, Cline and Roo Code.
+AGENT_NOTE_TAGS = ("system-reminder", "environment_context", "user_instructions", "environment_details")
+_NOTE_TAGS = tuple((f"<{name}>", f"</{name}>") for name in AGENT_NOTE_TAGS)
 
 
 class Part(msgspec.Struct):
-    """A part of a message's content. Its other members, an image's data among them, are passed over."""
+    """A part of a message's content. Other members, such as the data of an image, are skipped."""
 
     type: Any = "text"
     text: Any = None
 
 
 class Message(msgspec.Struct):
-    """A message, as far as its words go."""
+    """The role and the content of a message."""
 
     role: Any = None
     content: str | list[Part | str] | None = None
@@ -41,70 +41,72 @@ _conversations = msgspec.json.Decoder(list[list[Message]])
 _roles = msgspec.json.Decoder(list[_Role])
 
 
-def messages(raw: Any) -> list[Message]:
-    """The messages of raw JSON, in one pass over its bytes; what is no message has no role."""
+def read_messages(raw: Any) -> list[Message]:
+    """Return the messages of a raw list, in one pass over its bytes. An item that is not a message has no role."""
     try:
         return _messages.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     try:
-        value = json.loads(bytes(raw))  # lone surrogates, and what vLLM will refuse
+        value = json.loads(bytes(raw))  # lone surrogates, and requests that vLLM will refuse
     except (ValueError, RecursionError):
         return []
-    return [_message(one) for one in value] if isinstance(value, list) else []
+    return [_message(item) for item in value] if isinstance(value, list) else []
 
 
-def conversations(raw: Any) -> list[list[Message]]:
-    """The messages of each of a raw list's conversations."""
+def read_conversations(raw: Any) -> list[list[Message]]:
+    """Return the messages of each conversation of a raw list."""
     try:
         return _conversations.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return [messages(one) for one in json_edit.items(raw) or ()]
+        return [read_messages(conversation) for conversation in json_edit.list_items(raw) or ()]
 
 
-def roles(raw: Any) -> list[Any]:
-    """The role of each of a raw list's messages; None for what is no message."""
+def read_roles(raw: Any) -> list[Any]:
+    """Return the role of each message of a raw list; None for an item that is not a message."""
     try:
         return [message.role for message in _roles.decode(raw)]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return [message.role for message in messages(raw)]
+        return [message.role for message in read_messages(raw)]
 
 
-def turns(said: Iterable[Message]) -> tuple[str, ...]:
-    """What the user said, oldest first. One who sent an image alone said nothing: an empty turn."""
-    return tuple(_turns(said))
+def user_turns(messages: Iterable[Message]) -> tuple[str, ...]:
+    """Return the text of each turn of the user, oldest first. A turn with only an image has an empty text."""
+    return tuple(_turns(messages))
 
 
-def own_words(text: str) -> str:
-    """A text without the notes that an agent put between the user's words. Takes time in proportion to its length."""
+def strip_agent_notes(text: str) -> str:
+    """Return a text without the notes of agents. The time is linear in the length of the text."""
     if "<" not in text:
         return text
-    for begin, end in _NOTES:
+    for begin, end in _NOTE_TAGS:
         if begin in text:
-            text = _without(text, begin, end)
+            text = _remove_between(text, begin, end)
     return text
 
 
-def _turns(said: Iterable[Message]) -> Iterator[str]:
-    for message in said:
+def _turns(messages: Iterable[Message]) -> Iterator[str]:
+    for message in messages:
         if message.role != "user" or message.content is None:
             continue
         if (text := _sole_text(message.content)) is not None:
-            words = own_words(text)
-            if words is text or words.strip():
-                yield words
+            user_text = strip_agent_notes(text)
+            if user_text is text or user_text.strip():
+                yield user_text
             continue
         texts = [text for part in message.content if (text := _text(part)) is not None]
-        words = "\n".join(own for text in texts if (own := own_words(text)).strip() or not text.strip())
-        others = len(message.content) - len(texts)
-        tools = sum(_is_a(part, TOOL_PARTS) for part in message.content)
-        notes_alone = not words.strip() and any(text.strip() for text in texts)
-        if words.strip() or others > tools or not (tools or notes_alone):
-            yield words
+        user_text = "\n".join(
+            stripped for text in texts if (stripped := strip_agent_notes(text)).strip() or not text.strip()
+        )
+        other_parts = len(message.content) - len(texts)
+        tool_parts = sum(_has_type(part, TOOL_PARTS) for part in message.content)
+        only_notes = not user_text.strip() and any(text.strip() for text in texts)
+        if user_text.strip() or other_parts > tool_parts or not (tool_parts or only_notes):
+            yield user_text
 
 
 def _sole_text(content: str | list[Part | str]) -> str | None:
-    """The text of a content that is nothing else, as nearly all are."""
+    """Return the text of a content that is one text, as in nearly all messages; None otherwise."""
     if isinstance(content, str):
         return content
     return _text(content[0]) if len(content) == 1 else None
@@ -113,20 +115,20 @@ def _sole_text(content: str | list[Part | str]) -> str | None:
 def _text(part: Part | str) -> str | None:
     if isinstance(part, str):
         return part
-    return part.text if _is_a(part, TEXT_PARTS) and isinstance(part.text, str) else None
+    return part.text if _has_type(part, TEXT_PARTS) and isinstance(part.text, str) else None
 
 
-def _is_a(part: Part | str, types: frozenset[str]) -> bool:
+def _has_type(part: Part | str, types: frozenset[str]) -> bool:
     return isinstance(part, Part) and isinstance(part.type, str) and part.type in types
 
 
-def _without(text: str, begin: str, end: str) -> str:
-    kept: list[str] = []
-    at = 0
-    while (start := text.find(begin, at)) >= 0 and (stop := text.find(end, start)) >= 0:
-        kept.append(text[at:start])
-        at = stop + len(end)
-    return "".join([*kept, text[at:]])
+def _remove_between(text: str, begin: str, end: str) -> str:
+    pieces: list[str] = []
+    position = 0
+    while (start := text.find(begin, position)) >= 0 and (stop := text.find(end, start)) >= 0:
+        pieces.append(text[position:start])
+        position = stop + len(end)
+    return "".join([*pieces, text[position:]])
 
 
 def _message(value: Any) -> Message:

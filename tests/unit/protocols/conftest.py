@@ -1,15 +1,15 @@
-"""A request through one shape: what is read of it, and what an edit makes of it."""
+"""Helpers that read a request and apply an edit to it through one API protocol."""
 
 import json
 from typing import Any
 
 from vllm_lora_router.protocols import json_edit
-from vllm_lora_router.protocols.protocol import Shape
+from vllm_lora_router.protocols.protocol import ApiProtocol
 from vllm_lora_router.types import AppliedEdit, Edit, Mode, Query, Reasoning
 
-OURS = "You are a medical expert."
-THINK = Reasoning(True, template_kwargs={"enable_thinking": True})
-DO_NOT = Reasoning(False, template_kwargs={"enable_thinking": False})
+PROMPT = "You are a medical expert."
+THINKING = Reasoning(True, template_kwargs={"enable_thinking": True})
+NO_THINKING = Reasoning(False, template_kwargs={"enable_thinking": False})
 EFFORT = Reasoning(True, effort="high")
 
 
@@ -17,39 +17,39 @@ def user(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def queries(shape: Shape, request: dict[str, Any]) -> tuple[Query, ...]:
-    return shape.read(json_edit.fields(json.dumps(request).encode()))
+def queries(protocol: ApiProtocol, request: dict[str, Any]) -> tuple[Query, ...]:
+    return protocol.read(json_edit.object_members(json.dumps(request).encode()))
 
 
-def said(shape: Shape, request: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """The text that is classified and all the turns, of a request that is one query."""
-    (query,) = queries(shape, request)
-    assert query.api == shape.api
+def text_and_turns(protocol: ApiProtocol, request: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Return the classified text and all turns of a request with one query."""
+    (query,) = queries(protocol, request)
+    assert query.api == protocol.api
     return query.text, query.turns
 
 
-def edited(shape: Shape, request: dict[str, Any], edit: Edit) -> tuple[dict[str, Any], AppliedEdit]:
-    members = json_edit.fields(json.dumps(request).encode())
-    written = shape.write(members, edit)
-    return json.loads(json_edit.join(members)), written
+def apply_edit(protocol: ApiProtocol, request: dict[str, Any], edit: Edit) -> tuple[dict[str, Any], AppliedEdit]:
+    members = json_edit.object_members(json.dumps(request).encode())
+    applied = protocol.write(members, edit)
+    return json.loads(json_edit.join_members(members)), applied
 
 
-def prompted(shape: Shape, request: dict[str, Any], mode: Mode = "insert") -> dict[str, Any]:
-    """The request with our system prompt in it, but for its model."""
-    after, written = edited(shape, request, Edit("m", OURS, mode))
-    assert after.pop("model") == "m" and written.system_prompt
+def with_prompt(protocol: ApiProtocol, request: dict[str, Any], mode: Mode = "insert") -> dict[str, Any]:
+    """Return the request with the category's system prompt, without its model."""
+    after, applied = apply_edit(protocol, request, Edit("m", PROMPT, mode))
+    assert after.pop("model") == "m" and applied.system_prompt
     return after
 
 
-def reasoned(shape: Shape, request: dict[str, Any], reasoning: Reasoning) -> dict[str, Any]:
-    """The request with our reasoning in it, but for its model."""
-    after, written = edited(shape, request, Edit("m", reasoning=reasoning))
-    assert after.pop("model") == "m" and written.reasoning is reasoning.on
+def with_reasoning(protocol: ApiProtocol, request: dict[str, Any], reasoning: Reasoning) -> dict[str, Any]:
+    """Return the request with the category's reasoning, without its model."""
+    after, applied = apply_edit(protocol, request, Edit("m", reasoning=reasoning))
+    assert after.pop("model") == "m" and applied.reasoning is reasoning.on
     return after
 
 
-def untouched(shape: Shape, request: dict[str, Any], edit: Edit) -> None:
-    """Asserts that the model alone was written, and that this is what is said."""
-    after, written = edited(shape, request, edit)
+def assert_only_model_written(protocol: ApiProtocol, request: dict[str, Any], edit: Edit) -> None:
+    """Assert that only the model is written, and that the result reports nothing else."""
+    after, applied = apply_edit(protocol, request, edit)
     assert after == {**request, "model": edit.model}
-    assert written == AppliedEdit()
+    assert applied == AppliedEdit()

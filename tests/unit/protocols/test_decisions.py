@@ -1,4 +1,4 @@
-"""Questions about a state: the state is read, and a prompt goes before the client's instructions."""
+"""Decisions: the state is read, and the prompt is written into the instructions."""
 
 from typing import Any
 
@@ -8,40 +8,40 @@ from vllm_lora_router.protocols import json_edit
 from vllm_lora_router.protocols.decisions import DECISIONS
 from vllm_lora_router.types import Edit, Mode, Reasoning
 
-from .conftest import DO_NOT, EFFORT, OURS, THINK, edited, prompted, said
+from .conftest import EFFORT, NO_THINKING, PROMPT, THINKING, apply_edit, text_and_turns, with_prompt
 
 QUESTIONS = {"questions": {"urgent": {"type": "boolean", "instructions": "Is it?"}}}
 
 
-def test_a_state_that_is_a_text_is_read() -> None:
-    assert said(DECISIONS, {"state": "My fever is high."}) == ("My fever is high.", ("My fever is high.",))
+def test_a_text_state_is_read() -> None:
+    assert text_and_turns(DECISIONS, {"state": "My fever is high."}) == ("My fever is high.", ("My fever is high.",))
 
 
-def test_any_other_state_is_read_as_its_json() -> None:
-    (query,) = DECISIONS.read(json_edit.fields('{"state": {"patient" : ["Größe", 0.10]} }'.encode()))
+def test_another_state_is_read_as_json() -> None:
+    (query,) = DECISIONS.read(json_edit.object_members('{"state": {"patient" : ["Größe", 0.10]} }'.encode()))
     assert query.text == '{"patient" : ["Größe", 0.10]}'
 
 
-@pytest.mark.parametrize("nothing", [{}, {"state": None}, {"state": ""}])
-def test_no_state_has_no_words(nothing: dict[str, Any]) -> None:
-    assert said(DECISIONS, {**nothing, **QUESTIONS}) == ("", ())
+@pytest.mark.parametrize("missing", [{}, {"state": None}, {"state": ""}])
+def test_a_missing_state_has_no_text(missing: dict[str, Any]) -> None:
+    assert text_and_turns(DECISIONS, {**missing, **QUESTIONS}) == ("", ())
 
 
 @pytest.mark.parametrize("mode", ["insert", "replace"])
-@pytest.mark.parametrize("nothing", [{}, {"instructions": None}, {"instructions": ""}])
-def test_a_prompt_is_the_instructions_where_the_client_has_none(mode: Mode, nothing: dict[str, Any]) -> None:
-    assert prompted(DECISIONS, {**nothing, **QUESTIONS}, mode) == {**QUESTIONS, "instructions": OURS}
+@pytest.mark.parametrize("missing", [{}, {"instructions": None}, {"instructions": ""}])
+def test_a_prompt_becomes_the_instructions_if_the_client_sends_none(mode: Mode, missing: dict[str, Any]) -> None:
+    assert with_prompt(DECISIONS, {**missing, **QUESTIONS}, mode) == {**QUESTIONS, "instructions": PROMPT}
 
 
-def test_a_prompt_goes_before_the_clients_instructions_or_in_their_place() -> None:
-    request = {"state": "x", "instructions": "Own."}
-    assert prompted(DECISIONS, request) == {"state": "x", "instructions": f"{OURS}\n\nOwn."}
-    assert prompted(DECISIONS, request, "replace") == {"state": "x", "instructions": OURS}
+def test_a_prompt_precedes_or_replaces_the_clients_instructions() -> None:
+    request = {"state": "x", "instructions": "Client."}
+    assert with_prompt(DECISIONS, request) == {"state": "x", "instructions": f"{PROMPT}\n\nClient."}
+    assert with_prompt(DECISIONS, request, "replace") == {"state": "x", "instructions": PROMPT}
 
 
-@pytest.mark.parametrize("reasoning", [THINK, DO_NOT, EFFORT])
+@pytest.mark.parametrize("reasoning", [THINKING, NO_THINKING, EFFORT])
 def test_no_reasoning_is_written(reasoning: Reasoning) -> None:
-    """A label must be the answer's first token."""
-    after, written = edited(DECISIONS, {"state": "x", "chat_template_kwargs": {}}, Edit("m", reasoning=reasoning))
+    """The first token of the answer must be a label."""
+    after, applied = apply_edit(DECISIONS, {"state": "x", "chat_template_kwargs": {}}, Edit("m", reasoning=reasoning))
     assert after == {"state": "x", "chat_template_kwargs": {}, "model": "m"}
-    assert written.reasoning is None
+    assert applied.reasoning is None

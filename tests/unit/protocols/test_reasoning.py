@@ -1,4 +1,4 @@
-"""A client that says how to reason is obeyed in every shape; one that says nothing gets what its category says."""
+"""Reasoning settings: the client's own take precedence in every protocol; otherwise the category's are written."""
 
 import json
 from typing import Any
@@ -6,21 +6,20 @@ from typing import Any
 import pytest
 
 from vllm_lora_router.protocols.batch import BATCH
-from vllm_lora_router.protocols.chat import CHAT, COHERE
+from vllm_lora_router.protocols.chat import CHAT, COHERE, TOKENIZE
 from vllm_lora_router.protocols.messages import MESSAGES
-from vllm_lora_router.protocols.protocol import Shape
+from vllm_lora_router.protocols.protocol import ApiProtocol
 from vllm_lora_router.protocols.responses import RESPONSES
-from vllm_lora_router.protocols.tokenize import TOKENIZE
 from vllm_lora_router.types import Edit, Reasoning
 
-from .conftest import DO_NOT, EFFORT, THINK, edited, reasoned, untouched, user
+from .conftest import EFFORT, NO_THINKING, THINKING, apply_edit, assert_only_model_written, user, with_reasoning
 
-SHAPES = (CHAT, BATCH, RESPONSES, MESSAGES, COHERE, TOKENIZE)
+PROTOCOLS = (CHAT, BATCH, RESPONSES, MESSAGES, COHERE, TOKENIZE)
 BOTH = Reasoning(True, template_kwargs={"think_hard": True}, effort="low")
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.api)
-every_reasoning = pytest.mark.parametrize("reasoning", [THINK, DO_NOT, EFFORT, BOTH], ids=str)
+every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.api)
+every_reasoning = pytest.mark.parametrize("reasoning", [THINKING, NO_THINKING, EFFORT, BOTH], ids=str)
 
-WISHES: list[dict[str, Any]] = [
+CLIENT_REASONING: list[dict[str, Any]] = [
     {"reasoning_effort": "none"},
     {"reasoning_effort": 5},
     {"reasoning": {"effort": "low"}},
@@ -45,7 +44,7 @@ WISHES: list[dict[str, Any]] = [
     {"chat_template_kwargs": []},
 ]
 
-NO_WISHES: list[dict[str, Any]] = [
+NO_CLIENT_REASONING: list[dict[str, Any]] = [
     {},
     {"reasoning": {"summary": "auto"}},
     {"reasoning": {"summary": "auto", "effort": None}},
@@ -60,42 +59,46 @@ NO_WISHES: list[dict[str, Any]] = [
 ]
 
 
-def request(shape: Shape) -> dict[str, Any]:
-    if shape is RESPONSES:
+def request(protocol: ApiProtocol) -> dict[str, Any]:
+    if protocol is RESPONSES:
         return {"input": "x"}
-    return {"messages": [[user("x")]] if shape is BATCH else [user("x")]}
+    return {"messages": [[user("x")]] if protocol is BATCH else [user("x")]}
 
 
-@every_shape
+@every_protocol
 @every_reasoning
-@pytest.mark.parametrize("wish", WISHES, ids=json.dumps)
-def test_a_clients_own_wish_leaves_everything_but_the_model(
-    shape: Shape, reasoning: Reasoning, wish: dict[str, Any]
+@pytest.mark.parametrize("settings", CLIENT_REASONING, ids=json.dumps)
+def test_only_the_model_is_written_if_the_client_sets_reasoning(
+    protocol: ApiProtocol, reasoning: Reasoning, settings: dict[str, Any]
 ) -> None:
-    untouched(shape, {**request(shape), **wish}, Edit("m", reasoning=reasoning))
+    assert_only_model_written(protocol, {**request(protocol), **settings}, Edit("m", reasoning=reasoning))
 
 
-@every_shape
-def test_a_clients_wish_in_the_familys_own_parameter_wins(shape: Shape) -> None:
+@every_protocol
+def test_the_clients_own_template_parameter_takes_precedence(protocol: ApiProtocol) -> None:
     for value in (False, None):
-        untouched(shape, {**request(shape), "chat_template_kwargs": {"think_hard": value}}, Edit("m", reasoning=BOTH))
+        assert_only_model_written(
+            protocol, {**request(protocol), "chat_template_kwargs": {"think_hard": value}}, Edit("m", reasoning=BOTH)
+        )
 
 
-@every_shape
-@pytest.mark.parametrize("nothing", NO_WISHES, ids=json.dumps)
-def test_what_is_no_wish_keeps_nothing_from_being_written(shape: Shape, nothing: dict[str, Any]) -> None:
-    own = nothing.get("chat_template_kwargs") or {}
-    for reasoning in (THINK, DO_NOT):
-        assert reasoned(shape, {**request(shape), **nothing}, reasoning) == {
-            **request(shape),
-            **nothing,
-            "chat_template_kwargs": {**own, **reasoning.template_kwargs},
+@every_protocol
+@pytest.mark.parametrize("settings", NO_CLIENT_REASONING, ids=json.dumps)
+def test_other_settings_do_not_prevent_reasoning(protocol: ApiProtocol, settings: dict[str, Any]) -> None:
+    client_kwargs = settings.get("chat_template_kwargs") or {}
+    for reasoning in (THINKING, NO_THINKING):
+        assert with_reasoning(protocol, {**request(protocol), **settings}, reasoning) == {
+            **request(protocol),
+            **settings,
+            "chat_template_kwargs": {**client_kwargs, **reasoning.template_kwargs},
         }
 
 
-@pytest.mark.parametrize("shape", [one for one in SHAPES if one is not COHERE], ids=lambda shape: shape.api)
-@pytest.mark.parametrize("nothing", NO_WISHES, ids=json.dumps)
-def test_an_effort_goes_to_the_shapes_own_place_for_it(shape: Shape, nothing: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "protocol", [protocol for protocol in PROTOCOLS if protocol is not COHERE], ids=lambda protocol: protocol.api
+)
+@pytest.mark.parametrize("settings", NO_CLIENT_REASONING, ids=json.dumps)
+def test_an_effort_is_written_to_the_place_of_the_protocol(protocol: ApiProtocol, settings: dict[str, Any]) -> None:
     places: dict[str, tuple[str, dict[str, Any] | str]] = {
         "chat": ("reasoning_effort", "high"),
         "batch": ("reasoning_effort", "high"),
@@ -103,25 +106,25 @@ def test_an_effort_goes_to_the_shapes_own_place_for_it(shape: Shape, nothing: di
         "messages": ("output_config", {"effort": "high"}),
         "tokenize": ("chat_template_kwargs", {"reasoning_effort": "high", "enable_thinking": True}),
     }
-    place, value = places[shape.api]
-    own = nothing.get(place)
-    assert reasoned(shape, {**request(shape), **nothing}, EFFORT) == {
-        **request(shape),
-        **nothing,
-        place: {**(own or {}), **value} if isinstance(value, dict) else value,
+    place, value = places[protocol.api]
+    client_value = settings.get(place)
+    assert with_reasoning(protocol, {**request(protocol), **settings}, EFFORT) == {
+        **request(protocol),
+        **settings,
+        place: {**(client_value or {}), **value} if isinstance(value, dict) else value,
     }
 
 
-def test_an_effort_has_no_place_in_coheres_chat() -> None:
-    untouched(COHERE, request(COHERE), Edit("m", reasoning=EFFORT))
-    after, written = edited(COHERE, request(COHERE), Edit("m", reasoning=BOTH))
+def test_no_effort_is_written_into_coheres_chat() -> None:
+    assert_only_model_written(COHERE, request(COHERE), Edit("m", reasoning=EFFORT))
+    after, applied = apply_edit(COHERE, request(COHERE), Edit("m", reasoning=BOTH))
     assert after == {**request(COHERE), "model": "m", "chat_template_kwargs": {"think_hard": True}}
-    assert written.reasoning
+    assert applied.reasoning
 
 
 def test_an_effort_and_template_kwargs_are_written_together() -> None:
-    assert reasoned(CHAT, {}, BOTH) == {"reasoning_effort": "low", "chat_template_kwargs": {"think_hard": True}}
-    assert reasoned(TOKENIZE, {"messages": []}, BOTH)["chat_template_kwargs"] == {
+    assert with_reasoning(CHAT, {}, BOTH) == {"reasoning_effort": "low", "chat_template_kwargs": {"think_hard": True}}
+    assert with_reasoning(TOKENIZE, {"messages": []}, BOTH)["chat_template_kwargs"] == {
         "reasoning_effort": "low",
         "enable_thinking": True,
         "think_hard": True,

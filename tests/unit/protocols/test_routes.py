@@ -1,4 +1,4 @@
-"""vLLM's routes: what each takes, who may use it, and that nothing a client sends there is too strange to be read."""
+"""vLLM's routes: their protocols and properties, and requests with unusual values."""
 
 import json
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from vllm_lora_router.protocols import json_edit
-from vllm_lora_router.protocols.protocol import Shape
-from vllm_lora_router.protocols.routes import ROUTES, is_guarded, shape_of
+from vllm_lora_router.protocols.protocol import ApiProtocol
+from vllm_lora_router.protocols.routes import ROUTES, detect_protocol, is_behind_api_key
 from vllm_lora_router.types import Edit, Reasoning
 
 from ..conftest import claude_code, cline, codex
 
-SHAPES: dict[str, str | list[str]] = {
+APIS: dict[str, str | list[str]] = {
     "/v1/chat/completions": "chat",
     "/v1/chat/completions/batch": "batch",
     "/v1/chat/completions/render": "chat",
@@ -38,25 +38,25 @@ SHAPES: dict[str, str | list[str]] = {
 }
 
 
-def test_every_route_has_its_shape() -> None:
-    shapes = {path: [shape.api for shape in route.shapes] for path, route in ROUTES.items()}
-    assert shapes == {path: [apis] if isinstance(apis, str) else apis for path, apis in SHAPES.items()}
+def test_each_route_has_its_protocols() -> None:
+    apis_by_path = {path: [protocol.api for protocol in route.protocols] for path, route in ROUTES.items()}
+    assert apis_by_path == {path: [apis] if isinstance(apis, str) else apis for path, apis in APIS.items()}
     assert all(route.path == path for path, route in ROUTES.items())
 
 
-def test_what_lies_outside_the_api_key_is_known() -> None:
+def test_routes_without_an_api_key_are_known() -> None:
     open_to_all = {"/generative_scoring", "/tokenize", "/detokenize", "/invocations"}
-    assert {path for path, route in ROUTES.items() if not route.guarded} == open_to_all
-    assert is_guarded("/v1/embeddings") and not is_guarded("/score") and not is_guarded("/v1")
+    assert {path for path, route in ROUTES.items() if not route.behind_api_key} == open_to_all
+    assert is_behind_api_key("/v1/embeddings") and not is_behind_api_key("/score") and not is_behind_api_key("/v1")
 
 
-def test_what_only_renders_is_known() -> None:
-    dry = {path for path, route in ROUTES.items() if route.dry}
-    assert dry == {path for path in SHAPES if path.endswith(("render", "count_tokens", "tokenize"))}
+def test_dry_run_routes_are_known() -> None:
+    dry_run = {path for path, route in ROUTES.items() if route.dry_run}
+    assert dry_run == {path for path in APIS if path.endswith(("render", "count_tokens", "tokenize"))}
 
 
-def test_a_header_names_the_adapter_on_sagemakers_route_alone() -> None:
-    headers = {path: route.header for path, route in ROUTES.items() if route.header}
+def test_only_sagemakers_route_has_an_adapter_header() -> None:
+    headers = {path: route.adapter_header for path, route in ROUTES.items() if route.adapter_header}
     assert headers == {"/invocations": b"x-amzn-sagemaker-adapter-identifier"}
 
 
@@ -72,36 +72,36 @@ def test_a_header_names_the_adapter_on_sagemakers_route_alone() -> None:
         ("/v1/responses", {"messages": b"[]"}, "responses"),
     ],
 )
-def test_a_route_with_several_shapes_is_told_by_the_bodys_members(path: str, members: dict[str, Any], api: str) -> None:
-    assert ROUTES[path].shape_of(members).api == api
+def test_the_members_of_the_body_select_among_several_protocols(path: str, members: dict[str, Any], api: str) -> None:
+    assert ROUTES[path].protocol_for(members).api == api
 
 
-def test_a_body_without_a_path_tells_its_own_shape() -> None:
+def test_the_protocol_of_a_body_is_detected_without_a_path() -> None:
     for members, api in (
         ({"messages": b"[]"}, "chat"),
         ({"prompt": b""}, "completions"),
         ({"input": b""}, "responses"),
     ):
-        shape = shape_of(members)
-        assert shape is not None and shape.api == api
-    assert shape_of({"text_1": b'""'}) is None
+        protocol = detect_protocol(members)
+        assert protocol is not None and protocol.api == api
+    assert detect_protocol({"text_1": b'""'}) is None
 
 
-def question(said: str) -> dict[str, Any]:
+def question(text: str) -> dict[str, Any]:
     content = [
-        {"type": "text", "text": said},
+        {"type": "text", "text": text},
         {"type": "image_url", "image_url": {"url": "data:"}},
         "and a part that is a string",
     ]
     return {
         "model": "MoM",
         "messages": [
-            {"role": "system", "content": "Own."},
+            {"role": "system", "content": "Client."},
             {"role": "user", "content": content},
-            {"role": "developer", "content": [{"type": "text", "text": "Own."}]},
+            {"role": "developer", "content": [{"type": "text", "text": "Client."}]},
             {"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": "{}"}}]},
             {"role": "tool", "content": "x"},
-            {"role": "user", "content": said},
+            {"role": "user", "content": text},
         ],
         "chat_template_kwargs": {"x": 1},
         "reasoning": {"summary": "auto"},
@@ -121,71 +121,71 @@ REQUESTS: dict[str, list[dict[str, Any]]] = {
     "scoring": [{"query": "x", "items": ["y"]}],
     "tokenize": [question("x")],
 }
-# Raw, in the place of every value: of another type, of a strange form, or half a character.
-STRANGE = ["null", "true", "5", "1e400", "NaN", '""', '"\\ud83d"', '"<system-reminder>"', "[]", "{}", "[null]"]
-STRANGE += ["[[]]", '["\\udc00"]', '[{"role":"user","content":"\\ud83d"}]', '{"":"\\udc00"}', '{"\\udc00":[]}']
-PLACE = "\ue000"
+# Raw JSON that replaces each value: another type, an unusual form, or half a surrogate pair.
+UNUSUAL = ["null", "true", "5", "1e400", "NaN", '""', '"\\ud83d"', '"<system-reminder>"', "[]", "{}", "[null]"]
+UNUSUAL += ["[[]]", '["\\udc00"]', '[{"role":"user","content":"\\ud83d"}]', '{"":"\\udc00"}', '{"\\udc00":[]}']
+PLACEHOLDER = "\ue000"
 
 
-def strange(value: Any) -> Iterator[Any]:
-    """The value with a placeholder in the place of itself or of one of the values in it."""
-    yield PLACE
+def variants(value: Any) -> Iterator[Any]:
+    """Yield the value with a placeholder for itself or for one of the values in it."""
+    yield PLACEHOLDER
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from ({**value, key: other} for other in strange(inner))
+            yield from ({**value, key: other} for other in variants(inner))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from ([*value[:index], other, *value[index + 1 :]] for other in strange(inner))
+            yield from ([*value[:index], other, *value[index + 1 :]] for other in variants(inner))
 
 
 EDITS = [
-    Edit("m", "Ours.", "insert", Reasoning(True, {"enable_thinking": True}, "high")),
-    Edit("m", "Ours.", "replace", Reasoning(True, effort="none")),
+    Edit("m", "Category prompt.", "insert", Reasoning(True, {"enable_thinking": True}, "high")),
+    Edit("m", "Category prompt.", "replace", Reasoning(True, effort="none")),
 ]
 
 
-EVERY = {shape.api: shape for route in ROUTES.values() for shape in route.shapes}
+PROTOCOLS = {protocol.api: protocol for route in ROUTES.values() for protocol in route.protocols}
 
 
-def strange_requests(api: str) -> Iterator[tuple[Shape, bytes]]:
-    shape = EVERY[api]
+def unusual_requests(api: str) -> Iterator[tuple[ApiProtocol, bytes]]:
+    protocol = PROTOCOLS[api]
     for request in REQUESTS[api]:
-        for one in strange(request):
-            text = json.dumps(one)
-            for value in STRANGE if one != PLACE else ():
-                yield shape, text.replace(json.dumps(PLACE), value).encode()
+        for variant in variants(request):
+            text = json.dumps(variant)
+            for value in UNUSUAL if variant != PLACEHOLDER else ():
+                yield protocol, text.replace(json.dumps(PLACEHOLDER), value).encode()
 
 
 @pytest.mark.parametrize("api", REQUESTS)
-def test_nothing_that_a_client_sends_is_too_strange_to_be_read(api: str) -> None:
-    for shape, content in strange_requests(api):
+def test_unusual_requests_can_be_read(api: str) -> None:
+    for protocol, content in unusual_requests(api):
         try:
-            read = shape.read(json_edit.fields(content))
+            read = protocol.read(json_edit.object_members(content))
         except Exception as error:
             raise AssertionError(content) from error
         assert all(isinstance(text, str) for query in read for text in (query.text, *query.turns))
 
 
 @pytest.mark.parametrize("api", REQUESTS)
-def test_nothing_that_a_client_sends_is_too_strange_to_be_edited(api: str) -> None:
-    for shape, content in strange_requests(api):
+def test_unusual_requests_can_be_edited(api: str) -> None:
+    for protocol, content in unusual_requests(api):
         for edit in EDITS:
-            members = json_edit.fields(content)
+            members = json_edit.object_members(content)
             try:
-                shape.write(members, edit)
-                model = json.loads(json_edit.join(members))["model"]
+                protocol.write(members, edit)
+                model = json.loads(json_edit.join_members(members))["model"]
             except Exception as error:
                 raise AssertionError(content) from error
             assert model == "m"
 
 
-@pytest.mark.parametrize("api", EVERY)
+@pytest.mark.parametrize("api", PROTOCOLS)
 def test_an_empty_object_can_be_read_and_written(api: str) -> None:
-    assert [query.text for query in EVERY[api].read({})] == [""]
+    assert [query.text for query in PROTOCOLS[api].read({})] == [""]
     members: dict[str, Any] = {}
-    EVERY[api].write(members, Edit("m"))
+    PROTOCOLS[api].write(members, Edit("m"))
     assert members == {"model": b'"m"'}
 
 
-def test_every_shape_is_tried_here() -> None:
-    assert EVERY.keys() == REQUESTS.keys()
+def test_every_protocol_is_tested() -> None:
+    assert PROTOCOLS.keys() == REQUESTS.keys()
