@@ -1,3 +1,3 @@
-"""Routes each request to the LoRA adapter that fits it, inside vLLM's own OpenAI server."""
+"""Route each request to the LoRA adapter that fits it, inside vLLM's OpenAI server."""
 
 __version__ = "0.1.0"

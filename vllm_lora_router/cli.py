@@ -1,12 +1,13 @@
-"""`vllm-lora-router`: looks at a configuration, a question, an installation or a record, without a server."""
+"""`vllm-lora-router`: the command line for tasks other than serving."""
 
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Sequence
 
 import vllm_lora_router
-from vllm_lora_router.tools import classify, doctor, validate
+from vllm_lora_router.tools import classify, doctor, explain, schema, validate
 from vllm_lora_router.tools.audit import ab_cli
 from vllm_lora_router.tools.audit import cli as audit_cli
 from vllm_lora_router.tools.bench import cli as bench_cli
@@ -18,6 +19,8 @@ from vllm_lora_router.tools.prove import cli as prove_cli
 
 COMMANDS = (
     validate,
+    explain,
+    schema,
     classify,
     doctor,
     audit_cli,
@@ -32,7 +35,7 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; its result is the process's exit status."""
+    """Run a subcommand and return its exit status."""
     parser = argparse.ArgumentParser(prog="vllm-lora-router", description=vllm_lora_router.__doc__)
     parser.add_argument("--version", action="version", version=vllm_lora_router.__version__)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -41,7 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    return args.run(args)
+    try:
+        status = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 if __name__ == "__main__":

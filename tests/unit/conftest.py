@@ -1,4 +1,4 @@
-"""JSON as clients write it, and requests as agents send them."""
+"""Strategies for JSON as clients write it, and requests as agents send them."""
 
 import json
 from typing import Any
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 examples = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 
-# Text that Python's own encoder would never make. Blanks stand wherever they may.
-blanks = st.sampled_from(["", "", "", " ", "\n", "\t ", "\r\n  "])
+# JSON text that Python's encoder never writes, with white space in every place that allows it.
+whitespace = st.sampled_from(["", "", "", " ", "\n", "\t ", "\r\n  "])
 numbers = st.sampled_from(
     [
         "0",
@@ -34,15 +34,15 @@ scalars = st.one_of(numbers, strings, st.sampled_from(["true", "false", "null"])
 
 
 def json_list(items: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    item = st.builds("{}{}{}".format, blanks, items, blanks)
-    return st.builds("[{}]".format, st.lists(item, max_size=4).map(",".join)) | blanks.map("[{}]".format)
+    item = st.builds("{}{}{}".format, whitespace, items, whitespace)
+    return st.builds("[{}]".format, st.lists(item, max_size=4).map(",".join)) | whitespace.map("[{}]".format)
 
 
-def json_object(members: st.SearchStrategy[tuple[str, str]], *, most: int = 4) -> st.SearchStrategy[str]:
-    def text(some: list[tuple[str, str]], blank: str) -> str:
-        return "{" + ",".join(f"{blank}{key}{blank}:{blank}{value}{blank}" for key, value in some) + "}"
+def json_object(members: st.SearchStrategy[tuple[str, str]], *, max_size: int = 4) -> st.SearchStrategy[str]:
+    def text(pairs: list[tuple[str, str]], space: str) -> str:
+        return "{" + ",".join(f"{space}{key}{space}:{space}{value}{space}" for key, value in pairs) + "}"
 
-    return st.builds(text, st.lists(members, max_size=most), blanks)
+    return st.builds(text, st.lists(members, max_size=max_size), whitespace)
 
 
 json_values = st.recursive(
@@ -51,7 +51,7 @@ json_values = st.recursive(
 
 
 def same(left: Any, right: Any) -> bool:
-    # 1, 1.0 and True are equal to Python and not to a client; so are 0.0 and -0.0, and the order of keys.
+    # Unlike Python, a client distinguishes 1, 1.0 and True, 0.0 and -0.0, and the order of keys.
     if type(left) is not type(right):
         return False
     if isinstance(left, dict):
@@ -63,12 +63,12 @@ def same(left: Any, right: Any) -> bool:
     return left == right
 
 
-# Every word around the user's own says something of law, which is not what the user asks.
+# All text around the user text is about law, which must not decide the category.
 REMINDER = "<system-reminder>\nThis project is about a lawsuit. Do not tell the user.\n</system-reminder>"
 
 
-def claude_code(words: str) -> dict[str, Any]:
-    """A turn in the midst of Claude Code's work, to /v1/messages."""
+def claude_code(text: str) -> dict[str, Any]:
+    """Return a request of Claude Code to /v1/messages in the middle of a task."""
     cache = {"type": "ephemeral"}
     names = ("Bash", "Read", "Edit", "Grep", *(f"mcp__server__tool_{number}" for number in range(30)))
     return {
@@ -100,7 +100,7 @@ def claude_code(words: str) -> dict[str, Any]:
                 "role": "user",
                 "content": [
                     {"type": "text", "text": REMINDER},
-                    {"type": "text", "text": f"{REMINDER}\n{words}", "cache_control": cache},
+                    {"type": "text", "text": f"{REMINDER}\n{text}", "cache_control": cache},
                 ],
             },
             {
@@ -129,8 +129,8 @@ def claude_code(words: str) -> dict[str, Any]:
     }
 
 
-def codex(words: str) -> dict[str, Any]:
-    """A turn in the midst of Codex's work, to /v1/responses."""
+def codex(text: str) -> dict[str, Any]:
+    """Return a request of Codex to /v1/responses in the middle of a task."""
 
     def user(text: str) -> dict[str, Any]:
         return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
@@ -146,7 +146,7 @@ def codex(words: str) -> dict[str, Any]:
             },
             user("<user_instructions>\nKeep to the lawsuit.\n</user_instructions>"),
             user("<environment_context>\n  <cwd>/srv/lawsuit</cwd>\n  <shell>bash</shell>\n</environment_context>"),
-            user(words),
+            user(text),
             {"type": "reasoning", "id": "rs_1", "summary": [], "content": None, "encrypted_content": "Z0FBQQ=="},
             {
                 "type": "function_call",
@@ -173,8 +173,8 @@ def codex(words: str) -> dict[str, Any]:
     }
 
 
-def cline(words: str) -> dict[str, Any]:
-    """A question to Cline, to /v1/chat/completions."""
+def cline(text: str) -> dict[str, Any]:
+    """Return a request of Cline to /v1/chat/completions."""
     details = "<environment_details>\n# Visible Files\nlawsuit.md\n\n# Current Mode\nACT MODE\n</environment_details>"
     return {
         "model": "MoM",
@@ -185,7 +185,7 @@ def cline(words: str) -> dict[str, Any]:
                 "content": [{"type": "text", "text": "<task>\nHello\n</task>"}, {"type": "text", "text": details}],
             },
             {"role": "assistant", "content": "Is it about the lawsuit?"},
-            {"role": "user", "content": f"{words}\n\n{details}"},
+            {"role": "user", "content": f"{text}\n\n{details}"},
         ],
         "temperature": 0,
         "stream": True,

@@ -1,1 +1,1 @@
-"""The router inside vLLM's API server: middleware and routes over ASGI, the plugin and the engine over vLLM."""
+"""The router inside vLLM's API server: middleware, API routes, startup, reload and preflight checks."""

@@ -1,22 +1,23 @@
-"""Reading a request from ASGI and handing it on, the same or edited."""
+"""ASGI helpers: read and edit a request, notice a disconnect, and schedule when requests and responses continue."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections import deque
+from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
-from starlette.types import Message, Receive, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 T = TypeVar("T")
 
 
 def path_of(scope: Scope) -> str:
-    """The path as the application's routes name it, without the prefix that a proxy in front was given."""
+    """Return the path as the application's routes name it, without the prefix of a proxy (`root_path`)."""
     path, root = scope["path"], scope.get("root_path") or ""
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
-    """The value of the first header of this (lower-case) name."""
+    """Return the value of the first header with this lower-case name."""
     for key, value in scope["headers"]:
         if key == name:
             return value
@@ -24,12 +25,12 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def text_header(scope: Scope, name: bytes | None) -> str | None:
-    """The value of the first header of this (lower-case) name, `as_text`."""
+    """Return the value of the first header with this lower-case name as text; see `as_text`."""
     return as_text(header(scope, name)) if name else None
 
 
 def as_text(value: bytes | None) -> str | None:
-    """A header's value; None when it is absent, empty or no UTF-8."""
+    """Decode a header value; return None if it is absent, empty or not UTF-8."""
     try:
         return value.decode().strip() or None if value else None
     except UnicodeDecodeError:
@@ -37,13 +38,13 @@ def as_text(value: bytes | None) -> str | None:
 
 
 def is_json(scope: Scope) -> bool:
-    """Whether vLLM would read the body as JSON: it answers anything else with an error of its own."""
+    """Return whether vLLM reads the body as JSON. It answers any other body with an error."""
     media_type = (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
     return media_type == b"application/json" and header(scope, b"content-encoding") is None
 
 
 async def read_body(receive: Receive) -> bytes | None:
-    """The whole body; None when the client left before it was complete."""
+    """Read the complete body; return None if the client disconnects first."""
     chunks: list[bytes] = []
     while True:
         message = await receive()
@@ -54,97 +55,183 @@ async def read_body(receive: Receive) -> bytes | None:
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-class Ahead:
-    """The server's `receive`, asked ahead of the application, so that a client that leaves early is noticed.
+class DisconnectListener:
+    """Listens to the server's `receive` before the application does, so that an early disconnect is noticed.
 
-    What it says is handed on. It must be the server's own word: a made-up message here would end the response, never
-    cancel the generation, or spin the event loop.
+    The application receives the message that was read ahead. This must be the server's own message: a made-up
+    `http.disconnect` would end the response, would not cancel the generation, or would spin the event loop.
     """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._next: asyncio.Future[Message] | None = None
 
-    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """What `work` gives; None when the client left before that, and then nothing of it goes on.
+    async def run(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Return the result of `work`; cancel it and return None if the client disconnects first.
 
-        It runs in the task that asks, and nobody listens before it waits for something: most work never does, and two
-        tasks for each request would cost more than the rest of it.
+        The work runs in the current task, and listening starts when the work first suspends. Most work never suspends,
+        and two tasks per request would cost more than the rest of it.
         """
         task = asyncio.current_task()
         assert task is not None
-        cancelled_before, gone = task.cancelling(), False
+        cancelled_before, is_disconnected = task.cancelling(), False
 
-        def left(message: "asyncio.Future[Message]") -> None:
-            nonlocal gone
+        def on_message(message: "asyncio.Future[Message]") -> None:
+            nonlocal is_disconnected
             if not message.cancelled() and not message.exception() and message.result()["type"] == "http.disconnect":
-                gone = True
+                is_disconnected = True
                 task.cancel()
 
         def listen() -> None:
             self._next = asyncio.ensure_future(self._receive())
-            self._next.add_done_callback(left)
+            self._next.add_done_callback(on_message)
 
-        listening = asyncio.get_running_loop().call_soon(listen)
+        scheduled = asyncio.get_running_loop().call_soon(listen)
         try:
-            found = await work
+            result = await work
         except asyncio.CancelledError:
-            # Somebody else may have cancelled the task, too.
-            if not gone or task.uncancel() > cancelled_before:
+            # The task may also have been cancelled from elsewhere.
+            if not is_disconnected or task.uncancel() > cancelled_before:
                 raise
             return None
         else:
-            if gone:
-                task.uncancel()  # it was too late for that: the application hears of it
-            return found
+            if is_disconnected:
+                task.uncancel()  # the work has finished already: the application receives the disconnect
+            return result
         finally:
-            listening.cancel()
+            scheduled.cancel()
             if self._next is not None:
-                self._next.remove_done_callback(left)
+                self._next.remove_done_callback(on_message)
 
     @property
     def has_waited(self) -> bool:
-        """Whether the work has waited for something."""
+        """Whether the work has suspended."""
         return self._next is not None
 
     async def receive(self) -> Message:
+        """Receive the message that was read ahead, then the server's next ones."""
         if self._next is None:
             return await self._receive()
-        # vLLM gives up listening when it starts to stream, and begins again: the message must survive that.
+        # vLLM cancels its receive when it starts to stream, and calls it again: the message must survive that.
         message = await asyncio.shield(self._next)
         self._next = None
         return message
 
     def close(self) -> None:
+        """Stop listening."""
         if self._next is not None:
             self._next.cancel()
 
 
-def replay(content: bytes, after: Receive) -> Receive:
-    """A `receive` that gives the body once and then what `after` says."""
-    left: bytes | None = content
+class FairResume:
+    """Resumes at most one waiting request per iteration of the event loop, so that streams are not delayed.
 
-    async def receive() -> Message:
-        nonlocal left
-        if left is None:
-            return await after()
-        given, left = left, None  # from here on it is the application's alone
-        return {"type": "http.request", "body": given, "more_body": False}
+    A batch that was classified, a deadline that several requests share, or an adapter that was loaded makes many
+    requests ready at the same moment. vLLM's work for a request until the engine has it takes milliseconds: thirty
+    requests in one iteration would delay every stream by the sum.
+    """
 
-    return receive
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_used = False  # a request has resumed in this iteration
+
+    async def wait(self) -> None:
+        """Return when no other request has resumed in this iteration; immediately if none has."""
+        loop = asyncio.get_running_loop()
+        if not self._is_used:
+            self._is_used = True
+            loop.call_soon(self._resume_next, loop)
+            return
+        turn: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _resume_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._waiting:
+            if not (turn := self._waiting.popleft()).done():  # a cancelled request no longer waits
+                turn.set_result(None)
+                loop.call_soon(self._resume_next, loop)
+                return
+        self._is_used = False
+
+
+async def deferred_start(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Call the application, and send the start of a stream only when the application itself suspends.
+
+    Starlette sends the start of a stream before it requests the first chunk, and vLLM passes the request to the engine
+    only when the first chunk is requested. Without the deferral the engine would wait until the response headers are
+    built and written, which the client does not need yet. The client receives the same messages in the same order.
+    """
+    response = _DeferredStart(send)
+    try:
+        await app(scope, receive, response.send)
+    finally:
+        await response.flush()
+
+
+class _DeferredStart:
+    """A `send` that does not wait for the start of a stream; later messages wait for it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: asyncio.Task[None] | None = None
+
+    def send(self, message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start" and not _has_length(message):
+            self._start = asyncio.create_task(self._send_start(message))
+            return no_op()
+        return self._send(message) if self._start is None else self._send_after_start(message)
+
+    async def flush(self) -> None:
+        """Wait until a deferred start is sent or cancelled."""
+        if self._start is not None and not self._start.cancelled():
+            await self._start
+            self._start = None
+
+    async def _send_start(self, message: Message) -> None:
+        await self._send(message)  # called only in this task: it builds our response headers
+
+    async def _send_after_start(self, message: Message) -> None:
+        await self.flush()
+        await self._send(message)
+
+
+def _has_length(message: Message) -> bool:
+    """Return whether the response is complete already (it has a content-length): deferring its start gains nothing."""
+    for name, _ in message.get("headers", ()):  # noqa: SIM110 - a generator costs twice as much
+        if name == b"content-length":
+            return True
+    return False
+
+
+def replay_body(content: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that yields the body once, and then the messages of `receive`."""
+    pending: bytes | None = content
+
+    async def receive_body_first() -> Message:
+        nonlocal pending
+        if pending is None:
+            return await receive()
+        body, pending = pending, None  # from now on only the application references the body
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive_body_first
 
 
 def with_headers(scope: Scope, changed: dict[bytes, bytes]) -> Scope:
-    """A scope whose request headers of these names have these values; a body with a length does not come in chunks."""
-    dropped = {*changed, *({b"transfer-encoding"} if b"content-length" in changed else ())}
-    kept = [(name, value) for name, value in scope["headers"] if name not in dropped]
-    return {**scope, "headers": [*kept, *changed.items()]}
+    """Return a scope with these request headers added or replaced.
+
+    A new content-length removes transfer-encoding, because the body is no longer chunked.
+    """
+    replaced = {*changed, *({b"transfer-encoding"} if b"content-length" in changed else ())}
+    unchanged = [(name, value) for name, value in scope["headers"] if name not in replaced]
+    return {**scope, "headers": [*unchanged, *changed.items()]}
 
 
 def add_headers(message: Message, added: Iterable[tuple[bytes, bytes]]) -> Message:
-    """A response's start with more headers."""
+    """Return an `http.response.start` message with additional headers."""
     return {**message, "headers": [*message.get("headers", ()), *added]}
 
 
-async def nothing() -> None:
-    """What a `send` gives that sends nothing."""
+async def no_op() -> None:
+    """Return an awaitable that does nothing: the result of a `send` that sends nothing."""

@@ -1,183 +1,365 @@
-"""From a request to its decision: plan, lease, and the body as it is handed on."""
+"""One request on its way through the middleware: its body, its plan, its lease and its edit."""
 
+import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
+from starlette.types import Receive, Scope, Send
 
+from vllm_lora_router.ids import new_id
 from vllm_lora_router.protocols import json_edit
-from vllm_lora_router.protocols.ids import new_id
-from vllm_lora_router.protocols.protocol import Shape
-from vllm_lora_router.protocols.routes import Route
+from vllm_lora_router.protocols.protocol import ApiProtocol, Members
+from vllm_lora_router.protocols.routes import ROUTES, Route, is_behind_api_key
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import asgi
 from vllm_lora_router.server.client import client_of
-from vllm_lora_router.server.incoming import Incoming
-from vllm_lora_router.server.leasing import Taken, foresee, lease_named, take
-from vllm_lora_router.server.response import Again
-from vllm_lora_router.server.state import Adapters, Lease
-from vllm_lora_router.types import FAILURES, AppliedEdit, Candidate, Client, Decision, Edit, Plan, Query, RequestInfo
+from vllm_lora_router.server.leasing import Selection, Target, lease_first, preview, routed_target
+from vllm_lora_router.server.response import Response, Retry, RoutedResponse
+from vllm_lora_router.server.state import Serving
+from vllm_lora_router.types import (
+    FAILURES,
+    AppliedEdit,
+    Candidate,
+    Client,
+    Decision,
+    Edit,
+    Plan,
+    Query,
+    Reason,
+    RequestInfo,
+)
 
 logger = logging.getLogger("vllm_lora_router.server")
 
+T = TypeVar("T")
 
-class Considered(Struct, frozen=True):
-    """A request with its plan, and what was leased for it."""
+Kind = Literal[
+    "routed",  # the router chooses the adapter
+    "observed",  # the client names the model, and the decision is recorded
+    "named",  # the client names an adapter, which is leased
+    "unrouted",  # the client sends an auto name to a path that is not routed
+    "forwarded",  # any other request
+]
 
-    plan: Plan
-    taken: Taken | None  # None: it must not be served unrouted
-    queries: Sequence[Query]
-    client: Client
-    ms: dict[str, float]
+# Larger bodies are read and edited in a thread, so that they do not delay the event loop: on a slow core, 96 KiB of
+# short messages take more than a millisecond.
+LARGE_BYTES = 96 * 1024
+# After each step on a larger body, the event loop runs other requests first.
+SMALL_BYTES = 16 * 1024
+
+NO_HEADERS: Mapping[bytes, bytes] = {}
+
+
+class BodyForwardedError(RuntimeError):
+    """The body of a request was read after it was forwarded."""
+
+
+class Exchange:
+    """One request: its scope, its route and its JSON body.
+
+    A body may have tens of megabytes, and a response may take minutes. The exchange therefore drops the body when it is
+    forwarded, and raises `BodyForwardedError` when the body is read after that.
+    """
+
+    def __init__(self, scope: Scope, path: str, content: bytes) -> None:
+        self.scope = scope
+        self.path = path
+        self.route: Route | None = ROUTES.get(path)
+        self.is_dry_run = self.route is not None and self.route.dry_run  # the request runs nothing on the engine
+        # When the body was complete: on the clock of `time.perf_counter`, and in nanoseconds since 1970.
+        self.began_s, self.began_ns = time.perf_counter(), time.time_ns()
+        self.kind: Kind = "forwarded"
+        self.model: str | None = None  # the name in the body, or in the header that the route reads
+        self.is_object = False  # whether the body is a JSON object
+        self._members: Members | None = None
+        self._content: bytes | None = content  # None: forwarded
+
+    @classmethod
+    async def read(cls, scope: Scope, path: str, receive: Receive) -> "Exchange | None":
+        """Read a complete request; return None if the client disconnects first."""
+        content = await asgi.read_body(receive)
+        if content is None:
+            return None
+        exchange = cls(scope, path, content)
+        if len(content) > SMALL_BYTES:
+            await exchange.run(exchange._parse)
+        else:
+            exchange._parse()
+        return exchange
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run work that takes time in proportion to the body: in a thread if the body is large."""
+        size = 0 if self._content is None else len(self._content)
+        if size > LARGE_BYTES:
+            return await asyncio.to_thread(work)
+        result = work()
+        if size > SMALL_BYTES:
+            await asyncio.sleep(0)
+        return result
 
     @property
-    def lease(self) -> Lease | None:
-        return self.taken.lease if self.taken is not None else None
+    def content(self) -> bytes:
+        """The body.
+
+        Raises:
+            BodyForwardedError: the body was forwarded.
+        """
+        if self._content is None:
+            raise self._forwarded_error()
+        return self._content
+
+    @property
+    def members(self) -> Members:
+        """The raw members of the JSON object in the body.
+
+        Raises:
+            BodyForwardedError: the body was forwarded.
+            NotAnObjectError: the body is not a JSON object; see `is_object`.
+        """
+        if self._members is None:
+            if self.is_object:
+                raise self._forwarded_error()
+            raise json_edit.NotAnObjectError(f"the body of the request to {self.path} is not a JSON object")
+        return self._members
+
+    def write(self, content: bytes, headers: Mapping[bytes, bytes] = NO_HEADERS) -> None:
+        """Replace the body, and set headers like `add_headers`."""
+        self._content = content
+        self.scope = asgi.with_headers(self.scope, {**headers, b"content-length": b"%d" % len(content)})
+
+    def add_headers(self, headers: dict[bytes, bytes]) -> None:
+        """Set request headers, and replace the client's headers with the same names."""
+        self.scope = asgi.with_headers(self.scope, headers)
+
+    def set_model(self, model: str) -> None:
+        """Replace the model's name in the body, or in the header that the route reads; all other bytes stay."""
+        if not self.set_model_header(model):
+            self.write(json_edit.join_members({**self.members, "model": json_edit.encode(model)}))
+
+    def set_model_header(self, model: str) -> bool:
+        """Replace the model's name in the header that the route reads; return False if the route reads none."""
+        if self.route is None or self.route.adapter_header is None:
+            return False
+        self.add_headers({self.route.adapter_header: model.encode("latin-1", "replace")})
+        return True
+
+    def rewrite(self) -> None:
+        """Replace the body by its members as they are now; the bytes of unchanged members stay."""
+        self.write(json_edit.join_members(self.members))
+
+    def forward_body(self, receive: Receive) -> Receive:
+        """Drop the body, and return a `receive` that yields it once and then the messages of `receive`.
+
+        Raises:
+            BodyForwardedError: the body was forwarded already.
+        """
+        content = self._content
+        if content is None:
+            raise self._forwarded_error()
+        self._content = self._members = None
+        return asgi.replay_body(content, receive)
+
+    @property
+    def request_id(self) -> str | None:
+        """The X-Request-Id header."""
+        return (asgi.header(self.scope, b"x-request-id") or b"").decode("latin-1") or None
+
+    def _parse(self) -> None:
+        try:
+            self._members = json_edit.body_members(self.content)
+        except json_edit.NotAnObjectError:
+            return  # vLLM reports the error
+        self.is_object = True
+        if self.route is not None and self.route.adapter_header is not None:
+            self.model = asgi.text_header(self.scope, self.route.adapter_header)
+        else:
+            self.model = json_edit.string_value(self._members.get("model"))
+
+    def _forwarded_error(self) -> BodyForwardedError:
+        return BodyForwardedError(
+            f"the body of the request to {self.path} has been forwarded; read it before `Exchange.forward_body`"
+        )
 
 
-class Edited(Struct, frozen=True):
-    """A request as it is handed on."""
+class Choice(Struct, frozen=True):
+    """A request's plan, and the candidate that serves it."""
 
-    decision: Decision
-    content: bytes
-    request_id: str | None  # to be added as X-Request-Id
-    runs_on: bool
-    again: Again | None  # how to ask with the model alone; None: nothing else was written
+    client: Client
+    protocol: ApiProtocol | None  # None: the request is neither routed nor observed
+    queries: Sequence[Query]
+    plan: Plan | None  # None: the request was not classified
+    selection: Selection | None  # None: the request is rejected
+    timings_ms: Mapping[str, float]
+
+    def release(self) -> None:
+        """Release the lease."""
+        if self.selection is not None:
+            self.selection.release()
 
 
-async def consider(
-    router: Router, route: Route, shape: Shape, incoming: Incoming, adapters: Adapters | None
-) -> Considered:
-    """The plan of a request that names no adapter, and the first candidate that serves."""
-    client = client_of(router, incoming.scope, incoming.members or {})
-    began = time.perf_counter()
-    queries, plan = await plan_of(router, shape, incoming, client)
-    planned = time.perf_counter()
-    ms = {"plan": (planned - began) * 1000}
-    if router.rejects_failures and plan.reason in FAILURES and not router.observes:
-        return Considered(plan, None, queries, client, ms)
-    if route.dry:
-        taken = await foresee(router, plan, adapters, client.tenant)
+def kind_of(router: Router, serving: Serving, exchange: Exchange) -> Kind:
+    """Return how the middleware serves a request."""
+    route, model = exchange.route, exchange.model
+    if route is not None and exchange.is_object:
+        if router.routes(model, serving.served_names):
+            return "routed"
+        if not route.dry_run and (router.observe_only or serving.recorder.records_all_requests):
+            return "observed"
+    if not model:
+        return "forwarded"
+    if model in router.auto_names:
+        return "unrouted"
+    return "forwarded" if serving.adapters is None or model in serving.served_names else "named"
+
+
+async def choose(router: Router, serving: Serving, exchange: Exchange) -> Choice:
+    """Plan a request, and lease the first candidate that can serve it.
+
+    A request that names its model is a plan with one candidate, no fallback to another adapter and no deadline.
+    """
+    route, members, is_routed = exchange.route, exchange.members, exchange.kind == "routed"
+    client = client_of(router, exchange.scope, members)
+    protocol: ApiProtocol | None = None
+    queries: Sequence[Query] = ()
+    plan: Plan | None = None
+    timings_ms: dict[str, float] = {}
+    started = planned = time.perf_counter()
+    if route is not None and exchange.kind != "named":
+        protocol = route.protocol_for(members)
+        if is_routed or router.observe_only:
+            queries, plan = await plan_of(router, exchange, protocol, client)
+    if is_routed and plan is not None:
+        planned = time.perf_counter()
+        timings_ms["plan"] = (planned - started) * 1000
+        if router.rejects_on_error and plan.reason in FAILURES and not router.observe_only:
+            return Choice(client, protocol, queries, plan, None, timings_ms)
+        target = routed_target(router, plan, client.tenant, exchange.path)
     else:
-        taken = await take(router, plan, adapters, client.tenant, may_load=route.guarded)
-    ms["lease"] = (time.perf_counter() - planned) * 1000
-    return Considered(plan, taken, queries, client, ms)
+        target = named_target(exchange, serving, client.tenant, "named" if plan is None else "observe")
+    selection = await (preview if exchange.is_dry_run else lease_first)(target, serving.adapters)
+    # Await nothing from here on: if the request were cancelled meanwhile, its lease would never be released.
+    if is_routed:
+        timings_ms["lease"] = (time.perf_counter() - planned) * 1000
+    return Choice(client, protocol, queries, plan, selection, timings_ms)
 
 
-async def plan_of(router: Router, shape: Shape, incoming: Incoming, client: Client) -> tuple[Sequence[Query], Plan]:
-    """What is asked, and the plan for it; never an error."""
+def named_target(exchange: Exchange, serving: Serving, tenant: str | None, reason: Reason) -> Target:
+    """Return the target of a request that names its model.
+
+    If the name is not an adapter that can be leased, vLLM receives the request unchanged. It knows the name, or it
+    answers 404.
+    """
+    model = exchange.model or serving.served_names[0]
+    source = "named by the client"
+    candidates = (Candidate(model, None, source=source),)
+    if exchange.model and serving.adapters is not None:
+        candidates = (Candidate(model, model, source=source), *candidates)
+    return Target(candidates, reason, tenant, exchange.path, has_fixed_reason=True, by_client=True)
+
+
+async def plan_of(
+    router: Router, exchange: Exchange, protocol: ApiProtocol, client: Client
+) -> tuple[Sequence[Query], Plan]:
+    """Return a request's queries and their plan. Errors lead to the fallback plan: routing never fails a request."""
     queries: Sequence[Query] = ()
     try:
-        members = incoming.members or {}
-        queries = await incoming.work(lambda: shape.read(members))
-        route = incoming.route
-        calls = route is not None and route.guarded and not route.dry
-        return queries, await router.plan(queries, client, model=incoming.model, calls=calls)
+        members = exchange.members
+        queries = await exchange.run(lambda: protocol.read(members))
+        may_call_tools = is_behind_api_key(exchange.path) and not exchange.is_dry_run
+        return queries, await router.plan(queries, client, model=exchange.model, may_call_tools=may_call_tools)
     except Exception:
-        # Routing never turns a good request into an error.
-        logger.exception("a request could not be planned; it takes default_model")
+        logger.exception("request to %s: routing failed; falling back to default_model", exchange.path)
         return queries, router.fallback("error")
 
 
-def edit(shape: Shape, incoming: Incoming, considered: Considered, taken: Taken) -> Edited:
-    """The body with the decision written in."""
-    began = time.perf_counter()
-    candidate = taken.candidate
-    bare = dict(incoming.members or {})
-    request_id, answer_id = shape.identify(bare, _given_id(incoming), new_id())
-    bare["model"] = json_edit.dump(taken.model)
-    edited = dict(bare)
+def edit(
+    router: Router, exchange: Exchange, choice: Choice, selection: Selection, send: Send
+) -> Response | RoutedResponse | None:
+    """Write the selected model, and for a routed request the candidate's edit, into the request.
+
+    Returns:
+        The response that tracks the decision; None for a request that is neither routed nor observed.
+    """
+    lease = selection.lease
+    if lease is not None and json_edit.runs_in_background(exchange.members):
+        lease.pin()
+    if exchange.kind == "routed":
+        decision, retry = _write_edit(exchange, choice, selection)
+    else:
+        if lease is not None and selection.model != exchange.model:
+            exchange.set_model(selection.model)
+        if exchange.kind == "named":
+            return None
+        decision, retry = _observed_decision(router, exchange, choice, selection), None
+    if choice.plan is None:
+        return Response(decision, send)
+    is_browser = asgi.header(exchange.scope, b"origin") is not None
+    return RoutedResponse(decision, send, retry, is_browser=is_browser)
+
+
+def _write_edit(exchange: Exchange, choice: Choice, selection: Selection) -> tuple[Decision, Retry | None]:
+    started = time.perf_counter()
+    candidate, protocol, plan = selection.candidate, choice.protocol, choice.plan
+    assert protocol is not None and plan is not None
+    model_only = dict(exchange.members)
+    request_id, answer_id = protocol.assign_id(model_only, exchange.request_id, new_id())
+    model_only["model"] = json_edit.encode(selection.model)
+    edited = dict(model_only)
     try:
-        edits = Edit(taken.model, candidate.system_prompt, candidate.system_prompt_mode, candidate.reasoning)
-        written = shape.write(edited, edits)
+        edits = Edit(selection.model, candidate.system_prompt, candidate.system_prompt_mode, candidate.reasoning)
+        applied = protocol.write(edited, edits)
     except Exception:
-        logger.exception("an edit could not be written; the request gets the model alone")
-        edited, written = bare, AppliedEdit()
-    content = json_edit.join(edited)
-    now = time.perf_counter()
-    version = None if taken.lease is None else taken.lease.version
-    decision = Decision(
+        logger.exception("request to %s: the edit failed; only the model is changed", exchange.path)
+        edited, applied = model_only, AppliedEdit()
+    exchange.set_model_header(selection.model)
+    exchange.write(json_edit.join_members(edited), {} if request_id is None else {b"x-request-id": request_id.encode()})
+    timings_ms = {**choice.timings_ms, "edit": (time.perf_counter() - started) * 1000}
+    decision = _decision(exchange, choice, selection, protocol, plan, answer_id, applied, timings_ms)
+
+    def retry() -> tuple[Decision, bytes]:
+        return replace(decision, applied=AppliedEdit()), json_edit.join_members(model_only)
+
+    return decision, retry if applied.more_than_model else None
+
+
+def _observed_decision(router: Router, exchange: Exchange, choice: Choice, selection: Selection) -> Decision:
+    """Return the decision of a request that names its model, and give the request an X-Request-Id."""
+    assert choice.protocol is not None
+    request_id = exchange.request_id
+    if request_id is None:
+        request_id = new_id()
+        exchange.add_headers({b"x-request-id": request_id.encode()})
+    plan = choice.plan or Plan((), "named", None, None, None, (selection.candidate,), router.version)
+    answer_id = choice.protocol.id_prefix + request_id
+    return _decision(exchange, choice, selection, choice.protocol, plan, answer_id, AppliedEdit(), {})
+
+
+def _decision(
+    exchange: Exchange,
+    choice: Choice,
+    selection: Selection,
+    protocol: ApiProtocol,
+    plan: Plan,
+    answer_id: str,
+    applied: AppliedEdit,
+    timings_ms: Mapping[str, float],
+) -> Decision:
+    version = None if selection.lease is None else selection.lease.version
+    prompts = max(len(choice.queries), 1)
+    return Decision(
         id=answer_id,
-        plan=considered.plan,
-        candidate=candidate,
-        reason=taken.reason,
-        applied=written,
-        overhead_ms=(now - incoming.began) * 1000,
-        version=None if version is None else version.engine_name,
-        skipped=taken.refused,
-        content_digest=None if version is None else version.digest,
-        request=RequestInfo(
-            incoming.path, shape.api, incoming.model, considered.client, max(len(considered.queries), 1)
-        ),
-        timings_ms={**considered.ms, "edit": (now - began) * 1000},
-    )
-
-    def again() -> tuple[Decision, bytes]:
-        return replace(decision, applied=AppliedEdit()), json_edit.join(bare)
-
-    return Edited(decision, content, request_id, json_edit.runs_on(bare), again if written.more_than_model else None)
-
-
-class Named(Struct, frozen=True):
-    """A request that names its model itself, and what routing would have said of it."""
-
-    lease: Lease | None  # None: vLLM itself knows the name, or says that nobody does
-    plan: Plan | None  # None: nobody asked
-    queries: Sequence[Query]
-    client: Client
-
-
-async def consider_named(
-    router: Router, incoming: Incoming, adapters: Adapters | None, client: Client, shape: Shape | None
-) -> Named:
-    """A lease on what the client named.
-
-    Args:
-        shape: what to read the request by, where routing is asked too; None where it is not.
-    """
-    plan: Plan | None = None
-    queries: Sequence[Query] = ()
-    if shape is not None:
-        queries, plan = await plan_of(router, shape, incoming, client)
-    # Nothing may be awaited after it: who is given up in between would never give it back.
-    return Named(await _lease_named(incoming, adapters, client), plan, queries, client)
-
-
-def decision_named(
-    router: Router, shape: Shape, incoming: Incoming, named: Named, base: str
-) -> tuple[Decision, str | None]:
-    """What was done with a request that names its model, and the X-Request-Id to add.
-
-    Args:
-        base: what serves a request that names nothing.
-    """
-    model = incoming.model or base
-    version = None if named.lease is None else named.lease.version
-    candidate = Candidate(model, None if version is None else model, source="the client names it")
-    given = _given_id(incoming)
-    request_id = None if given else new_id()
-    plan = named.plan or Plan((), "named", None, None, None, (candidate,), router.version)
-    decision = Decision(
-        id=f"{shape.id_prefix}{given or request_id}",
         plan=plan,
-        candidate=candidate,
-        reason="named" if named.plan is None else "observe",
-        applied=AppliedEdit(),
-        overhead_ms=(time.perf_counter() - incoming.began) * 1000,
+        candidate=selection.candidate,
+        reason=selection.reason,
+        applied=applied,
+        overhead_ms=(time.perf_counter() - exchange.began_s) * 1000,
         version=None if version is None else version.engine_name,
+        skipped=selection.skipped,
         content_digest=None if version is None else version.digest,
-        request=RequestInfo(incoming.path, shape.api, incoming.model, named.client, max(len(named.queries), 1)),
+        request=RequestInfo(exchange.path, protocol.api, exchange.model, choice.client, prompts),
+        timings_ms=timings_ms,
     )
-    return decision, request_id
-
-
-async def _lease_named(incoming: Incoming, adapters: Adapters | None, client: Client) -> Lease | None:
-    if adapters is None or not incoming.model:
-        return None
-    return await lease_named(adapters, incoming.route, incoming.path, incoming.model, client.tenant)
-
-
-def _given_id(incoming: Incoming) -> str | None:
-    return (asgi.header(incoming.scope, b"x-request-id") or b"").decode("latin-1") or None

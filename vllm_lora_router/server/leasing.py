@@ -1,12 +1,12 @@
-"""From a plan's candidates to the first that can serve, leased; and from a name to the version it stands for."""
+"""Lease the first candidate that can serve a request."""
 
 import asyncio
 import logging
 
 from msgspec import Struct
 
-from vllm_lora_router.adapters.runtime.lease import AnothersAdapter, NotLeased
-from vllm_lora_router.protocols.routes import Route, is_guarded
+from vllm_lora_router.adapters.runtime.lease import LeaseRefusedError, OtherTenantsAdapterError
+from vllm_lora_router.protocols.routes import is_behind_api_key
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.state import Adapters, Lease
 from vllm_lora_router.types import Candidate, Plan, Reason
@@ -14,116 +14,131 @@ from vllm_lora_router.types import Candidate, Plan, Reason
 logger = logging.getLogger("vllm_lora_router.server")
 
 
-class Taken(Struct, frozen=True):
-    """The candidate that serves, and why it is that one."""
+class Target(Struct, frozen=True):
+    """The candidates of one request, and the terms on which they are leased."""
+
+    candidates: tuple[Candidate, ...]  # tried in this order; the last one needs no lease
+    reason: Reason  # why the first candidate serves
+    tenant: str | None
+    path: str  # only requests to paths behind vLLM's API key may load an adapter
+    has_fixed_reason: bool = False  # the reason stays the same when a later candidate serves
+    by_client: bool = False  # the client named the adapter, which `client_may_name` may forbid
+    max_wait_s: float | None = None  # for all candidates together; None: no deadline
+
+    def fallback_reason(self, *, is_other_tenants: bool) -> Reason:
+        """Return why a later candidate serves, after the first one could not."""
+        if self.has_fixed_reason:
+            return self.reason
+        return "not_allowed" if is_other_tenants else "not_loadable"
+
+
+class Selection(Struct, frozen=True):
+    """The candidate that serves a request, with its lease."""
 
     candidate: Candidate
-    reason: Reason
-    model: str  # what the request's `model` must be
-    lease: Lease | None = None  # None for the base
-    refused: tuple[tuple[str, str], ...] = ()  # adapter, why it does not serve
+    reason: Reason  # why this candidate serves
+    model: str  # the value of the request's `model` that makes vLLM use this candidate
+    lease: Lease | None = None  # None: the base model, or a name that vLLM resolves
+    skipped: tuple[tuple[str, str], ...] = ()  # (adapter, why it cannot serve)
 
     def release(self) -> None:
+        """Release the lease."""
         if self.lease is not None:
             self.lease.release()
 
 
-async def take(
-    router: Router, plan: Plan, adapters: Adapters | None, tenant: str | None, *, may_load: bool = True
-) -> Taken:
-    """The first candidate that can be leased within `router.adapters.max_wait_ms`, waiting for its slot after that.
+def routed_target(router: Router, plan: Plan, tenant: str | None, path: str) -> Target:
+    """Return the target of a routed request: the plan's candidates, or the default ones in observe mode."""
+    candidates = router.default if router.observe_only else plan.candidates
+    return Target(
+        (*candidates, router.base_only),
+        "observe" if router.observe_only else plan.reason,
+        tenant,
+        path,
+        has_fixed_reason=router.observe_only,
+        max_wait_s=router.max_wait_s,
+    )
+
+
+async def lease_first(target: Target, adapters: Adapters | None) -> Selection:
+    """Lease the first candidate that can serve within the target's deadline, then wait for its slot.
 
     Args:
-        may_load: else only what is in the engine's memory serves.
+        adapters: None if the server runs without LoRA.
     """
-    refused: list[tuple[str, str]] = []
-    instead: Reason = "not_loadable"
-    deadline: float | None = None
-    candidates = candidates_of(router, plan)
-    for candidate in (*candidates, router.base_alone):
-        reason = _reason(router, plan, candidate, instead)
+    reason, deadline = target.reason, None
+    skipped: list[tuple[str, str]] = []
+    for candidate in target.candidates:
         if candidate.adapter is None:
-            return Taken(candidate, reason, candidate.model, None, tuple(refused))
-        if adapters is None:
-            refused.append((candidate.adapter, "the server has no LoRA"))
-            continue
-        lease = adapters.lease_now(candidate.adapter, tenant)
-        if lease is None and not may_load:
-            refused.append((candidate.adapter, "it is not in memory, and this path is open to everybody"))
-            continue
+            return Selection(candidate, reason, candidate.model, None, () if target.by_client else tuple(skipped))
+        lease: Lease | None = None
+        if adapters is not None:
+            lease = adapters.lease_now(candidate.adapter, target.tenant, by_client=target.by_client)
         if lease is None:
-            deadline = deadline or asyncio.get_running_loop().time() + router.max_wait_s
+            if deadline is None and target.max_wait_s is not None:
+                deadline = asyncio.get_running_loop().time() + target.max_wait_s
             try:
-                async with asyncio.timeout_at(deadline):
-                    lease = await adapters.lease(candidate.adapter, tenant)
-            except TimeoutError:
-                why = f"it was not ready within router.adapters.max_wait_ms ({router.max_wait_s * 1000:g} ms)"
-                refused.append((candidate.adapter, why))
+                lease = await _load(candidate.adapter, target, adapters, deadline)
+            except LeaseRefusedError as error:
+                skipped.append((candidate.adapter, str(error)))
+                logger.debug("adapter %r: not leased (%s)", candidate.adapter, error)
+                if candidate is target.candidates[0]:
+                    reason = target.fallback_reason(is_other_tenants=isinstance(error, OtherTenantsAdapterError))
                 continue
-            except NotLeased as not_leased:
-                refused.append((candidate.adapter, str(not_leased)))
-                if isinstance(not_leased, AnothersAdapter) and candidate is plan.candidates[0]:
-                    instead = "not_allowed"
-                continue
-        await enter(lease)
-        return Taken(candidate, reason, lease.model, lease, tuple(refused))
-    raise AssertionError("the base stands last and needs no lease")
+        await _enter(lease)
+        return Selection(candidate, reason, lease.model, lease, tuple(skipped))
+    raise AssertionError("the last candidate needs no lease")
 
 
-async def foresee(router: Router, plan: Plan, adapters: Adapters | None, tenant: str | None) -> Taken:
-    """What `take` would take, as far as that can be told without loading anything.
+async def preview(target: Target, adapters: Adapters | None) -> Selection:
+    """Return what `lease_first` would select, as far as that is known without loading an adapter.
 
-    An adapter that nobody has asked for yet has no name in vLLM: its prompt is rendered under the base's.
+    An adapter that no request has used yet has no name in vLLM: its prompt is rendered under the base model's name.
     """
-    instead: Reason = "not_loadable"
-    for candidate in (*candidates_of(router, plan), router.base_alone):
-        reason = _reason(router, plan, candidate, instead)
-        if candidate.adapter is None:
-            return Taken(candidate, reason, candidate.model)
-        if adapters is None:
-            continue
-        if (lease := adapters.lease_now(candidate.adapter, tenant, loaded=False)) is not None:
-            return Taken(candidate, reason, lease.model, lease)
-        if await adapters.can_serve(candidate.adapter, tenant):
-            return Taken(candidate, reason, router.base_alone.model)
-        if candidate is plan.candidates[0] and await adapters.is_anothers(candidate.adapter, tenant):
-            instead = "not_allowed"
-    raise AssertionError("the base stands last and needs no lease")
+    reason = target.reason
+    for candidate in target.candidates:
+        name = candidate.adapter
+        if name is None:
+            return Selection(candidate, reason, candidate.model)
+        is_first, is_other_tenants = candidate is target.candidates[0], False
+        if adapters is not None:
+            lease = adapters.lease_now(name, target.tenant, by_client=target.by_client, require_loaded=False)
+            if lease is not None:
+                return Selection(candidate, reason, lease.model, lease)
+            if not target.by_client:
+                if await adapters.can_serve(name, target.tenant):
+                    return Selection(candidate, reason, target.candidates[-1].model)
+                is_other_tenants = is_first and await adapters.belongs_to_other_tenant(name, target.tenant)
+        if is_first:
+            reason = target.fallback_reason(is_other_tenants=is_other_tenants)
+    raise AssertionError("the last candidate needs no lease")
 
 
-async def lease_named(
-    adapters: Adapters, route: Route | None, path: str, name: str, tenant: str | None
-) -> Lease | None:
-    """A lease on what the client named; none where vLLM itself knows the name, or says that nobody does."""
-    if route is not None and route.dry:
-        return adapters.lease_now(name, tenant, by_client=True, loaded=False)
-    lease = adapters.lease_now(name, tenant, by_client=True)
-    if lease is None and is_guarded(path):
-        try:
-            lease = await adapters.lease(name, tenant, by_client=True)
-        except NotLeased as reason:
-            logger.debug("adapter %r, named by a client: %s", name, reason)
-    if lease is not None:
-        await enter(lease)
-    return lease
+async def _load(name: str, target: Target, adapters: Adapters | None, deadline: float | None) -> Lease:
+    """Lease an adapter that may have to be loaded first.
 
-
-async def enter(lease: Lease) -> None:
-    """Waits for the lease's slot; one that is given up is released."""
+    Raises:
+        LeaseRefusedError: the adapter cannot serve, may not be loaded, or is not ready before the deadline.
+    """
+    if adapters is None:
+        raise LeaseRefusedError("LoRA is disabled on this server; start it with --enable-lora")
+    if not is_behind_api_key(target.path):
+        raise LeaseRefusedError(f"not loaded, and requests to {target.path} cannot load adapters (no API key check)")
     try:
-        await lease.enter()
+        async with asyncio.timeout_at(deadline):
+            return await adapters.lease(name, target.tenant, by_client=target.by_client)
+    except TimeoutError:
+        if target.max_wait_s is None:
+            raise
+        raise LeaseRefusedError(
+            f"not ready within router.adapters.max_wait_ms ({target.max_wait_s * 1000:g} ms)"
+        ) from None
+
+
+async def _enter(lease: Lease) -> None:
+    """Wait for the lease's slot, and release the lease if the wait is cancelled."""
+    try:
+        await lease.acquire_slot()
     except BaseException:
         lease.release()
         raise
-
-
-def candidates_of(router: Router, plan: Plan) -> tuple[Candidate, ...]:
-    """What may serve: where routing only observes, nothing of the plan does."""
-    return router.default if router.observes else plan.candidates
-
-
-def _reason(router: Router, plan: Plan, candidate: Candidate, instead: Reason) -> Reason:
-    # `instead` is why the first candidate does not serve.
-    if router.observes:
-        return "observe"
-    return plan.reason if candidate is plan.candidates[0] else instead

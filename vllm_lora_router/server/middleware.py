@@ -1,44 +1,40 @@
-"""The middleware that walks a request's way once: bytes, queries, plan, lease, edit, and on to vLLM."""
+"""The middleware: read a request, plan it, lease its adapter, edit it, forward it to vLLM, and record the response."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vllm_lora_router.observability.decision_log import log_asked_again
+from vllm_lora_router.observability.decision_log import log_retry_without_edit
 from vllm_lora_router.observability.traces import RequestSpan
-from vllm_lora_router.protocols import cache_salt, json_edit
-from vllm_lora_router.protocols.protocol import Shape
-from vllm_lora_router.protocols.routes import Route
+from vllm_lora_router.protocols import cache_salt
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import asgi, tenant_isolation
-from vllm_lora_router.server.client import client_of
-from vllm_lora_router.server.engine_first import engine_first
-from vllm_lora_router.server.exchange import Considered, Named, consider, consider_named, decision_named, edit
-from vllm_lora_router.server.incoming import Incoming
-from vllm_lora_router.server.model_list import with_names
-from vllm_lora_router.server.response import Response, RoutedResponse, unrouted
-from vllm_lora_router.server.state import Adapters, Lease, Serving
-from vllm_lora_router.server.turns import Turns
+from vllm_lora_router.server.exchange import Choice, Exchange, choose, edit, kind_of
+from vllm_lora_router.server.model_list import send_with_names
+from vllm_lora_router.server.response import Response, RoutedResponse, unrouted_error
+from vllm_lora_router.server.state import Serving
 from vllm_lora_router.types import Decision, Plan
+
+NO_GUARD = nullcontext()
 
 
 class LoraRouterMiddleware:
-    """Routes requests whose `model` is an auto name; a request that names an adapter gets a lease on it.
+    """Routes requests with an auto name as `model`, and leases the adapter for requests that name an adapter.
 
-    Every other reaches the application byte for byte, but for `cache_salt` where tenants are kept apart.
+    All other requests reach the application byte for byte, except for `cache_salt` if tenants are isolated.
     """
 
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self.app = app
         self.serving = serving
-        self._turns = Turns()
+        self._fair_resume = asgi.FairResume()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         router = self.serving.router
         if scope["type"] != "http" or router is None:
-            if scope["type"] == "websocket" and router is not None and router.isolates:
-                await tenant_isolation.refuse_socket(scope, receive, send)
+            if scope["type"] == "websocket" and router is not None and router.isolates_tenants:
+                await tenant_isolation.refuse_websocket(scope, receive, send)
                 return
             await self.app(scope, receive, send)
             return
@@ -49,166 +45,116 @@ class LoraRouterMiddleware:
             await self._list_models(router, scope, receive, send)
         else:
             if path.startswith("/metrics"):
-                self.serving.record.settle()
+                self.serving.recorder.flush()
             await self.app(scope, receive, send)
 
     async def _list_models(self, router: Router, scope: Scope, receive: Receive, send: Send) -> None:
         adapters, tenant = self.serving.adapters, asgi.text_header(scope, router.tenant_header)
         names = await adapters.names(tenant) if adapters is not None else ()
-        hidden = adapters.owns if adapters is not None else lambda name: False
-        await self.app(scope, receive, with_names([router.loaded.config.auto_model_name, *names], hidden, send))
+        is_hidden = adapters.owns if adapters is not None else lambda name: False
+        await self.app(scope, receive, send_with_names([router.loaded.config.auto_model_name, *names], is_hidden, send))
 
     async def _post(self, router: Router, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        adapters = self.serving.adapters
-        isolated = router.isolates and not cache_salt.runs_nothing(path)
-        if isolated and (refusal := tenant_isolation.refusal(scope, path)) is not None:
+        is_isolated = router.isolates_tenants and not cache_salt.runs_no_prompt(path)
+        if is_isolated and (refusal := tenant_isolation.refusal(scope, path)) is not None:
             await refusal(scope, receive, send)
             return
         if not asgi.is_json(scope):
-            with adapters.unread() if adapters is not None else nullcontext():
+            with self._track_unknown_use():
                 await self.app(scope, receive, send)
             return
-        incoming = await Incoming.read(scope, path, receive)
-        if incoming is None:
-            return
-        route, model = incoming.route, incoming.model
-        salted = isolated and await incoming.work(lambda: tenant_isolation.salt_members(incoming, router.tenant_header))
-        if route is not None and incoming.members is not None and router.takes(model, self.serving.served_names):
-            await self._route(router, route, incoming, receive, send)
-            return
-        if salted:
-            await incoming.work(incoming.rewrite)
-        if model is not None and model in router.auto_names:
-            await self.app(incoming.scope, incoming.hand_on(receive), unrouted(model, path, send))
-        elif self._watches(router, route, incoming) or (
-            adapters is not None and model and model not in self.serving.served_names
-        ):
-            await self._serve_named(router, adapters, incoming, receive, send)
+        exchange = await Exchange.read(scope, path, receive)
+        if exchange is None:
+            return  # the client disconnected
+        exchange.kind = kind_of(router, self.serving, exchange)
+        if is_isolated:
+            is_salted = await exchange.run(lambda: tenant_isolation.add_salt(exchange, router.tenant_header))
+            if is_salted and exchange.kind != "routed":
+                await exchange.run(exchange.rewrite)
+        if exchange.kind == "forwarded":
+            await self.app(exchange.scope, exchange.forward_body(receive), send)
+        elif exchange.kind == "unrouted":
+            replaced = unrouted_error(exchange.model, path, send)
+            await self.app(exchange.scope, exchange.forward_body(receive), replaced)
         else:
-            await self.app(incoming.scope, incoming.hand_on(receive), send)
+            await self._serve(router, exchange, receive, send)
 
-    def _watches(self, router: Router, route: Route | None, incoming: Incoming) -> bool:
-        """Whether a request that is not routed is looked at all the same."""
-        if route is None or route.dry or incoming.members is None:
-            return False
-        return router.observes or self.serving.record.records_all
-
-    async def _route(self, router: Router, route: Route, incoming: Incoming, receive: Receive, send: Send) -> None:
-        shape = route.shape_of(incoming.members or {})
-        ahead = asgi.Ahead(receive)
-        considered: Considered | None = None
-        try:
-            work = consider(router, route, shape, incoming, self.serving.adapters)
-            considered = await ahead.unless_gone(work)
-            if considered is None:
-                return
-            if ahead.has_waited:  # perhaps for the same as others
-                await self._turns.mine()
-            if (taken := considered.taken) is None:
-                await _rejection(considered.plan)(incoming.scope, receive, send)
-                return
-            edited = await incoming.work(lambda: edit(shape, incoming, considered, taken))
-            if taken.lease is not None and edited.runs_on:
-                taken.lease.keep()
-            if route.header is not None:
-                incoming.name(taken.model)
-            added = {} if edited.request_id is None else {b"x-request-id": edited.request_id.encode()}
-            incoming.write(edited.content, added)
-            browser = asgi.header(incoming.scope, b"origin") is not None
-            response = RoutedResponse(edited.decision, send, edited.again, browser=browser)
-            del edited  # it holds the client's body
-            if route.dry:
-                await self._hand_on(response, incoming, ahead.receive)
-                return
-            span = self._begin(incoming, response.decision)
-            self._note(router, response.decision, considered)
-            try:
-                await self._hand_on(response, incoming, ahead.receive)
-            finally:
-                self.serving.record.ended(response.outcome(), span)
-        finally:
-            ahead.close()
-            if considered is not None and considered.lease is not None:
-                considered.lease.release()
-
-    def _begin(self, incoming: Incoming, decision: Decision) -> RequestSpan | None:
-        span = self.serving.record.begin(decision, incoming)
-        if span is not None:
-            incoming.add_headers(span.headers)
-        return span
-
-    def _note(self, router: Router, decision: Decision, considered: Considered) -> None:
-        """Hands what was decided to those who keep it."""
-        queries = considered.queries
-        if decision.request.api == "responses" and queries:
-            router.remember(decision.id, queries, considered.client, considered.plan)
-        self.serving.record.decided(decision, [query.text for query in queries], say=router.logs_decisions)
-
-    def _seen(
-        self, router: Router, shape: Shape, incoming: Incoming, named: Named, send: Send
-    ) -> tuple[Response | RoutedResponse, RequestSpan | None]:
-        """Records a request that names its model, and says in its response what routing would have done."""
-        decision, request_id = decision_named(router, shape, incoming, named, self.serving.served_names[0])
-        if request_id is not None:
-            incoming.add_headers({b"x-request-id": request_id.encode()})
-        span = self._begin(incoming, decision)
-        say = router.logs_decisions and named.plan is not None
-        self.serving.record.decided(decision, [query.text for query in named.queries], say=say)
-        if named.plan is None:
-            return Response(decision, send), span
-        browser = asgi.header(incoming.scope, b"origin") is not None
-        return RoutedResponse(decision, send, None, browser=browser), span
-
-    async def _hand_on(self, response: RoutedResponse, incoming: Incoming, receive: Receive) -> None:
-        await engine_first(self.app, incoming.scope, incoming.hand_on(receive), response.send)
-        if (content := response.ask_again()) is not None:
-            # A good request is never lost to what we wrote: a prompt too long for the model, or a template that knows
-            # no system role.
-            self.serving.record.settle()  # first things first
-            log_asked_again(response.decision)
-            incoming.write(content)
-            del content
-            await engine_first(self.app, incoming.scope, incoming.hand_on(receive), response.send)
-
-    async def _serve_named(
-        self, router: Router, adapters: Adapters | None, incoming: Incoming, receive: Receive, send: Send
-    ) -> None:
-        """A request that names its model itself: it waits for that one, and gets no other."""
-        route = incoming.route
-        client = client_of(router, incoming.scope, incoming.members or {})
-        shape = route.shape_of(incoming.members or {}) if route is not None else None
-        watched = shape if self._watches(router, route, incoming) else None
-        ahead = asgi.Ahead(receive)
-        lease: Lease | None = None
+    async def _serve(self, router: Router, exchange: Exchange, receive: Receive, send: Send) -> None:
+        """Serve a request that is routed, observed or named: plan, lease, edit, forward and record it."""
+        listener = asgi.DisconnectListener(receive)
+        choice: Choice | None = None
         response: Response | RoutedResponse | None = None
         span: RequestSpan | None = None
         try:
-            work = consider_named(router, incoming, adapters, client, watched if router.observes else None)
-            named = await ahead.unless_gone(work)
-            if named is None:
+            choice = await listener.run(choose(router, self.serving, exchange))
+            if choice is None:
+                return  # the client disconnected
+            if listener.has_waited and exchange.kind == "routed":
+                await self._fair_resume.wait()
+            if (selection := choice.selection) is None:
+                await _rejection(choice.plan)(exchange.scope, receive, send)
                 return
-            lease = named.lease
-            if watched is not None:
-                response, span = self._seen(router, watched, incoming, named, send)
-            if lease is not None and lease.model != incoming.model:
-                await incoming.work(lambda: incoming.name(lease.model))
-            if lease is not None and incoming.members is not None and json_edit.runs_on(incoming.members):
-                lease.keep()
-            # A version's own name, which answers carry, stands in vLLM's registry too.
-            with adapters.unread() if lease is None and adapters is not None else nullcontext():
-                to = send if response is None else response.send
-                await engine_first(self.app, incoming.scope, incoming.hand_on(ahead.receive), to)
-        finally:
+            lease = selection.lease
+            if exchange.kind == "routed" or (lease is not None and lease.model != exchange.model):
+                response = await exchange.run(lambda: edit(router, exchange, choice, selection, send))
+            else:
+                response = edit(router, exchange, choice, selection, send)  # changes no byte of the body
+            if response is not None and not exchange.is_dry_run:
+                span = self._record(router, exchange, choice, response.decision)
             if response is not None:
-                self.serving.record.ended(response.outcome(), span)
-            ahead.close()
-            if lease is not None:
-                lease.release()
+                send = response.send
+            with NO_GUARD if exchange.kind == "routed" or lease is not None else self._track_unknown_use():
+                await asgi.deferred_start(self.app, exchange.scope, exchange.forward_body(listener.receive), send)
+                if isinstance(response, RoutedResponse) and response.is_rejected:
+                    await self._retry(exchange, response, listener.receive)
+        finally:
+            listener.close()
+            if choice is not None:
+                choice.release()
+            if response is not None and not exchange.is_dry_run:
+                self.serving.recorder.record_outcome(response.outcome(), span)
+
+    async def _retry(self, exchange: Exchange, response: RoutedResponse, receive: Receive) -> None:
+        """Forward a request a second time, without system prompt and reasoning.
+
+        Our edit must not fail a valid request: the edited prompt may be too long, or the chat template may have no
+        system role.
+        """
+        self.serving.recorder.flush()  # the decision is logged before the retry
+        exchange.write(response.retry_body())
+        log_retry_without_edit(response.decision)
+        await asgi.deferred_start(self.app, exchange.scope, exchange.forward_body(receive), response.send)
+
+    def _record(self, router: Router, exchange: Exchange, choice: Choice, decision: Decision) -> RequestSpan | None:
+        """Record a decision, and return the request's span if traces are sent."""
+        span = self.serving.recorder.start_span(decision, exchange)
+        if span is not None:
+            exchange.add_headers(span.headers)
+        queries, plan = choice.queries, choice.plan
+        if exchange.kind == "routed" and decision.request.api == "responses" and queries and plan is not None:
+            router.remember(decision.id, queries, choice.client, plan)
+        logs_decision = router.logs_decisions and plan is not None
+        self.serving.recorder.record_decision(decision, [query.text for query in queries], log=logs_decision)
+        return span
+
+    def _track_unknown_use(self) -> AbstractContextManager[None]:
+        """Mark that a request with unknown adapters is running, so that no version is retired.
+
+        This includes requests that name a model without a lease: vLLM also registers each version under the version's
+        own name. Answers carry that name, so a client may send it.
+        """
+        adapters = self.serving.adapters
+        return NO_GUARD if adapters is None else adapters.track_unknown_use()
 
 
-def _rejection(plan: Plan) -> JSONResponse:
+def _rejection(plan: Plan | None) -> JSONResponse:
+    """Return the 503 for `router.on_error: reject`."""
+    assert plan is not None
     step = next((step for step in plan.steps if step.failure == plan.reason), None)
-    what = f"the {step.method} classifier: {plan.reason}" if step else plan.reason
-    message = f"The request could not be routed ({what}) and router.on_error is reject. Try again, or name a model."
+    cause = f"{step.method} classifier: {plan.reason}" if step else plan.reason
+    message = (
+        f"the request was not routed ({cause}), and router.on_error is reject; retry, or set `model` to the name of a "
+        "model or adapter"
+    )
     error = {"message": message, "type": "ServiceUnavailableError", "param": "model", "code": 503}
     return JSONResponse({"error": error}, 503, headers={"x-lora-router-reason": plan.reason})

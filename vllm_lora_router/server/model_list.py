@@ -1,4 +1,4 @@
-"""`GET /v1/models` as a client should see it: with the auto name, and with the adapters that it may name."""
+"""Edit the answer of `GET /v1/models`: add the auto name and the adapters that the client may name."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from starlette.types import Message, Send
 
 
-def with_names(names: Sequence[str], hidden: Callable[[str], bool], send: Send) -> Send:
-    """A `send` that holds the list back until it is complete, adds `names` to it and takes out what is `hidden`."""
+def send_with_names(names: Sequence[str], is_hidden: Callable[[str], bool], send: Send) -> Send:
+    """Return a `send` that buffers the list until it is complete, and sends it edited by `with_names`."""
     start: Message | None = None
     chunks: list[bytes] = []
 
-    async def sending(message: Message) -> None:
+    async def send_edited(message: Message) -> None:
         nonlocal start
         if message["type"] == "http.response.start" and message["status"] == 200:
             start = message
@@ -22,27 +22,30 @@ def with_names(names: Sequence[str], hidden: Callable[[str], bool], send: Send) 
         chunks.append(message.get("body", b""))
         if message.get("more_body", False):
             return
-        content = changed(b"".join(chunks), names, hidden)
+        content = with_names(b"".join(chunks), names, is_hidden)
         headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
         await send({**start, "headers": [*headers, (b"content-length", str(len(content)).encode())]})
         await send({"type": "http.response.body", "body": content, "more_body": False})
 
-    return sending
+    return send_edited
 
 
-def changed(content: bytes, names: Sequence[str], hidden: Callable[[str], bool]) -> bytes:
-    """The list with a card a name after the base, made like the base's; a strange list stays as it is.
+def with_names(content: bytes, names: Sequence[str], is_hidden: Callable[[str], bool]) -> bytes:
+    """Return the list with one entry per name, copied from the base model's entry.
 
-    The first name is the auto name. An adapter's versions are hidden: clients see its one public name.
+    Args:
+        content: the list as JSON; a list with an unknown structure is returned unchanged.
+        names: the auto name, then the adapters.
+        is_hidden: whether an entry is removed. Adapter versions are hidden: clients see the adapter's public name.
     """
     try:
         models = json.loads(content)
         first = models["data"][0]
-        kept = [card for card in models["data"] if not hidden(card["id"])]
+        visible = [entry for entry in models["data"] if not is_hidden(entry["id"])]
         auto, *adapters = names
         base = first["id"]
         models["data"] = [
-            *kept,
+            *visible,
             *({**first, "id": name, "root": name, "parent": base} for name in adapters),
             {**first, "id": auto, "owned_by": "vllm_lora_router", "root": base, "parent": None},
         ]

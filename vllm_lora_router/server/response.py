@@ -1,4 +1,4 @@
-"""The way back: a routed response gets its headers, and what the engine would not take is asked for again without."""
+"""Track the outcome of responses, add the decision's headers, and prepare the retry after vLLM rejects our edit."""
 
 import json
 import re
@@ -12,115 +12,120 @@ from vllm_lora_router.protocols.routes import ROUTES
 from vllm_lora_router.server import asgi
 from vllm_lora_router.types import Decision, Outcome
 
-# vLLM's CORS exposes no headers: without this a page in a browser could not read ours.
-_EXPOSED = (b"access-control-expose-headers", ", ".join(response_headers.NAMES).encode())
+# vLLM's CORS middleware exposes no headers. Without this header a web page could not read ours.
+_EXPOSED = (b"access-control-expose-headers", ", ".join(response_headers.HEADER_NAMES).encode())
 
+# For each API: the JSON before the reason why a response ended.
+_FINISH_MEMBER = {"chat": b'"finish_reason":"', "messages": b'"stop_reason":"', "responses": b'"status":"'}
+_FINISH_REASON = re.compile(rb'([a-z_]{1,32})"')
 
-# Before the word that says why a response ended.
-_FINISH = {"chat": b'"finish_reason":"', "messages": b'"stop_reason":"', "responses": b'"status":"'}
-_WORD = re.compile(rb'([a-z_]{1,32})"')
-
-# The same request with the model alone written into it, and the decision that says so.
-Again = Callable[[], tuple[Decision, bytes]]
+# Returns the decision without our edit, and the body in which only the model is changed.
+Retry = Callable[[], tuple[Decision, bytes]]
 
 
 class Response:
-    """Notes how a response goes that passes through."""
+    """Tracks the outcome of a response, and sends it unchanged."""
 
     def __init__(self, decision: Decision, send: Send) -> None:
         self.decision = decision
         self._send = send
-        self._says = _FINISH.get(decision.request.api, _FINISH["chat"])
-        self._since = time.perf_counter()
+        self._finish_member = _FINISH_MEMBER.get(decision.request.api, _FINISH_MEMBER["chat"])
+        self._started_s = time.perf_counter()
         self._status: int | None = None
         self._first_byte_ms: float | None = None
-        self._finish: str | None = None
-        self._complete = False
+        self._finish_reason: str | None = None
+        self._is_complete = False
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Notes a message and hands it on; no coroutine of its own, for a long answer comes in thousands of pieces."""
+        """Track a message and send it. This is a plain function, because a long answer has thousands of chunks."""
         if message["type"] == "http.response.body":
             if content := message.get("body"):
                 if self._first_byte_ms is None:
-                    self._first_byte_ms = self._ms()
-                # Within a text of JSON the quotes would stand behind a backslash.
-                if (at := content.rfind(self._says)) >= 0 and (found := _WORD.match(content, at + len(self._says))):
-                    self._finish = found[1].decode()
-            self._complete = not message.get("more_body", False)
+                    self._first_byte_ms = self._elapsed_ms()
+                # Text that the model generates cannot match: its quotes are escaped.
+                member = self._finish_member
+                if (at := content.rfind(member)) >= 0 and (match := _FINISH_REASON.match(content, at + len(member))):
+                    self._finish_reason = match[1].decode()
+            self._is_complete = not message.get("more_body", False)
         elif message["type"] == "http.response.start":
             self._status = message["status"]
         return self._send(message)
 
     def outcome(self) -> Outcome:
-        aborted = not self._complete
-        return Outcome(self.decision, self._status, self._first_byte_ms, self._ms(), aborted, self._finish)
+        """Return the outcome so far."""
+        aborted = not self._is_complete
+        return Outcome(
+            self.decision, self._status, self._first_byte_ms, self._elapsed_ms(), aborted, self._finish_reason
+        )
 
-    def _ms(self) -> float:
-        return (time.perf_counter() - self._since) * 1000
+    def _elapsed_ms(self) -> float:
+        return (time.perf_counter() - self._started_s) * 1000
 
 
 class RoutedResponse:
-    """Adds the decision's headers to the response's start."""
+    """Adds the decision's headers to a response, and withholds a 400 that our edit may have caused."""
 
-    def __init__(self, decision: Decision, send: Send, again: Again | None, *, browser: bool) -> None:
+    def __init__(self, decision: Decision, send: Send, retry: Retry | None, *, is_browser: bool) -> None:
         """
         Args:
-            again: how to ask again when vLLM answers 400, which the client then never sees. It is let go of, and the
-                client's body with it, as soon as it is not needed any more.
-            browser: a page asks, which reads only the headers that are exposed to it.
+            retry: builds the second attempt if vLLM answers 400; the client then never sees that answer. It references
+                the client's body and is dropped as soon as it is no longer needed.
+            is_browser: whether a web page sent the request; a page can read only exposed headers.
         """
         self._response = Response(decision, send)
-        self._again = again
-        self._refused = False
-        self._browser = browser
+        self._retry = retry
+        self._is_browser = is_browser
+        self.is_rejected = False  # vLLM answered 400, which is withheld: the request must be sent again
 
     @property
     def decision(self) -> Decision:
+        """The decision, without our edit after a rejection."""
         return self._response.decision
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Like `Response.send`, with headers at the start; nothing of what vLLM refused is sent."""
+        """Track a message and send it with the decision's headers, unless it belongs to a withheld 400."""
         if message["type"] == "http.response.start":
-            if message["status"] == 400 and self._again is not None:
-                self._refused = True
-                return asgi.nothing()
-            self._again = None
-            added = response_headers.headers(self.decision)
-            message = asgi.add_headers(message, [*added, *([_EXPOSED] if self._browser else ())])
-        elif self._refused:
-            return asgi.nothing()
+            if message["status"] == 400 and self._retry is not None:
+                self.is_rejected = True
+                return asgi.no_op()
+            self._retry = None
+            added = response_headers.decision_headers(self.decision)
+            message = asgi.add_headers(message, [*added, *([_EXPOSED] if self._is_browser else ())])
+        elif self.is_rejected:
+            return asgi.no_op()
         return self._response.send(message)
 
-    def ask_again(self) -> bytes | None:
-        """The body to ask with when vLLM refused the first one; what comes after that goes to the client."""
-        if not self._refused or self._again is None:
-            return None
-        self._response.decision, content = self._again()
-        self._again, self._refused = None, False
+    def retry_body(self) -> bytes:
+        """Return the body of the second attempt after a rejection. The client receives the second answer."""
+        assert self._retry is not None
+        self._response.decision, content = self._retry()
+        self._retry, self.is_rejected = None, False
         return content
 
     def outcome(self) -> Outcome:
+        """Return the outcome so far."""
         return self._response.outcome()
 
 
-def unrouted(model: str, path: str, send: Send) -> Send:
-    """A `send` with our 400 in place of vLLM's 404, for an auto name on a route that is not routed."""
-    said = (
-        f"model {model!r} asks for an adapter to be chosen, and requests to {path} are not routed; name a model there, "
-        f"or ask one of {', '.join(path for path, route in ROUTES.items() if route.header is None)}"
+def unrouted_error(model: str | None, path: str, send: Send) -> Send:
+    """Return a `send` that replaces vLLM's 404 by our 400, for an auto name on a path that is not routed."""
+    paths = ", ".join(path for path, route in ROUTES.items() if route.adapter_header is None)
+    message = (
+        f"model {model!r} is an auto name, and requests to {path} are not routed; set `model` to the name of a model "
+        f"or adapter, or send the request to one of {paths}"
     )
-    error = {"message": said, "type": "BadRequestError", "param": "model", "code": 400}
+    error = {"message": message, "type": "BadRequestError", "param": "model", "code": 400}
     content = json.dumps({"error": error}).encode()
-    replaced = False
+    is_replaced = False
 
-    async def sending(message: Message) -> None:
-        nonlocal replaced
+    async def send_or_replace(message: Message) -> None:
+        nonlocal is_replaced
         if message["type"] == "http.response.start" and message["status"] == 404:
-            replaced = True
+            is_replaced = True
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
             await send({"type": "http.response.start", "status": 400, "headers": headers})
             await send({"type": "http.response.body", "body": content, "more_body": False})
-        elif not replaced:
+        elif not is_replaced:
             await send(message)
 
-    return sending
+    return send_or_replace

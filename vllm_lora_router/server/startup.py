@@ -1,4 +1,4 @@
-"""From a configuration to a server that routes: everything that happens once the engine is up."""
+"""Startup of the router in an API-server process once the engine is up, and the steps of a configuration reload."""
 
 import asyncio
 import atexit
@@ -9,168 +9,191 @@ from functools import partial
 from pathlib import Path
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
-from vllm_lora_router.adapters.runtime.factory import Limits, open_pool, run_parent
+from vllm_lora_router.adapters.runtime.factory import EngineLimits, open_pool, run_directory_parent
 from vllm_lora_router.adapters.runtime.loader import Engine
-from vllm_lora_router.adapters.runtime.maintenance import Tending
+from vllm_lora_router.adapters.runtime.maintenance import Maintenance
 from vllm_lora_router.adapters.runtime.pool import AdapterPool
-from vllm_lora_router.adapters.runtime.resolver import Catalogue, Declared
+from vllm_lora_router.adapters.runtime.resolver import DeclaredFolder, Resolver
 from vllm_lora_router.classifiers import ClassifierError
-from vllm_lora_router.classifiers.labels import unreached
+from vllm_lora_router.classifiers.labels import unreachable_categories
 from vllm_lora_router.config import ConfigError, load
 from vllm_lora_router.config.served_base import served_base
-from vllm_lora_router.config.warnings import Notice, notices
+from vllm_lora_router.config.warnings import ConfigWarning, config_warnings
 from vllm_lora_router.coordination.run_directory import RunDirectory
-from vllm_lora_router.coordination.sighup import on_hangup
-from vllm_lora_router.observability.audit_destination import Destination, RecordError, destination
+from vllm_lora_router.coordination.sighup import reload_on_sighup
+from vllm_lora_router.observability.audit_destination import (
+    AuditDestination,
+    AuditDestinationError,
+    prepare_destination,
+)
 from vllm_lora_router.observability.metrics import Metrics
 from vllm_lora_router.observability.recorder import Recorder
 from vllm_lora_router.observability.traces import Traces
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.server.preflight import declared, preflight
-from vllm_lora_router.server.reload import Reloading, ReloadRefused
+from vllm_lora_router.server.preflight import declared_folders, preflight
+from vllm_lora_router.server.reload import ConfigReloader, ReloadRefusedError
 from vllm_lora_router.server.state import Serving
 
 logger = logging.getLogger("vllm_lora_router.server")
 
 
-class StartError(RuntimeError):
-    """Why the server does not come up, every reason on a line of its own."""
+class StartupError(RuntimeError):
+    """The server cannot start. The message has one line per cause."""
 
 
 @dataclass(frozen=True)
-class Start:
-    """What one API-server process was started with."""
+class StartupSettings:
+    """The settings that one API-server process was started with."""
 
     file: Path  # the routing configuration
     engine: Engine
     served_names: Sequence[str]
-    limits: Limits | None  # None: without --enable-lora
-    one_node: bool
+    limits: EngineLimits | None  # None: without --enable-lora
+    one_node: bool  # whether all engines run on this node
     model: BaseModel
-    command_line: Mapping[str, str]  # the adapters of --lora-modules, name -> path
-    is_3d: Collection[str]  # those of them whose expert weights are stored in three dimensions
-    server: str  # the same in all processes of this server
+    command_line: Mapping[str, str]  # adapter name to path, from --lora-modules
+    adapters_with_3d_weights: Collection[str]  # adapters of the command line that store expert weights as 3D tensors
+    server: str  # identifies the server; the same in all of its processes
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One configuration with everything that it needs, ready to be put in force."""
+    """One configuration with all resources that it needs, ready to take effect."""
 
     router: Router
-    catalogue: Catalogue
-    destination: Destination  # of the audit record
-    says: Sequence[Notice]
+    resolver: Resolver
+    audit_destination: AuditDestination
+    notices: Sequence[ConfigWarning]
 
 
-async def start_serving(start: Start, serving: Serving) -> None:
-    """Puts the configuration in force, and follows its file from then on.
+async def start_serving(settings: StartupSettings, serving: Serving) -> None:
+    """Put the configuration in effect, and watch its file from then on.
 
     Raises:
-        ConfigError: it is wrong.
-        StartError: its files are, or it names adapters and the server was started without LoRA.
-        ClassifierError: a model is missing or does not fit its settings.
-        RecordError: the audit record cannot be written where it is to go.
+        ConfigError: the configuration is invalid.
+        StartupError: an adapter is invalid, or adapters are configured and the server was started without LoRA.
+        ClassifierError: a classifier model is missing or does not match its settings.
+        AuditDestinationError: the audit record cannot be written at the configured path.
     """
-    run = await asyncio.to_thread(_meet, start)
+    run = await asyncio.to_thread(_open_run_directory, settings)
     atexit.register(run.close)
-    metrics = serving.record.metrics = Metrics()
-    serving.record.traces = Traces()
-    atexit.register(serving.record.close)
+    metrics = serving.recorder.metrics = Metrics()
+    serving.recorder.traces = Traces()
+    atexit.register(serving.recorder.close)
     pool: AdapterPool | None = None
 
     async def prepare(content: bytes) -> Generation:
-        building = asyncio.ensure_future(asyncio.to_thread(_build, start, content, serving.router))
+        building = asyncio.ensure_future(asyncio.to_thread(_build, settings, content, serving.router))
         try:
             return await asyncio.shield(building)
-        except (ConfigError, ClassifierError, RecordError, StartError) as error:
-            raise ReloadRefused(str(error).splitlines()) from error
+        except (ConfigError, ClassifierError, AuditDestinationError, StartupError) as error:
+            raise ReloadRefusedError(str(error).splitlines()) from error
         except asyncio.CancelledError:
-            # A thread cannot be given up, and the models of two must not be loaded at once.
+            # The thread cannot be cancelled, and the models of two configurations must not be loaded at the same time.
             await asyncio.wait([building])
             raise
 
     async def commit(generation: Generation, number: int) -> None:
-        for notice in generation.says:
-            logger.log(notice.level, "%s", notice.text)
+        _log_notices(generation)
         if pool is not None:
-            await pool.configure(generation.catalogue, generation.router.loaded.config.router.adapters)
-        _record(serving.record, generation, number)
+            await pool.configure(generation.resolver, generation.router.loaded.config.router.adapters)
+        _configure_recorder(serving.recorder, generation, number)
         serving.router = generation.router
 
-    reloading = Reloading(run, start.file, prepare, commit, ended=metrics.reloaded)
-    content = await reloading.begin(await asyncio.to_thread(start.file.read_bytes))
-    first = await asyncio.to_thread(_build, start, content, None)
-    for notice in first.says:
-        logger.log(notice.level, "%s", notice.text)
-    if start.limits is not None:
-        pool = await _open_pool(start, start.limits, first, run)
+    reloader = ConfigReloader(run, settings.file, prepare, commit, on_outcome=metrics.count_reload)
+    content = await reloader.join(await asyncio.to_thread(settings.file.read_bytes))
+    first = await asyncio.to_thread(_build, settings, content, None)
+    _log_notices(first)
+    if settings.limits is not None:
+        pool = await _open_pool(settings, settings.limits, first, run)
         pool.loader.metrics = metrics
-    _record(serving.record, first, reloading.generation)
-    serving.start(first.router, start.served_names, pool)
-    serving.reloading = reloading
-    reloading.start()
-    on_hangup(run.folder, reloading.reload)
-    logger.info("routing %s by %s", "model=" + "/".join(sorted(first.router.auto_names)), start.file)
+    _configure_recorder(serving.recorder, first, reloader.generation)
+    serving.start(first.router, settings.served_names, pool)
+    serving.reloader = reloader
+    reloader.start()
+    reload_on_sighup(run.folder, reloader.reload)
+    logger.info("routing started for model=%s with %s", "/".join(sorted(first.router.auto_names)), settings.file)
 
 
-def _meet(start: Start) -> RunDirectory:
-    """The folder that this server's processes share, where they say which content is in force."""
+def _open_run_directory(settings: StartupSettings) -> RunDirectory:
     try:
-        parent = run_parent(load(start.file, adapters=start.command_line))
+        parent = run_directory_parent(load(settings.file, adapters=settings.command_line))
     except ConfigError:
-        parent = None  # if no other process runs there, the same error comes again
-    return RunDirectory.open(start.server, parent)
+        parent = None  # `_build` raises the same error, unless running processes have another content in effect
+    return RunDirectory.open(settings.server, parent)
 
 
-def _build(start: Start, content: bytes, before: Router | None) -> Generation:
-    """Everything that a configuration needs, checked and loaded; nothing in force changes."""
-    loaded = load(start.file, adapters=start.command_line, content=content)
-    base = served_base(loaded, start.served_names)
-    found = preflight(loaded, base, start.model, start.served_names, start.command_line, start.limits, is_up=True)
-    if found.problems:
-        raise StartError("\n".join(["the configuration cannot be used:", *found.problems]))
-    folders = declared(loaded, base, start.command_line)
-    adapters = {name: Declared(folder, name in start.is_3d) for name, folder in folders.items() if folder is not None}
-    catalogue = Catalogue.of(loaded, adapters, one_node=start.one_node)
-    to = destination(loaded)
-    router = Router.build(loaded, base, before)
-    return Generation(router, catalogue, to, (*notices(loaded, base), *found.notices, *_labels(router)))
+def _build(settings: StartupSettings, content: bytes, previous: Router | None) -> Generation:
+    """Validate a configuration and load its models. The configuration in effect does not change."""
+    loaded = load(settings.file, adapters=settings.command_line, content=content)
+    base = served_base(loaded, settings.served_names)
+    checks = preflight(
+        loaded,
+        base,
+        settings.model,
+        settings.served_names,
+        settings.command_line,
+        settings.limits,
+        engine_is_up=True,
+    )
+    if checks.problems:
+        raise StartupError("\n".join(["the configuration cannot be used:", *checks.problems]))
+    adapters = {
+        name: DeclaredFolder(folder, name in settings.adapters_with_3d_weights)
+        for name, folder in declared_folders(loaded, base, settings.command_line).items()
+        if folder is not None
+    }
+    resolver = Resolver.from_config(loaded, adapters, one_node=settings.one_node)
+    audit_destination = prepare_destination(loaded)
+    router = Router.build(loaded, base, previous)
+    notices = (*config_warnings(loaded, base), *checks.notices, *_label_notices(router))
+    return Generation(router, resolver, audit_destination, notices)
 
 
-def _record(record: Recorder, generation: Generation, number: int) -> None:
-    """What is recorded from now on, and by which names."""
-    record.write_to(generation.destination)
-    if (metrics := record.metrics) is not None:
+def _log_notices(generation: Generation) -> None:
+    for notice in generation.notices:
+        logger.log(notice.level, "%s", notice.text)
+
+
+def _configure_recorder(recorder: Recorder, generation: Generation, number: int) -> None:
+    """Set the audit destination, and the names that metrics may use as labels."""
+    recorder.set_destination(generation.audit_destination)
+    if (metrics := recorder.metrics) is not None:
         config = generation.router.loaded.config
         adapters = [
-            *generation.catalogue.declared,
+            *generation.resolver.declared,
             *(lora.name for base in config.bases.values() for lora in base.loras),
         ]
         metrics.configure([category.name for category in config.categories], adapters)
-        metrics.generation(number)
-        for method, scored in generation.router.classifiers.scored.items():
-            scored.batcher.told = partial(metrics.batched, method)
+        metrics.set_generation(number)
+        for method, classifier in generation.router.classifiers.model_classifiers.items():
+            classifier.batcher.on_batch = partial(metrics.observe_batch, method)
 
 
-async def _open_pool(start: Start, limits: Limits, first: Generation, run: RunDirectory) -> AdapterPool:
+async def _open_pool(
+    settings: StartupSettings, limits: EngineLimits, first: Generation, run: RunDirectory
+) -> AdapterPool:
     pool = await asyncio.to_thread(
         open_pool,
-        *(first.router.loaded, first.catalogue, start.model, start.served_names, start.engine, limits, run),
+        *(first.router.loaded, first.resolver, settings.model, settings.served_names, settings.engine, limits, run),
     )
-    if refused := await pool.prepare(first.catalogue.declared):
-        problems = (f"adapter {name!r}: {why}" for name, why in refused.items())
-        raise StartError("\n".join(["the router cannot start:", *problems]))
-    Tending(pool).start()
+    if refused := await pool.preload(first.resolver.declared):
+        problems = (f"adapter {name!r}: {cause}" for name, cause in refused.items())
+        raise StartupError("\n".join(["declared adapters cannot be served:", *problems]))
+    Maintenance(pool).start()
     return pool
 
 
-def _labels(router: Router) -> list[Notice]:
-    mapped = router.classifiers.labels
-    missed = unreached(mapped, router.loaded.config) if mapped else ()
+def _label_notices(router: Router) -> list[ConfigWarning]:
+    labels = router.classifiers.label_mapping
+    unreachable = unreachable_categories(labels, router.loaded.config) if labels else ()
     return [
         *(
-            Notice(logging.INFO, f"label {one.label} -> {one.category or 'default_model'} ({one.how})")
-            for one in mapped
+            ConfigWarning(logging.INFO, f"label {label.label} -> {label.category or 'default_model'} ({label.source})")
+            for label in labels
         ),
-        *(Notice(logging.WARNING, f"no label of the domain model leads to category {name!r}") for name in missed),
+        *(
+            ConfigWarning(logging.WARNING, f"category {name!r}: no label of the domain model selects it")
+            for name in unreachable
+        ),
     ]

@@ -1,4 +1,4 @@
-"""What middleware and routes share: the router in force, the engine and its adapters, and the counts."""
+"""State that the middleware and the API routes share: the active router, the adapters and the recorder."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -6,98 +6,108 @@ from typing import Any, Protocol
 
 from vllm_lora_router.observability.recorder import Recorder
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.server.reload import Reloading
+from vllm_lora_router.server.reload import ConfigReloader
 
 
 class Lease(Protocol):
-    """An adapter's version that stays as it is until the lease is released."""
+    """A lease on one adapter version, which stays unchanged until the lease is released."""
 
-    model: str  # what the request's `model` must be for the engine to answer it by this version
+    model: str  # the `model` value that makes the engine use this version
 
     @property
     def version(self) -> "Version": ...
 
-    async def enter(self) -> None:
-        """Returns when the version has a slot."""
+    async def acquire_slot(self) -> None:
+        """Wait until the version has a slot."""
         ...
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """End the lease."""
+        ...
 
-    def keep(self) -> None:
-        """The version is used for longer than the response takes: it stays for as long as the server runs."""
+    def pin(self) -> None:
+        """Keep the version until the server stops, because the request may use it after its response has ended."""
         ...
 
 
 class Version(Protocol):
-    """One content of one adapter."""
+    """One version of an adapter's content."""
 
     @property
     def engine_name(self) -> str:
-        """The `model` of its answers."""
+        """The name of the version in vLLM, which is also the `model` of its answers."""
         ...
 
     @property
     def digest(self) -> str:
-        """Of the content."""
+        """The digest of the content."""
         ...
 
 
 class Adapters(Protocol):
-    """The adapters of this server, as requests see them. Names are those that users know."""
+    """The adapters of this server under their public names."""
 
-    def lease_now(self, name: str, tenant: str | None, *, by_client: bool = False, loaded: bool = True) -> Lease | None:
-        """A lease on an adapter that can serve at once.
+    def lease_now(
+        self, name: str, tenant: str | None, *, by_client: bool = False, require_loaded: bool = True
+    ) -> Lease | None:
+        """Return a lease on an adapter that can serve without waiting, or None.
 
         Args:
-            by_client: the client itself named it, which `client_may_name` may forbid.
-            loaded: its weights must be in the engine's memory; else it is enough that it is known.
+            name: the adapter's public name.
+            tenant: the tenant of the request.
+            by_client: whether the client named the adapter itself, which `client_may_name` can forbid.
+            require_loaded: whether the adapter must be in the engine's memory. False: it is enough that it is known.
         """
         ...
 
     async def lease(self, name: str, tenant: str | None, *, by_client: bool = False) -> Lease:
-        """A lease on an adapter, which may have to be found, checked, copied and loaded first.
+        """Return a lease on an adapter. Find, validate, copy and load the adapter first where necessary.
 
         Raises:
-            AnothersAdapter: it is another tenant's; never where the client named it.
-            NotLeased: it cannot be served, or does not exist.
+            OtherTenantsAdapterError: the adapter belongs to another tenant. Not raised when `by_client` is set.
+            LeaseRefusedError: the adapter does not exist or cannot be served.
         """
         ...
 
     async def can_serve(self, name: str, tenant: str | None) -> bool:
-        """Whether `lease` would give one, as far as that can be told without loading it."""
+        """Return whether `lease` would probably succeed, without loading the adapter."""
         ...
 
-    async def is_anothers(self, name: str, tenant: str | None) -> bool:
-        """Whether there is one, and it is another tenant's alone."""
+    async def belongs_to_other_tenant(self, name: str, tenant: str | None) -> bool:
+        """Return whether the adapter exists and only another tenant can use it."""
         ...
 
     async def names(self, tenant: str | None) -> Sequence[str]:
-        """The adapters that this tenant may name."""
+        """Return the names of the adapters that clients of this tenant can use."""
         ...
 
     def owns(self, engine_name: str) -> bool:
-        """Whether vLLM has this name in its registry because of us."""
+        """Return whether the router has registered this name in vLLM."""
         ...
 
     async def report(self) -> dict[str, Any]:
-        """Every adapter, where it is and what it takes, for JSON."""
+        """Return the state of every adapter for `GET /v1/router/adapters`."""
         ...
 
-    def unread(self) -> AbstractContextManager[None]:
-        """While a request runs that was not looked into: no version that it may use goes away."""
+    def track_unknown_use(self) -> AbstractContextManager[None]:
+        """Mark that a request with unknown adapters is running, so that no version is retired."""
         ...
 
 
 class Serving:
-    """Made when the app is built, filled when the engine is up; no request comes before that."""
+    """The state of one API-server process. It is created with the app and filled when the engine is up.
+
+    vLLM accepts requests only after that.
+    """
 
     def __init__(self) -> None:
         self.router: Router | None = None
-        self.adapters: Adapters | None = None  # None: the server has no LoRA
-        self.served_names: Sequence[str] = ()  # of the base; the first is the one that answers carry
-        self.reloading: Reloading[Any] | None = None
-        self.record = Recorder()
+        self.adapters: Adapters | None = None  # None: the server runs without LoRA
+        self.served_names: Sequence[str] = ()  # of the base model; the first is the `model` of its answers
+        self.reloader: ConfigReloader[Any] | None = None
+        self.recorder = Recorder()
 
     def start(self, router: Router, served_names: Sequence[str], adapters: Adapters | None) -> None:
+        """Put the router in effect."""
         self.served_names, self.adapters = served_names, adapters
         self.router = router

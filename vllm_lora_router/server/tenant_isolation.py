@@ -1,4 +1,7 @@
-"""`router.tenant_cache: isolated`: what one tenant sends is no faster because another sent it before."""
+"""`router.tenant_cache: isolated`: requests of different tenants share nothing in vLLM's prefix cache.
+
+Otherwise a tenant could tell from the response time whether another tenant sent the same prompt before.
+"""
 
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
@@ -7,49 +10,63 @@ from starlette.websockets import WebSocket
 from vllm_lora_router.protocols import cache_salt
 from vllm_lora_router.routing.ab_assignment import digest
 from vllm_lora_router.server import asgi
-from vllm_lora_router.server.incoming import Incoming
+from vllm_lora_router.server.exchange import Exchange
 
 
-def salt_for(tenant: str | None, own: str | None) -> str:
-    """The `cache_salt` of a tenant's requests, the same in every process and replica.
+def salt_for(tenant: str | None, client_salt: str | None) -> str:
+    """Return the `cache_salt` of a tenant's requests, which is the same in every process and replica.
 
-    No client reaches another tenant's: whatever it sends as its own goes into the digest beside its tenant.
+    No client can produce another tenant's salt: the digest covers the tenant as well as the client's own salt.
+
+    Args:
+        tenant: None if the request names no tenant.
+        client_salt: the `cache_salt` that the client sent, if any.
     """
-    # A name may be anything but nothing at all, which is what nobody is called.
-    return digest("cache_salt", *("" if value is None else f"={value}" for value in (tenant, own)))
+    # The "=" separates an absent name from every name: a name may be any text that is not empty.
+    return digest("cache_salt", *("" if value is None else f"={value}" for value in (tenant, client_salt)))
 
 
 def tenant_of(scope: Scope, header: bytes | None) -> str | None:
-    """The tenant as `text_header` has it; bytes that are no text tell tenants apart, too."""
+    """Return the tenant like `text_header`; a value that is not UTF-8 is a tenant, too."""
     value = asgi.header(scope, header) if header else None
     return value.decode("utf-8", "surrogateescape").strip() or None if value else None
 
 
-def salt_members(incoming: Incoming, header: bytes | None) -> bool:
-    """Writes the salt into a request's members, and says whether it did."""
-    tenant = tenant_of(incoming.scope, header)
-    return incoming.members is not None and cache_salt.write(incoming.members, lambda own: salt_for(tenant, own))
+def add_salt(exchange: Exchange, header: bytes | None) -> bool:
+    """Write the tenant's salt into a request's members, and return whether it was written.
+
+    Args:
+        header: the header that names the tenant.
+    """
+    tenant = tenant_of(exchange.scope, header)
+    return exchange.is_object and cache_salt.write_salt(
+        exchange.members, lambda client_salt: salt_for(tenant, client_salt)
+    )
 
 
 def refusal(scope: Scope, path: str) -> JSONResponse | None:
-    """Says why a request that runs a prompt cannot be kept apart; None where it can."""
-    if path not in cache_salt.SALTED:
-        return _refused(f"requests to {path!r} have no cache_salt that would keep them apart: ask another path")
+    """Return a 400 for a request that runs a prompt and cannot be isolated; None if it can be."""
+    if path not in cache_salt.SALTED_PATHS:
+        return _refused(f"requests to {path!r} have no `cache_salt`; send the request to another path")
     if not asgi.is_json(scope):
-        return _refused("only a body of application/json without a content-encoding can be kept apart: send such a one")
+        return _refused("the body is not plain application/json; send application/json without a content-encoding")
     return None
 
 
-async def refuse_socket(scope: Scope, receive: Receive, send: Send) -> None:
-    """A WebSocket's prompts come in messages, without a salt: it is not opened."""
+async def refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a WebSocket: its prompts arrive in messages, which have no salt."""
     socket = WebSocket(scope, receive, send)
     if "websocket.http.response" in scope.get("extensions", {}):
-        await socket.send_denial_response(_refused("a WebSocket's prompts cannot be kept apart: ask another path"))
+        await socket.send_denial_response(
+            _refused("the prompts of a WebSocket have no `cache_salt`; send the request to another path")
+        )
     else:
         await socket.close(1008)
 
 
 def _refused(why: str) -> JSONResponse:
-    said = f"router.tenant_cache is isolated, which keeps tenants apart in the prefix cache, and {why}"
-    error = {"message": f"{said}, or set `router.tenant_cache: shared`", "type": "BadRequestError", "code": 400}
-    return JSONResponse({"error": {**error, "param": None}}, 400)
+    message = (
+        "the request cannot be isolated from other tenants in the prefix cache (router.tenant_cache: isolated): "
+        f"{why}, or set `router.tenant_cache: shared`"
+    )
+    return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400, "param": None}}, 400)

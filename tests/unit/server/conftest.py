@@ -1,4 +1,4 @@
-"""The middleware and our routes over an application that says back what reached it."""
+"""Fixtures: the middleware and the API routes over an application that records the requests it receives."""
 
 import asyncio
 import json
@@ -10,18 +10,18 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.applications import Starlette
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message
 
-from vllm_lora_router.adapters.runtime.lease import AnothersAdapter, NotLeased, UnknownAdapter
+from vllm_lora_router.adapters.runtime.lease import LeaseRefusedError, OtherTenantsAdapterError, UnknownAdapterError
 from vllm_lora_router.config import load
 from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.protocols.routes import ROUTES
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.server.api import routes
+from vllm_lora_router.server.api import include_routes
 from vllm_lora_router.server.middleware import LoraRouterMiddleware
 from vllm_lora_router.server.state import Serving
 
@@ -55,7 +55,7 @@ categories:
 
 @dataclass
 class FakeLease:
-    """A lease on an adapter whose version is called like itself."""
+    """A lease on an adapter version."""
 
     adapters: "FakeAdapters"
     name: str
@@ -73,58 +73,58 @@ class FakeLease:
     def digest(self) -> str:
         return f"digest of {self.model}"
 
-    async def enter(self) -> None:
+    async def acquire_slot(self) -> None:
         await self.adapters.slot.wait()
 
     def release(self) -> None:
         self.adapters.leased.remove(self.name)
 
-    def keep(self) -> None:
-        self.adapters.kept.append(self.name)
+    def pin(self) -> None:
+        self.adapters.pinned.append(self.name)
 
 
 @dataclass
 class FakeAdapters:
-    """Adapters that are in memory, and others that take a while or do not load."""
+    """Adapters for requests: some are loaded, and others take a while or do not load."""
 
     loaded: set[str] = field(default_factory=lambda: {"medical-lora", "second-lora", "legal-lora", "odd-lora"})
-    coming: dict[str, asyncio.Event] = field(default_factory=dict)  # loaded when the event is set
-    broken: dict[str, str] = field(default_factory=dict)  # and why
-    anothers: set[str] = field(default_factory=set)  # another tenant's than who asks
-    unasked: set[str] = field(default_factory=set)  # they could be loaded, and vLLM does not know them yet
-    versions: dict[str, str] = field(default_factory=dict)  # the engine's name of one that is not called like itself
-    forbidden: set[str] = field(default_factory=set)  # for clients
+    loading: dict[str, asyncio.Event] = field(default_factory=dict)  # adapter -> set when it is loaded
+    broken: dict[str, str] = field(default_factory=dict)  # adapter -> why it does not load
+    other_tenants: set[str] = field(default_factory=set)  # adapters of another tenant than the client's
+    unregistered: set[str] = field(default_factory=set)  # adapters that could be loaded and have no name in vLLM yet
+    versions: dict[str, str] = field(default_factory=dict)  # adapter -> name of its version in the engine
+    forbidden: set[str] = field(default_factory=set)  # adapters that clients may not name
     leased: list[str] = field(default_factory=list)
-    waited_for: list[str] = field(default_factory=list)  # what may have to be loaded first
-    kept: list[str] = field(default_factory=list)
-    under_way: int = 0  # requests that were not looked into
+    lease_calls: list[str] = field(default_factory=list)  # adapters passed to `lease`, which may load them
+    pinned: list[str] = field(default_factory=list)
+    unknown_uses: int = 0  # running requests with unknown adapters
     slot: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.slot.set()
 
     def lease_now(
-        self, name: str, tenant: str | None, *, by_client: bool = False, loaded: bool = True
+        self, name: str, tenant: str | None, *, by_client: bool = False, require_loaded: bool = True
     ) -> FakeLease | None:
-        known = name in self.loaded or (not loaded and name in self.coming)
+        known = name in self.loaded or (not require_loaded and name in self.loading)
         return self._lease(name) if known and not (by_client and name in self.forbidden) else None
 
     async def lease(self, name: str, tenant: str | None, *, by_client: bool = False) -> FakeLease:
-        self.waited_for.append(name)
+        self.lease_calls.append(name)
         if name in self.broken:
-            raise NotLeased(self.broken[name])
-        if name in self.anothers and not by_client:
-            raise AnothersAdapter(f"adapter {name!r} is another tenant's")
-        if name not in self.coming or (by_client and name in self.forbidden):
-            raise UnknownAdapter(f"there is no adapter {name!r}")
-        await self.coming[name].wait()
+            raise LeaseRefusedError(self.broken[name])
+        if name in self.other_tenants and not by_client:
+            raise OtherTenantsAdapterError(f"adapter {name!r} belongs to another tenant")
+        if name not in self.loading or (by_client and name in self.forbidden):
+            raise UnknownAdapterError(f"there is no adapter {name!r}")
+        await self.loading[name].wait()
         return self._lease(name)
 
     async def can_serve(self, name: str, tenant: str | None) -> bool:
-        return name in self.loaded or name in self.unasked
+        return name in self.loaded or name in self.unregistered
 
-    async def is_anothers(self, name: str, tenant: str | None) -> bool:
-        return name in self.anothers
+    async def belongs_to_other_tenant(self, name: str, tenant: str | None) -> bool:
+        return name in self.other_tenants
 
     async def names(self, tenant: str | None) -> list[str]:
         return [*sorted(self.loaded - self.forbidden), *([f"{tenant}s-own"] if tenant else [])]
@@ -136,10 +136,10 @@ class FakeAdapters:
         return "@" in engine_name
 
     @contextmanager
-    def unread(self) -> Iterator[None]:
-        self.under_way += 1
+    def track_unknown_use(self) -> Iterator[None]:
+        self.unknown_uses += 1
         yield
-        self.under_way -= 1
+        self.unknown_uses -= 1
 
     def _lease(self, name: str) -> FakeLease:
         self.leased.append(name)
@@ -147,8 +147,8 @@ class FakeAdapters:
 
 
 @dataclass
-class Reached:
-    """What the application behind the middleware got."""
+class ReceivedRequests:
+    """The requests that the application behind the middleware received."""
 
     bodies: list[bytes] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -168,11 +168,11 @@ class App:
 
     serving: Serving
     adapters: FakeAdapters
-    reached: Reached
+    received: ReceivedRequests
     asgi: LoraRouterMiddleware
 
     def configure(self, text: str, folder: Path) -> Router:
-        """Puts another configuration in force."""
+        """Put another configuration into effect."""
         file = folder / "config.yaml"
         file.write_text(text)
         loaded = load(file)
@@ -182,27 +182,27 @@ class App:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a client got."""
+class ReceivedResponse:
+    """A response as the client received it."""
 
     status: int
     headers: dict[str, str]
     body: bytes
 
 
-async def ask(
+async def post_json(
     asgi: ASGIApp, path: str, request: bytes | dict[str, Any], headers: Iterable[tuple[bytes, bytes]] = ()
-) -> Answer:
-    """A JSON POST without a client of httpx's in between, of a client that stays."""
+) -> ReceivedResponse:
+    """Send a JSON POST to the ASGI application directly, from a client that does not disconnect."""
     content = request if isinstance(request, bytes) else json.dumps(request).encode()
-    given = iter([{"type": "http.request", "body": content, "more_body": False}])
+    messages = iter([{"type": "http.request", "body": content, "more_body": False}])
     sent: list[Message] = []
 
     async def receive() -> Message:
-        for message in given:
+        for message in messages:
             return message
         await asyncio.Event().wait()
-        raise AssertionError("nobody leaves")
+        raise AssertionError("the client does not disconnect")
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -217,28 +217,28 @@ async def ask(
     }
     await asgi(scope, receive, send)
     start, *rest = sent
-    return Answer(
+    return ReceivedResponse(
         start["status"],
         {name.decode(): value.decode() for name, value in start["headers"]},
         b"".join(message["body"] for message in rest),
     )
 
 
-def request_to(path: str, words: str, **more: Any) -> dict[str, Any]:
-    """What a client sends to one of `ROUTES`, but for the model. On routes that take tokens there are no words."""
-    messages = [{"role": "user", "content": words}]
+def body_for(path: str, text: str, **more: Any) -> dict[str, Any]:
+    """Return a request body for one of `ROUTES`, without the model. On routes that take tokens it contains no text."""
+    messages = [{"role": "user", "content": text}]
     if path.endswith(("derender", "generate", "detokenize")):
         return {"tokens": [1, 2], "token_ids": [1, 2], **more}
     if path.endswith("batch"):
         return {"messages": [messages], **more}
     if path.startswith("/v1/completions"):
-        return {"prompt": words, **more}
+        return {"prompt": text, **more}
     if path.startswith("/v1/responses"):
-        return {"input": words, **more}
+        return {"input": text, **more}
     if path in ("/v1/systemone", "/v1/decisions"):
-        return {"state": words, "questions": {"q": {"type": "boolean"}}, **more}
+        return {"state": text, "questions": {"q": {"type": "boolean"}}, **more}
     if path == "/generative_scoring":
-        return {"query": words, "items": ["a", "b"], "label_token_ids": [1, 2], **more}
+        return {"query": text, "items": ["a", "b"], "label_token_ids": [1, 2], **more}
     return {"messages": messages, **more}
 
 
@@ -248,31 +248,26 @@ def app(tmp_path: Path) -> App:
 
 
 def echo(folder: Path, config: str = CONFIG) -> App:
-    """Our middleware before an application that answers on all of vLLM's routes."""
-    reached, serving = Reached(), Serving()
+    """Return the middleware over an application that answers on all of vLLM's routes."""
+    received, serving = ReceivedRequests(), Serving()
 
     async def echo(request: Request) -> Response:
-        reached.bodies.append(await request.body())
-        reached.headers.append(dict(request.headers))
-        if b"stream" in reached.body:
+        received.bodies.append(await request.body())
+        received.headers.append(dict(request.headers))
+        if b"stream" in received.body:
             return StreamingResponse(iter([b"data: 1\n\n", b"data: 2\n\n"]), media_type="text/event-stream")
-        return JSONResponse({"said": "back"}, status_code=400 if b"wrong" in reached.body else 200)
+        return JSONResponse({"answer": "echo"}, status_code=400 if b"wrong" in received.body else 200)
 
     async def models(request: Request) -> Response:
-        cards = [
+        entries = [
             {"id": name, "owned_by": "vllm", "max_model_len": 7} for name in ("served-base", "medical-lora@1a2b3c4d")
         ]
-        return JSONResponse({"object": "list", "data": cards})
+        return JSONResponse({"object": "list", "data": entries})
 
     paths = (*ROUTES, "/v1/embeddings")
-    inner = Starlette(
-        routes=[
-            *(Route(path, echo, methods=["POST"]) for path in paths),
-            Route("/v1/models", models),
-            *routes(serving),
-        ]
-    )
-    app = App(serving, FakeAdapters(), reached, LoraRouterMiddleware(inner, serving))
+    inner = FastAPI(routes=[*(Route(path, echo, methods=["POST"]) for path in paths), Route("/v1/models", models)])
+    include_routes(inner, serving)
+    app = App(serving, FakeAdapters(), received, LoraRouterMiddleware(inner, serving))
     app.configure(config, folder)
     return app
 

@@ -1,158 +1,224 @@
-"""Our own routes, and vLLM's list of models with the auto name in it."""
+"""The `/v1/router` routes and their OpenAPI document."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 
+from vllm_lora_router.classifiers.labels import LabelMapping
+from vllm_lora_router.classifiers.mcp.classifier import McpTool
+from vllm_lora_router.classifiers.mcp.session import Session
+from vllm_lora_router.config.schema import McpCategoryModel
 from vllm_lora_router.coordination.run_directory import RunDirectory
-from vllm_lora_router.observability.audit_destination import destination
-from vllm_lora_router.server.model_list import changed
-from vllm_lora_router.server.reload import Reloading, ReloadRefused
+from vllm_lora_router.observability.audit_destination import prepare_destination
+from vllm_lora_router.server.api import include_routes
+from vllm_lora_router.server.reload import ConfigReloader, ReloadRefusedError
+from vllm_lora_router.server.schemas.decisions import DecisionsResponse
+from vllm_lora_router.server.schemas.plan import PlanResponse
+from vllm_lora_router.server.schemas.status import (
+    ConfigResponse,
+    FeedbackResponse,
+    HealthResponse,
+    MethodStatus,
+    ReloadRefusedResponse,
+    ReloadResponse,
+)
+from vllm_lora_router.server.state import Serving
 
 from .conftest import CONFIG, App
 
+CHAT = {"model": "MoM", "messages": [{"role": "user", "content": "my blood"}]}
 
-async def test_the_list_of_models_has_the_auto_name_and_every_adapter_under_its_public_name(
-    app: App, client: httpx.AsyncClient
-) -> None:
-    app.adapters.loaded = {"medical-lora", "legal-lora"}
-    response = await client.get("/v1/models")
-    cards = response.json()["data"]
-    assert [card["id"] for card in cards] == ["served-base", "legal-lora", "medical-lora", "MoM"]
-    assert [card.get("parent") for card in cards] == [None, "served-base", "served-base", None]
-    assert {card["max_model_len"] for card in cards} == {7}
-    assert response.headers["content-length"] == str(len(response.content))
+ADMIN = CONFIG + "router: {admin_key_env: TEST_ADMIN_KEY}\n"
+ADMIN_KEY = {"x-lora-router-admin-key": "boss"}
 
 
-async def test_the_list_of_models_is_each_tenants_own(app: App, client: httpx.AsyncClient) -> None:
-    app.adapters.loaded.clear()
-    for headers, names in (({}, []), ({"X-Tenant": "acme"}, ["acmes-own"]), ({"X-Tenant": " "}, [])):
-        response = await client.get("/v1/models", headers=headers)
-        assert [card["id"] for card in response.json()["data"]] == ["served-base", *names, "MoM"]
+def documented(model: type[BaseModel], response: httpx.Response) -> dict[str, Any]:
+    """Return a response's JSON, which must have the fields of the model and no others."""
+    content = response.json()
+    assert model.model_validate(content).model_dump(exclude_unset=True) == content
+    return content
 
 
-async def test_a_server_without_lora_lists_its_base_and_the_auto_name(app: App, client: httpx.AsyncClient) -> None:
-    app.serving.adapters = None
-    data = (await client.get("/v1/models")).json()["data"]
-    assert [card["id"] for card in data] == ["served-base", "medical-lora@1a2b3c4d", "MoM"]
+def error_of(response: httpx.Response, status: int) -> str:
+    """Return the message of an OpenAI-shaped error."""
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert (error.keys(), error["code"]) == ({"message", "type", "param", "code"}, status)
+    return error["message"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"data": []}', b'{"data": 3}', b"[1]"])
-def test_a_list_of_models_of_another_form_stays_as_it_is(content: bytes) -> None:
-    assert changed(content, ["MoM"], lambda name: False) == content
+def invalid_fields(response: httpx.Response) -> list[tuple[str, list[str | int]]]:
+    """Return error type and location of each error in FastAPI's standard 422."""
+    assert response.status_code == 422
+    details = response.json()["detail"]
+    assert all({"type", "loc", "msg", "input"} <= detail.keys() for detail in details)
+    return [(detail["type"], detail["loc"]) for detail in details]
 
 
-async def test_classify_gives_the_plan_for_a_text(app: App, client: httpx.AsyncClient) -> None:
-    plan = (await client.post("/v1/router/classify", json={"text": "my blood"})).json()
+async def test_classify_returns_plan_for_text(app: App, client: httpx.AsyncClient) -> None:
+    plan = documented(PlanResponse, await client.post("/v1/router/classify", json={"text": "my blood"}))
     assert (plan["category"], plan["model"], plan["method"], plan["reason"]) == (
         *("medical", "medical-lora", "keyword", "routed"),
     )
     assert [candidate["model"] for candidate in plan["candidates"]] == ["medical-lora", "second-lora", "served-base"]
     assert plan["steps"][0]["classification"]["evidence"]["keywords"] == ["blood"]
-    assert app.reached.bodies == []
-    assert app.serving.record.tally.reasons == {}
+    assert app.received.bodies == []
+    assert app.serving.recorder.counts.by_reason == {}
 
 
-async def test_classify_reads_a_whole_request(client: httpx.AsyncClient) -> None:
+async def test_classify_reads_whole_request(client: httpx.AsyncClient) -> None:
     body = {"model": "x", "messages": [{"role": "user", "content": "blood"}, {"role": "user", "content": "lawsuit"}]}
-    assert (await client.post("/v1/router/classify", json=body)).json()["category"] == "legal"
+    plan = documented(PlanResponse, await client.post("/v1/router/classify", json=body))
+    assert plan["category"] == "legal"
     assert (await client.post("/v1/router/classify", json={"prompt": "blood"})).json()["category"] == "medical"
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"text": 3}', b'{"text": "\xff"}'])
-async def test_classify_says_what_it_needs(client: httpx.AsyncClient, content: bytes) -> None:
+async def test_classify_ignores_content_type(client: httpx.AsyncClient) -> None:
+    # As `curl -d` sends it.
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    response = await client.post("/v1/router/classify", content=b'{"text": "blood"}', headers=headers)
+    assert response.json()["category"] == "medical"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", ("json_invalid", ["body"])),
+        (b"[]", ("json_invalid", ["body"])),
+        (b"{}", ("missing", ["body"])),
+        (b'{"text": 3}', ("string_type", ["body", "text"])),
+        (b'{"text": "\xff"}', ("json_invalid", ["body"])),
+    ],
+)
+async def test_classify_returns_422_for_invalid_body(
+    client: httpx.AsyncClient, content: bytes, problem: tuple[str, list[str | int]]
+) -> None:
     response = await client.post("/v1/router/classify", content=content)
-    assert response.status_code == 400
-    assert "body" in response.json()["error"]["message"]
+    assert invalid_fields(response) == [problem]
 
 
-async def test_health_tells_what_is_in_force_and_what_happened(app: App, client: httpx.AsyncClient) -> None:
+async def test_health_shows_configuration_in_effect_and_counts(app: App, client: httpx.AsyncClient) -> None:
     await client.post("/v1/chat/completions", json={"model": "MoM", "messages": [{"role": "user", "content": "blood"}]})
-    health = (await client.get("/v1/router/health")).json()
+    health = documented(HealthResponse, await client.get("/v1/router/health"))
     assert health["status"] == "ok"
     assert health["methods"] == {"keyword": {"failures": {}}}
     assert health["cache"] == {"entries": 0, "bytes": 0, "hits": 0, "misses": 0}
     assert health["decisions"] == {"routed": 1}
-    assert health["under_way"] == 0 and health["aborted"] == 0
+    assert health["in_progress"] == 0 and health["aborted"] == 0
     assert app.serving.router is not None and health["config"]["version"] == app.serving.router.version
 
 
-async def test_config_is_shown_under_the_files_own_keys(client: httpx.AsyncClient) -> None:
-    shown = (await client.get("/v1/router/config")).json()
+async def test_config_is_shown_with_keys_of_file(client: httpx.AsyncClient) -> None:
+    shown = documented(ConfigResponse, await client.get("/v1/router/config"))
     assert shown["base"] == {"alias": "base", "served_names": ["served-base"]}
     assert shown["config"]["model_config"]["base"]["reasoning_family"] == "qwen3"
 
 
-async def test_our_routes_wait_for_the_engine(app: App, client: httpx.AsyncClient) -> None:
+async def test_config_shows_categories_of_domain_labels(app: App, client: httpx.AsyncClient) -> None:
+    router = app.serving.router
+    assert router is not None
+    labels = [LabelMapping("health", "medical", "similarity", 0.5), LabelMapping("other", None, "fallback")]
+    router.classifiers = replace(router.classifiers, label_mapping=labels)
+    assert documented(ConfigResponse, await client.get("/v1/router/config"))["labels"] == [
+        {"label": "health", "category": "medical", "source": "similarity", "similarity": 0.5},
+        {"label": "other", "category": None, "source": "fallback", "similarity": None},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("POST", "classify"), ("GET", "health"), ("GET", "config"), ("POST", "feedback")),
+        *(("GET", "decisions"), ("GET", "adapters"), ("POST", "reload")),
+    ],
+)
+async def test_routes_return_503_until_router_has_started(
+    app: App, client: httpx.AsyncClient, method: str, path: str
+) -> None:
     app.serving.router = None
-    assert (await client.get("/v1/router/health")).status_code == 503
+    assert "has not started" in error_of(await client.request(method, f"/v1/router/{path}"), 503)
 
 
-ADMIN = CONFIG + "router: {admin_key_env: TEST_ADMIN_KEY}\n"
-
-
-async def test_admin_routes_are_shut_unless_a_key_is_set_and_said(
+async def test_admin_routes_return_403_without_configured_and_sent_key(
     app: App, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = {"x-lora-router-admin-key": "boss"}
     monkeypatch.delenv("TEST_ADMIN_KEY", raising=False)
-    for config, said in ((CONFIG, "router.admin_key_env names none"), (ADMIN, "TEST_ADMIN_KEY is empty")):
+    for config, cause in ((CONFIG, "router.admin_key_env is not set"), (ADMIN, "TEST_ADMIN_KEY is empty")):
         app.configure(config, tmp_path)
-        for method, path in (("GET", "/v1/router/adapters"), ("POST", "/v1/router/reload")):
-            response = await client.request(method, path, headers=key)
-            assert response.status_code == 403 and said in response.json()["error"]["message"]
+        for method, path in (("GET", "adapters"), ("POST", "reload"), ("GET", "decisions?limit=0")):
+            response = await client.request(method, f"/v1/router/{path}", headers=ADMIN_KEY)
+            assert cause in error_of(response, 403)
     monkeypatch.setenv("TEST_ADMIN_KEY", "boss")
-    assert (await client.get("/v1/router/adapters", headers=key)).json() == {"adapters": ["all of them"]}
-    for headers in ({}, {"x-lora-router-admin-key": "bos"}, {"x-lora-router-admin-key": "bösş".encode()}):
+    assert (await client.get("/v1/router/adapters", headers=ADMIN_KEY)).json() == {"adapters": ["all of them"]}
+    for wrong_key in (b"", b"bos", "bösş".encode()):
+        headers = {b"x-lora-router-admin-key": wrong_key} if wrong_key else {}
         response = await client.get("/v1/router/adapters", headers=headers)
-        assert response.status_code == 403 and "x-lora-router-admin-key" in response.json()["error"]["message"]
+        assert "x-lora-router-admin-key" in error_of(response, 403)
 
 
-async def test_a_reload_says_what_became_of_it(
+async def test_adapters_of_server_without_lora_are_empty(
+    app: App, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_ADMIN_KEY", "boss")
+    app.configure(ADMIN, tmp_path)
+    app.serving.adapters = None
+    assert (await client.get("/v1/router/adapters", headers=ADMIN_KEY)).json() == {"adapters": []}
+
+
+async def test_reload_returns_outcome(
     app: App, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_ADMIN_KEY", "boss")
     app.configure(ADMIN, tmp_path)
     file = tmp_path / "config.yaml"
-    taken: list[bytes] = []
+    committed: list[bytes] = []
 
     async def prepare(content: bytes) -> bytes:
         if b"wrong" in content:
-            raise ReloadRefused(["config.yaml:1:1: it is wrong"])
+            raise ReloadRefusedError(["config.yaml:1:1: it is wrong"])
         return content
 
     async def commit(content: bytes, generation: int) -> None:
-        taken.append(content)
+        committed.append(content)
 
-    reloading = Reloading(RunDirectory.open("server", tmp_path / "run"), file, prepare, commit, poll_s=0.01)
-    app.serving.reloading = reloading
-    await reloading.begin(file.read_bytes())
-    reloading.start()
+    assert "does not watch" in error_of(await client.post("/v1/router/reload", headers=ADMIN_KEY), 503)
+    reloader = ConfigReloader(RunDirectory.open("server", tmp_path / "run"), file, prepare, commit, poll_s=0.01)
+    app.serving.reloader = reloader
+    await reloader.join(file.read_bytes())
+    reloader.start()
     try:
         for content, status, outcome, generation in (
             (None, 200, "unchanged", 1),
-            (b"right", 200, "taken", 2),
+            (b"right", 200, "applied", 2),
             (b"wrong", 409, "refused", 2),
         ):
             if content is not None:
                 file.write_bytes(content)
-            response = await client.post("/v1/router/reload", headers={"x-lora-router-admin-key": "boss"})
-            found = response.json()
-            assert (response.status_code, found["outcome"], found["generation"]) == (status, outcome, generation)
-        assert found["problems"] == ["config.yaml:1:1: it is wrong"]
-        assert taken == [b"right"]
-        health = (await client.get("/v1/router/health")).json()["config"]
+            response = await client.post("/v1/router/reload", headers=ADMIN_KEY)
+            model = ReloadRefusedResponse if status == 409 else ReloadResponse
+            result = documented(model, response)
+            assert (response.status_code, result["outcome"], result["generation"]) == (status, outcome, generation)
+        assert result["problems"] == ["config.yaml:1:1: it is wrong"]
+        assert "it is wrong" in error_of(response, 409)
+        assert committed == [b"right"]
+        health = documented(HealthResponse, await client.get("/v1/router/health"))["config"]
         assert (health["generation"], health["refused"]["problems"]) == (2, ["config.yaml:1:1: it is wrong"])
     finally:
-        await reloading.stop()
+        await reloader.stop()
 
 
-CHAT = {"model": "MoM", "messages": [{"role": "user", "content": "my blood"}]}
-
-
-async def test_the_latest_decisions_are_the_admins_to_see(
+async def test_decisions_are_listed_newest_first_for_admins(
     app: App, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (await client.get("/v1/router/decisions")).status_code == 403
@@ -160,48 +226,138 @@ async def test_the_latest_decisions_are_the_admins_to_see(
     app.configure(ADMIN, tmp_path)
     for _ in range(3):
         await client.post("/v1/chat/completions", json=CHAT, headers={"X-Tenant": "acme"})
-    key = {"x-lora-router-admin-key": "boss"}
-    found = (await client.get("/v1/router/decisions?limit=2", headers=key)).json()["decisions"]
-    assert [one["plan"]["category"] for one in found] == ["medical", "medical"]
-    assert found[0]["at"] > found[1]["at"]
-    assert (found[0]["tenant"], found[0]["served"]["version"]) == ("acme", "medical-lora")
-    assert (found[0]["served"]["digest"], found[0]["outcome"]["status"]) == ("digest of medical-lora", 200)
-    for limit in ("0", "x", "1e3", "100000", "-1", ""):
-        response = await client.get(f"/v1/router/decisions?limit={limit}", headers=key)
-        assert response.status_code == 400 and "limit" in response.json()["error"]["message"]
+    response = await client.get("/v1/router/decisions?limit=2", headers=ADMIN_KEY)
+    newest, older = documented(DecisionsResponse, response)["decisions"]
+    assert newest["plan"]["category"] == older["plan"]["category"] == "medical"
+    assert newest["at"] > older["at"]
+    assert (newest["tenant"], newest["served"]["version"]) == ("acme", "medical-lora")
+    assert (newest["served"]["content_digest"], newest["outcome"]["status"]) == ("digest of medical-lora", 200)
 
 
-async def test_feedback_says_which_decision_it_joined(app: App, client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("limit", ["0", "x", "1e3", "100000", "-1", ""])
+async def test_decisions_return_422_for_invalid_limit(
+    app: App, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setenv("TEST_ADMIN_KEY", "boss")
+    app.configure(ADMIN, tmp_path)
+    response = await client.get(f"/v1/router/decisions?limit={limit}", headers=ADMIN_KEY)
+    ((_, location),) = invalid_fields(response)
+    assert location == ["query", "limit"]
+
+
+async def test_feedback_returns_decision_that_it_was_joined_to(app: App, client: httpx.AsyncClient) -> None:
     await client.post("/v1/chat/completions", json=CHAT)
-    id = f"chatcmpl-{app.reached.headers[-1]['x-request-id']}"
+    id = f"chatcmpl-{app.received.headers[-1]['x-request-id']}"
     response = await client.post("/v1/router/feedback", json={"id": id, "score": 1, "comment": "just right"})
-    assert (response.status_code, response.json()) == (200, {"id": id, "category": "medical", "arm": None})
+    assert documented(FeedbackResponse, response) == {"id": id, "category": "medical", "arm": None}
     unknown = await client.post("/v1/router/feedback", json={"id": "chatcmpl-x", "score": 0})
-    assert unknown.status_code == 404 and "router.audit.path" in unknown.json()["error"]["message"]
+    assert "router.audit.path" in error_of(unknown, 404)
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "location"),
     [
-        *(b"", b"[]", b"{}", b'{"id": "x"}', b'{"score": 1}', b'{"id": "", "score": 1}', b'{"id": 3, "score": 1}'),
-        *(b'{"id": "x", "score": "1"}', b'{"id": "x", "score": true}', b'{"id": "x", "score": 1e999}'),
-        *(b'{"id": "x", "score": 1, "coment": "x"}', b'{"id": "\xff", "score": 1}', b'{"id": "x", "score": NaN}'),
-        b'{"id": "' + b"x" * 257 + b'", "score": 1}',
-        b'{"id": "x", "score": 1, "comment": "' + b"x" * 4097 + b'"}',
+        (b"", []),
+        (b"[]", []),
+        (b"{}", ["id"]),
+        (b'{"id": "x"}', ["score"]),
+        (b'{"score": 1}', ["id"]),
+        (b'{"id": "", "score": 1}', ["id"]),
+        (b'{"id": 3, "score": 1}', ["id"]),
+        (b'{"id": "x", "score": "1"}', ["score"]),
+        (b'{"id": "x", "score": true}', ["score"]),
+        (b'{"id": "x", "score": 1e999}', ["score"]),
+        (b'{"id": "x", "score": NaN}', ["score"]),
+        (b'{"id": "x", "score": 1, "coment": "x"}', ["coment"]),
+        (b'{"id": "\xff", "score": 1}', []),
+        (b'{"id": "' + b"x" * 257 + b'", "score": 1}', ["id"]),
+        (b'{"id": "x", "score": 1, "comment": "' + b"x" * 4097 + b'"}', ["comment"]),
     ],
 )
-async def test_feedback_says_what_it_needs(app: App, client: httpx.AsyncClient, content: bytes) -> None:
+async def test_feedback_returns_422_for_invalid_body(
+    client: httpx.AsyncClient, content: bytes, location: list[str]
+) -> None:
     response = await client.post("/v1/router/feedback", content=content)
-    assert response.status_code == 400 and "score" in response.json()["error"]["message"]
+    _, first_location = invalid_fields(response)[0]
+    assert first_location == ["body", *location]
 
 
-async def test_feedback_on_another_processs_answer_is_taken_where_a_record_is_kept(
+async def test_feedback_on_answer_of_other_process_is_accepted_with_audit_record(
     app: App, client: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     router = app.configure(CONFIG + "router: {audit: {path: audit}}\n", tmp_path)
-    app.serving.record.write_to(destination(router.loaded))
+    app.serving.recorder.set_destination(prepare_destination(router.loaded))
     response = await client.post("/v1/router/feedback", json={"id": "chatcmpl-x", "score": 0.5})
-    assert (response.status_code, response.json()) == (200, {"id": "chatcmpl-x", "category": None, "arm": None})
-    app.serving.record.close()
+    assert documented(FeedbackResponse, response) == {"id": "chatcmpl-x", "category": None, "arm": None}
+    health = documented(HealthResponse, await client.get("/v1/router/health"))
+    assert health["audit"]["lost"] == 0
+    app.serving.recorder.close()
     (file,) = (tmp_path / "audit").glob("*.jsonl")
     assert json.loads(file.read_text())["score"] == 0.5
+
+
+async def test_routes_answer_422_whatever_handler_the_app_has(app: App) -> None:
+    outer = FastAPI()
+    include_routes(outer, app.serving)
+
+    @outer.exception_handler(RequestValidationError)
+    async def bad_request(request: Request, error: RequestValidationError) -> PlainTextResponse:
+        return PlainTextResponse("as vLLM answers", 400)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=outer), base_url="http://server") as client:
+        response = await client.post("/v1/router/classify", content=b"[]")
+    assert invalid_fields(response) == [("json_invalid", ["body"])]
+
+
+def test_status_of_mcp_tool_is_documented() -> None:
+    session = SimpleNamespace(name="tool.py", info=None, is_connected=False, failure="not started")
+    status = McpTool(McpCategoryModel(), cast(Session, session)).status()
+    method_status = {"failures": {}, **status}
+    assert MethodStatus.model_validate(method_status).model_dump(exclude_unset=True) == method_status
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    app = FastAPI()
+    include_routes(app, Serving())
+    return app.openapi()
+
+
+def test_openapi_document_is_valid(document: dict[str, Any]) -> None:
+    assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
+
+
+def test_every_route_is_documented(document: dict[str, Any]) -> None:
+    operations = {
+        (method, path): operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert operations.keys() == {
+        ("post", "/v1/router/classify"),
+        ("get", "/v1/router/health"),
+        ("get", "/v1/router/config"),
+        ("post", "/v1/router/feedback"),
+        ("get", "/v1/router/decisions"),
+        ("get", "/v1/router/adapters"),
+        ("post", "/v1/router/reload"),
+    }
+    for (method, path), operation in operations.items():
+        assert operation["summary"] and operation["description"], path
+        responses = operation["responses"]
+        for status in ("200", "503"):
+            assert "$ref" in responses[status]["content"]["application/json"]["schema"], (path, status)
+        is_admin = path.rpartition("/")[2] in ("decisions", "adapters", "reload")
+        assert ("security" in operation, "403" in responses) == (is_admin, is_admin), path
+        assert ("requestBody" in operation) == (path.rpartition("/")[2] in ("classify", "feedback")), (method, path)
+        assert ("422" in responses) == (path.rpartition("/")[2] in ("classify", "feedback", "decisions")), path
+
+
+def test_every_documented_field_has_description(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    ours = {name: schema for name, schema in schemas.items() if "ValidationError" not in name}
+    for name, schema in ours.items():
+        assert schema.get("description"), name
+        for field, content in schema["properties"].items():
+            # Pydantic omits a field's description if it equals the description of the field's type.
+            assert content.get("description") or content.keys() == {"$ref"}, (name, field)

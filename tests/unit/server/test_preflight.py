@@ -1,14 +1,14 @@
-"""What is looked at on disk before an engine is started."""
+"""Checks of adapters and model files before the engine starts."""
 
 from pathlib import Path
 
 import pytest
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
-from vllm_lora_router.adapters.runtime.factory import Limits
+from vllm_lora_router.adapters.runtime.factory import EngineLimits
 from vllm_lora_router.config import load
 from vllm_lora_router.config.served_base import served_base
-from vllm_lora_router.server.preflight import Preflight, declared, preflight
+from vllm_lora_router.server.preflight import Preflight, declared_folders, preflight
 
 CONFIG = """
 {classifier}
@@ -24,7 +24,7 @@ categories:
 """
 
 
-def look(
+def check(
     folder: Path, command_line: dict[str, str], *, classifier: str = "", model: BaseModel | None = None
 ) -> Preflight:
     file = folder / "config.yaml"
@@ -33,49 +33,49 @@ def look(
     return preflight(loaded, served_base(loaded), model or BaseModel("base"), ["base"], command_line)
 
 
-def test_an_adapter_without_a_folder_gets_both_ways_out(tmp_path: Path) -> None:
-    problem = next(problem for problem in look(tmp_path, {}).problems if "second-lora" in problem)
+def test_adapter_without_folder_is_reported_with_both_remedies(tmp_path: Path) -> None:
+    problem = next(problem for problem in check(tmp_path, {}).problems if "second-lora" in problem)
     assert "without a folder" in problem and "--lora-modules second-lora=" in problem and "path" in problem
 
 
-def test_every_problem_is_found_at_once(tmp_path: Path, monkeypatch) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
-    found = look(
+    checks = check(
         tmp_path,
         {"text": str(tmp_path / "empty"), "MoM": str(tmp_path / "empty")},
         classifier=f"classifier: {{category_model: {{model_id: {tmp_path / 'empty'}}}}}",
     )
-    said = "\n".join(found.problems)
+    problems = "\n".join(checks.problems)
     for name in ("'first-lora'", "'second-lora'", "'text'", "'MoM'", "category_model.model_id"):
-        assert name in said
-    assert "by itself" in said and "asks the router to choose" in said
-    assert found.adapters == ()
+        assert name in problems
+    assert "all chat requests for the base model" in problems and "is an auto name" in problems
+    assert checks.adapters == ()
 
 
-def test_a_path_is_tried_beside_the_configuration_and_the_command_line_counts(tmp_path: Path) -> None:
+def test_path_is_relative_to_configuration_and_command_line_takes_precedence(tmp_path: Path) -> None:
     (tmp_path / "adapters/first").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     file = tmp_path / "config.yaml"
     file.write_text(CONFIG.format(classifier=""))
     loaded = load(file)
     base = served_base(loaded)
-    assert declared(loaded, base, {}) == {"first-lora": tmp_path / "adapters/first", "second-lora": None}
-    given = {"first-lora": str(tmp_path / "elsewhere"), "third-lora": str(tmp_path / "elsewhere")}
-    assert declared(loaded, base, given) == {
+    assert declared_folders(loaded, base, {}) == {"first-lora": tmp_path / "adapters/first", "second-lora": None}
+    command_line = {"first-lora": str(tmp_path / "elsewhere"), "third-lora": str(tmp_path / "elsewhere")}
+    assert declared_folders(loaded, base, command_line) == {
         "first-lora": tmp_path / "elsewhere",
         "second-lora": None,
         "third-lora": tmp_path / "elsewhere",
     }
 
 
-def test_a_base_without_a_chat_template_is_a_warning(tmp_path: Path) -> None:
-    def said(template: bool | None) -> bool:
-        found = look(tmp_path, {}, model=BaseModel("base", chat_template=template))
-        return any("--chat-template" in notice.text for notice in found.notices)
+def test_base_model_without_chat_template_is_a_warning(tmp_path: Path) -> None:
+    def warns(chat_template: bool | None) -> bool:
+        checks = check(tmp_path, {}, model=BaseModel("base", chat_template=chat_template))
+        return any("--chat-template" in notice.text for notice in checks.notices)
 
-    assert said(False)
-    assert not said(True) and not said(None)
+    assert warns(False)
+    assert not warns(True) and not warns(None)
 
 
 SOURCES = """
@@ -89,31 +89,33 @@ router:
 """
 
 
-def said_of(folder: Path, sources: str, limits: Limits | None = None, *, is_up: bool = False) -> Preflight:
+def check_sources(
+    folder: Path, sources: str, limits: EngineLimits | None = None, *, engine_is_up: bool = False
+) -> Preflight:
     file = folder / "config.yaml"
     file.write_text(SOURCES.format(sources=sources))
     loaded = load(file)
-    return preflight(loaded, served_base(loaded), BaseModel("base"), ["base"], {}, limits, is_up=is_up)
+    return preflight(loaded, served_base(loaded), BaseModel("base"), ["base"], {}, limits, engine_is_up=engine_is_up)
 
 
-def test_an_adapter_that_no_source_has_yet_is_a_warning_with_the_nearest_that_is_there(tmp_path: Path) -> None:
+def test_adapter_missing_in_sources_is_a_warning_with_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "adapters/medical-lora").mkdir(parents=True)
     (tmp_path / "adapters/medical-lora/adapter_config.json").write_text("{}")
-    found = said_of(tmp_path, "adapters")
-    assert found.problems == ()
-    (notice,) = found.notices
-    assert notice.text.startswith(
-        "adapter 'medcal-lora' is declared nowhere and in none of router.adapters.sources yet"
+    checks = check_sources(tmp_path, "adapters")
+    assert checks.problems == ()
+    (notice,) = checks.notices
+    assert notice.text == (
+        "adapter 'medcal-lora' is not declared and not in router.adapters.sources: its requests fall back to the next "
+        "candidate until it is added; did you mean 'medical-lora'?"
     )
-    assert "did you mean 'medical-lora'?" in notice.text
-    assert said_of(tmp_path, 'adapters, "{tenant}/{name}"').notices == ()
+    assert check_sources(tmp_path, 'adapters, "{tenant}/{name}"').notices == ()
 
 
-def test_sources_need_a_server_with_lora_and_must_be_sources(tmp_path: Path) -> None:
-    assert said_of(tmp_path, "adapters", None).problems == ()
-    (problem,) = said_of(tmp_path, "adapters", None, is_up=True).problems
+def test_sources_need_lora_and_valid_templates(tmp_path: Path) -> None:
+    assert check_sources(tmp_path, "adapters", None).problems == ()
+    (problem,) = check_sources(tmp_path, "adapters", None, engine_is_up=True).problems
     assert "--enable-lora" in problem
-    (problem,) = said_of(tmp_path, '"adapters/{nam}"').problems
+    (problem,) = check_sources(tmp_path, '"adapters/{nam}"').problems
     assert f"{tmp_path / 'config.yaml'}:8:" in problem and "{nam}" in problem
 
 
@@ -130,12 +132,12 @@ classifier: {{embedding_model: {encoder}}}
     ("encoder", "problem"),
     [
         ("{runtime: onnx}", "classifier.embedding_model.runtime: onnx needs onnxruntime"),
-        ("{runtime: onnx-int8, device: cuda}", "onnx-int8 runs on the CPU alone, not on cuda: set device: cpu"),
+        ("{runtime: onnx-int8, device: cuda}", "onnx-int8 runs only on the CPU, not on cuda; set device: cpu"),
         ("{model_id: static}", "static: a static encoder needs model2vec; pip install"),
         ("{runtime: torch}", None),
     ],
 )
-def test_what_runs_an_encoder_is_looked_for_before_the_engine_starts(
+def test_encoder_runtime_is_checked_before_engine_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, problem: str | None
 ) -> None:
     for module in ("onnx_runtime", "static_embeddings"):
@@ -145,5 +147,5 @@ def test_what_runs_an_encoder_is_looked_for_before_the_engine_starts(
     file = tmp_path / "config.yaml"
     file.write_text(RULES.format(encoder=encoder))
     loaded = load(file)
-    found = preflight(loaded, served_base(loaded), BaseModel("base"), ["base"], {}, None).problems
-    assert not found if problem is None else problem in found[0]
+    problems = preflight(loaded, served_base(loaded), BaseModel("base"), ["base"], {}, None).problems
+    assert not problems if problem is None else problem in problems[0]

@@ -1,4 +1,4 @@
-"""The LoRA flags of `vllm serve` that fit a set of adapters, and the memory that there is for them."""
+"""Derivation of the LoRA flags of `vllm serve` from a set of adapters and the available memory."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,24 +7,24 @@ from itertools import accumulate
 from rich.filesize import decimal
 
 from vllm_lora_router.adapters.files.memory import ELEMENT_BYTES, adapter_bytes
-from vllm_lora_router.adapters.files.ranks import DEFAULT_RANK, rank_limit
 from vllm_lora_router.adapters.files.validation import Adapter
+from vllm_lora_router.adapters.files.vllm_limits import DEFAULT_RANK, rank_limit
 
-# A slot costs memory on the device whether or not an adapter is in it.
-MOST_SLOTS = 16
+# A slot uses device memory even when it is empty.
+MAX_SLOTS = 16
 SLOTS_PERCENT = 5  # of the device's memory
 
-# No slot can be added for an adapter that comes while the server runs.
-RUN_TIME_SLOTS = 4
+# Slots cannot be added while the server runs, so sources get spare ones.
+MIN_SLOTS_WITH_SOURCES = 4
 
-MOST_KEPT = 10_000  # of adapters that may come, whatever memory there is
+MAX_LOADED_ADAPTERS = 10_000  # with sources, regardless of the available memory
 
-HOST_PERCENT = 25  # of the host memory that is free: pinned, the same adapters may take up to twice as much
+HOST_PERCENT = 25  # of the free host memory; pinned adapters can use up to twice their size
 
 
 @dataclass(frozen=True)
-class Given:
-    """What the user said; None where a flag was not given."""
+class UserFlags:
+    """The LoRA flags that the user has set; None: not set."""
 
     enable_lora: bool | None = None
     max_loras: int | None = None
@@ -33,156 +33,166 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Room:
-    """The memory that adapters have, in bytes; None where it is not known."""
+class AvailableMemory:
+    """The memory that is available for adapters, in bytes; None: unknown."""
 
-    device_bytes: int | None = None  # of one device that the engine runs on, in all; on a CPU the host's
-    host_bytes: int | None = None  # what is free of the host's
-    slot_bytes_per_rank: int | None = None  # what `memory.slot_bytes` says of rank 1
-    element_bytes: int = ELEMENT_BYTES  # of the dtype that vLLM keeps adapters in
-    workers: int = 1  # the engine's worker processes on this host: each keeps every adapter in host memory
+    device_bytes: int | None = None  # total memory of one of the engine's devices; on a CPU the host's
+    host_bytes: int | None = None  # free host memory
+    slot_bytes_per_rank: int | None = None  # `memory.slot_bytes` for rank 1
+    element_bytes: int = ELEMENT_BYTES  # of the dtype in which vLLM stores adapters
+    workers: int = 1  # the engine's worker processes on this host; each one stores every adapter in host memory
 
 
 @dataclass(frozen=True)
-class Derived:
-    """Flags to add to the user's, and why each has its value."""
+class DerivedFlags:
+    """Flags to add to the user's, with an explanation of each."""
 
     flags: tuple[str, ...] = ()
-    explained: tuple[str, ...] = ()  # a line a flag: "--max-loras 3: 3 adapters, one slot each ..."
+    explanations: tuple[str, ...] = ()  # one line per flag: "--max-loras 3: 3 adapters, one slot each ..."
 
 
 class FlagError(ValueError):
-    """A flag of the user's that the adapters do not fit."""
+    """A flag of the user that does not fit the adapters."""
 
 
-def derive(adapters: Sequence[Adapter], given: Given, room: Room, expected: int | None = None) -> Derived:
-    """The flags to add so that vLLM has a slot for each adapter and room for its rank, as far as memory allows.
+def derive_flags(
+    adapters: Sequence[Adapter], user_flags: UserFlags, memory: AvailableMemory, expected: int | None = None
+) -> DerivedFlags:
+    """Return flags that give each adapter a slot and fit its rank, as far as memory allows.
 
     Args:
-        adapters: those that are known and checked.
-        given: what the user set, which stays as it is.
-        expected: how many more are to come while the server runs; 0 where they may come and none is known of, None
-            where none can come.
+        adapters: the adapters that are declared and valid.
+        user_flags: the flags that the user has set. They do not change.
+        memory: the memory that is available for adapters.
+        expected: the number of adapters that the configured sources contain now; None: no sources are configured, so
+            no adapter can be added while the server runs.
 
     Raises:
-        FlagError: with every flag that stands against an adapter, one a line.
+        FlagError: a user flag conflicts with an adapter. The message has one line per conflict.
     """
     if not adapters and expected is None:
-        return Derived()
-    if problems := list(_conflicts(adapters, given)):
-        raise FlagError("\n".join(problems))
-    count = _Count(len(adapters), expected)
-    rank, rank_reason = _rank(adapters, count)
-    rank = rank if given.max_lora_rank is None else given.max_lora_rank
-    slot = None if room.slot_bytes_per_rank is None else room.slot_bytes_per_rank * rank
-    slots, slots_reason = _slots(count, given, room, slot)
-    slots = slots if given.max_loras is None else given.max_loras
-    kept, kept_reason = _kept(adapters, count, room, slot, slots)
-    chosen: list[tuple[tuple[str, ...], str]] = []
-    if not given.enable_lora:
-        chosen.append((("--enable-lora",), f"{count}, more may come" if count.may_grow else str(count)))
-    if given.max_loras is None:
-        chosen.append((("--max-loras", str(slots)), slots_reason))
-    if given.max_cpu_loras is None:
-        chosen.append((("--max-cpu-loras", str(kept)), kept_reason))
-    if given.max_lora_rank is None:
-        cost = f"; a slot of it takes up to {decimal(slot)}" if slot else ""
-        chosen.append((("--max-lora-rank", str(rank)), rank_reason + cost))
-    return Derived(
-        flags=tuple(word for words, _ in chosen for word in words),
-        explained=tuple(f"{' '.join(words)}: {reason}" for words, reason in chosen),
+        return DerivedFlags()
+    if conflicts := list(_conflicts(adapters, user_flags)):
+        raise FlagError("\n".join(conflicts))
+    count = _AdapterCount(len(adapters), expected)
+    rank, rank_reason = _max_rank(adapters, count)
+    rank = rank if user_flags.max_lora_rank is None else user_flags.max_lora_rank
+    slot = None if memory.slot_bytes_per_rank is None else memory.slot_bytes_per_rank * rank
+    slots, slots_reason = _slots(count, user_flags, memory, slot)
+    slots = slots if user_flags.max_loras is None else user_flags.max_loras
+    loaded, loaded_reason = _loaded_adapters(adapters, count, memory, slot, slots)
+    derived: list[tuple[tuple[str, ...], str]] = []
+    if not user_flags.enable_lora:
+        derived.append((("--enable-lora",), f"{count}; more can be added" if count.can_grow else str(count)))
+    if user_flags.max_loras is None:
+        derived.append((("--max-loras", str(slots)), slots_reason))
+    if user_flags.max_cpu_loras is None:
+        derived.append((("--max-cpu-loras", str(loaded)), loaded_reason))
+    if user_flags.max_lora_rank is None:
+        cost = f"; a slot of this rank uses up to {decimal(slot)}" if slot else ""
+        derived.append((("--max-lora-rank", str(rank)), rank_reason + cost))
+    return DerivedFlags(
+        flags=tuple(argument for arguments, _ in derived for argument in arguments),
+        explanations=tuple(f"{' '.join(arguments)}: {reason}" for arguments, reason in derived),
     )
 
 
 @dataclass(frozen=True)
-class _Count:
-    known: int
+class _AdapterCount:
+    declared: int
     expected: int | None
 
     @property
     def total(self) -> int:
-        return self.known + (self.expected or 0)
+        return self.declared + (self.expected or 0)
 
     @property
-    def may_grow(self) -> bool:
+    def can_grow(self) -> bool:
         return self.expected is not None
 
     def __str__(self) -> str:
         if not self.total:
             return "no adapter yet"
-        first = self.known or self.total
-        adapters = "1 adapter" if first == 1 else f"{first} adapters"
         if not self.expected:
-            return adapters
-        return f"{adapters} and {self.expected} yet to come" if self.known else f"{adapters} yet to come"
+            return _adapters(self.declared)
+        if not self.declared:
+            return f"{_adapters(self.expected)} in sources"
+        return f"{_adapters(self.declared)} and {self.expected} in sources"
 
 
-def _rank(adapters: Sequence[Adapter], count: _Count) -> tuple[int, str]:
+def _adapters(number: int) -> str:
+    return "1 adapter" if number == 1 else f"{number} adapters"
+
+
+def _max_rank(adapters: Sequence[Adapter], count: _AdapterCount) -> tuple[int, str]:
     largest = max(adapters, key=lambda adapter: adapter.rank, default=None)
-    if largest is None or (count.may_grow and largest.rank < DEFAULT_RANK):
-        return rank_limit([DEFAULT_RANK]), "vLLM's default, for the adapters that may come"
+    if largest is None or (count.can_grow and largest.rank < DEFAULT_RANK):
+        return rank_limit([DEFAULT_RANK]), "vLLM's default, for adapters that are added later"
     limit = rank_limit([largest.rank])
-    rounded = "" if limit == largest.rank else ", and this is the next that vLLM allows"
+    rounded = "" if limit == largest.rank else ", rounded up to the next rank that vLLM accepts"
     return limit, f"the largest rank is {largest.rank}, of {largest.name!r}{rounded}"
 
 
-def _slots(count: _Count, given: Given, room: Room, slot: int | None) -> tuple[int, str]:
-    if count.total > MOST_SLOTS:
-        limits = [(MOST_SLOTS, f"{count}, one slot each up to {MOST_SLOTS}")]
-    elif count.may_grow and count.total < RUN_TIME_SLOTS:
-        limits = [(RUN_TIME_SLOTS, f"{count}; {RUN_TIME_SLOTS} at least, for those that may come")]
+def _slots(count: _AdapterCount, user_flags: UserFlags, memory: AvailableMemory, slot: int | None) -> tuple[int, str]:
+    if count.total > MAX_SLOTS:
+        limits = [(MAX_SLOTS, f"{count}, one slot each up to {MAX_SLOTS}")]
+    elif count.can_grow and count.total < MIN_SLOTS_WITH_SOURCES:
+        limits = [(MIN_SLOTS_WITH_SOURCES, f"{count}; at least {MIN_SLOTS_WITH_SOURCES}, for adapters added later")]
     else:
         limits = [(count.total, f"{count}, one slot each")]
-    if slot and room.device_bytes is not None:
-        share = f"{SLOTS_PERCENT} % of the device's {decimal(room.device_bytes)}"
-        fitting = room.device_bytes * SLOTS_PERCENT // 100 // slot
-        why = f"as many slots as fit into {share}" if fitting else f"one slot alone takes more than {share}"
-        limits.append((max(1, fitting), f"{count}, {why}"))
-    if given.max_cpu_loras is not None:
-        limits.append((max(1, given.max_cpu_loras), f"{count}, --max-cpu-loras allows no more slots"))
+    if slot and memory.device_bytes is not None:
+        share = f"{SLOTS_PERCENT} % of the device's {decimal(memory.device_bytes)}"
+        fitting = memory.device_bytes * SLOTS_PERCENT // 100 // slot
+        reason = f"as many slots as fit into {share}" if fitting else f"one slot already uses more than {share}"
+        limits.append((max(1, fitting), f"{count}, {reason}"))
+    if user_flags.max_cpu_loras is not None:
+        limits.append((max(1, user_flags.max_cpu_loras), f"{count}, --max-cpu-loras allows no more slots"))
     slots, reason = min(limits, key=lambda limit: limit[0])
     if slot:
-        in_all = f" each, {decimal(slots * slot)} in all" if slots > 1 else ""
-        reason += f" (device memory: up to {decimal(slot)}{in_all})"
+        total = f" each, {decimal(slots * slot)} in total" if slots > 1 else ""
+        reason += f" (device memory: up to {decimal(slot)}{total})"
     if slots < count.total:
         reason += "; requests whose adapter has no slot wait for one"
     return slots, reason
 
 
-def _kept(adapters: Sequence[Adapter], count: _Count, room: Room, slot: int | None, slots: int) -> tuple[int, str]:
+def _loaded_adapters(
+    adapters: Sequence[Adapter], count: _AdapterCount, memory: AvailableMemory, slot: int | None, slots: int
+) -> tuple[int, str]:
+    """Return the number of adapters to keep in host memory, and the reason."""
     if not count.total:
-        return slots, "one for each slot"
-    known = [adapter_bytes(adapter, room.element_bytes) for adapter in adapters]
-    unseen = max(known, default=slot or 0)
-    sizes = [size * room.workers for size in (*known, *[unseen] * (count.expected or 0))]
-    copies = f", a copy for each of {room.workers} workers" if room.workers > 1 else ""
-    everything = f"{count} ({decimal(sum(sizes))}{copies})" if any(sizes) else str(count)
-    if room.host_bytes is None:
-        fitting, reason = count.total, f"{everything}, all in host memory"
+        return slots, "one per slot"
+    declared_sizes = [adapter_bytes(adapter, memory.element_bytes) for adapter in adapters]
+    expected_size = max(declared_sizes, default=slot or 0)  # of an adapter in the sources, which is not read yet
+    sizes = [size * memory.workers for size in (*declared_sizes, *[expected_size] * (count.expected or 0))]
+    copies = f", a copy for each of {memory.workers} workers" if memory.workers > 1 else ""
+    all_adapters = f"{count} ({decimal(sum(sizes))}{copies})" if any(sizes) else str(count)
+    if memory.host_bytes is None:
+        fitting, reason = count.total, f"{all_adapters}, all in host memory"
     else:
-        share = f"{HOST_PERCENT} % of the {decimal(room.host_bytes)} of free host memory"
-        budget = room.host_bytes * HOST_PERCENT // 100
-        # Requests decide which of them are kept: the largest ones together must fit.
-        fitting = sum(taken <= budget for taken in accumulate(sorted(sizes, reverse=True)))
-        if count.may_grow and fitting == count.total and (largest := max(sizes)):
-            # It is a bound, which costs nothing until it is used.
-            fitting = max(fitting, min(budget // largest, MOST_KEPT))
-        reason = f"{everything}, within {share}"
+        share = f"{HOST_PERCENT} % of the {decimal(memory.host_bytes)} of free host memory"
+        budget = memory.host_bytes * HOST_PERCENT // 100
+        # Requests determine which adapters are loaded, so the largest ones must fit together.
+        fitting = sum(total <= budget for total in accumulate(sorted(sizes, reverse=True)))
+        if count.can_grow and fitting == count.total and (largest := max(sizes)):
+            # A higher limit costs nothing until adapters use it.
+            fitting = max(fitting, min(budget // largest, MAX_LOADED_ADAPTERS))
+        reason = f"{all_adapters}, within {share}"
         if fitting < count.total:
-            reason = f"{everything}, of which {fitting} fit into {share}; the others are read again when asked for"
+            reason = f"{all_adapters}, {fitting} of them fit into {share}; the others are read again when requested"
     if slots > fitting:
-        return slots, f"one for each slot; {reason}"
+        return slots, f"one per slot; {reason}"
     return fitting, reason
 
 
-def _conflicts(adapters: Sequence[Adapter], given: Given) -> Iterator[str]:
-    if given.enable_lora is False:
-        why = "the configuration declares adapters" if adapters else "adapters may come while the server runs"
-        yield f"--no-enable-lora is set, but {why}; leave the flag out"
+def _conflicts(adapters: Sequence[Adapter], user_flags: UserFlags) -> Iterator[str]:
+    if user_flags.enable_lora is False:
+        cause = "the configuration declares adapters" if adapters else "router.adapters.sources can add adapters"
+        yield f"--no-enable-lora is set, but {cause}; remove the flag"
     for adapter in adapters:
-        if given.max_lora_rank is not None and adapter.rank > given.max_lora_rank:
+        if user_flags.max_lora_rank is not None and adapter.rank > user_flags.max_lora_rank:
             needed = rank_limit([adapter.rank])
             yield (
-                f"adapter {adapter.name!r} in {adapter.folder} has rank {adapter.rank}, --max-lora-rank is "
-                f"{given.max_lora_rank}; set it to {needed} or leave it out"
+                f"adapter {adapter.name!r} in {adapter.folder} has rank {adapter.rank}, and --max-lora-rank is "
+                f"{user_flags.max_lora_rank}; set it to {needed} or remove it"
             )

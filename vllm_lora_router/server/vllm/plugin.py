@@ -1,61 +1,60 @@
-"""The endpoint plugin: what vLLM's API server loads, and what it loads after the engine is up."""
+"""The endpoint plugin that adds the router to vLLM's API server."""
 
 import logging
 from argparse import Namespace
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_lora_router.adapters.files.base_model import BaseModel
 from vllm_lora_router.config import configured_file
 from vllm_lora_router.coordination.run_directory import server_name
-from vllm_lora_router.server.api import routes
+from vllm_lora_router.server.api import include_routes
 from vllm_lora_router.server.middleware import LoraRouterMiddleware
-from vllm_lora_router.server.startup import Start, start_serving
+from vllm_lora_router.server.startup import StartupSettings, start_serving
 from vllm_lora_router.server.state import Serving
-from vllm_lora_router.server.vllm.engine import VllmEngine, release
-from vllm_lora_router.server.vllm.releases import TESTED
+from vllm_lora_router.server.vllm import TESTED_RELEASES
+from vllm_lora_router.server.vllm.command import base_model, installed_release, share_vllm_log_handlers
+from vllm_lora_router.server.vllm.engine import VllmEngine
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
     from vllm.engine.protocol import EngineClient
 
-NAME = "lora_router"
-
 logger = logging.getLogger("vllm_lora_router.server")
 
 
 class LoraRouterPlugin:
-    """The object behind the entry point `lora_router` (`vllm.plugins.endpoint_plugins.interface.EndpointPlugin`).
+    """The class behind the entry point `lora_router`.
 
-    vLLM logs an error of the constructor and goes on without the plugin, so it does nothing that can fail; an error of
-    `init_state` stops the server.
+    It implements `vllm.plugins.endpoint_plugins.interface.EndpointPlugin`. vLLM logs an error of the constructor and
+    continues without the plugin, so the constructor does nothing that can fail. An error of `init_state` stops the
+    server.
     """
 
-    name = NAME
+    name = "lora_router"
     required_tasks = ("generate",)
 
     def __init__(self) -> None:
         self.serving = Serving()
 
     def attach_router(self, app: "FastAPI") -> None:
-        """Called by vLLM while it builds the app, before its own middleware goes around ours."""
-        app.router.routes.extend(routes(self.serving))
+        """Add routes and middleware. vLLM calls this while it builds the app, before it adds its own middleware."""
+        include_routes(app, self.serving)
         app.add_middleware(LoraRouterMiddleware, serving=self.serving)
 
     async def init_state(self, engine_client: "EngineClient | None", state: "State", args: Namespace) -> None:
-        """Called by vLLM once the engine is up and the adapters of `--lora-modules` are loaded.
+        """Start routing. vLLM calls this when the engine is up and the adapters of --lora-modules are loaded.
 
-        Raises what `start_serving` raises.
+        Raises:
+            Exception: see `start_serving`.
         """
-        log_like_vllm()
-        if (installed := release()) not in TESTED:
-            logger.warning("not tested with vLLM %s, but with %s", installed, ", ".join(TESTED))
-        assert engine_client is not None, "required_tasks asks for an engine"
+        share_vllm_log_handlers()
+        if (release := installed_release()) not in TESTED_RELEASES:
+            tested = ", ".join(TESTED_RELEASES)
+            logger.warning("vLLM %s: not a tested release; this version was tested with %s", release, tested)
+        assert engine_client is not None, "vLLM provides an engine because of required_tasks"
         engine = VllmEngine(engine_client, state.openai_serving_models)
         modules = {module.name: module for module in args.lora_modules or ()}
-        start = Start(
+        settings = StartupSettings(
             file=configured_file(),
             engine=engine,
             served_names=engine.served_names,
@@ -63,25 +62,10 @@ class LoraRouterPlugin:
             one_node=engine.is_on_one_node,
             model=base_model(args),
             command_line={name: module.path for name, module in modules.items()},
-            is_3d=frozenset(name for name, module in modules.items() if getattr(module, "is_3d_lora_weight", False)),
+            adapters_with_3d_weights=frozenset(
+                name for name, module in modules.items() if getattr(module, "is_3d_lora_weight", False)
+            ),
             server=server_name(args.port),
         )
-        await start_serving(start, self.serving)
-        await engine.drop_others()
-
-
-def base_model(args: Namespace) -> BaseModel:
-    """The base model on disk, as far as vLLM's arguments lead to it."""
-    name = getattr(args, "model_tag", None) or args.model
-    download_dir = getattr(args, "download_dir", None)
-    model = BaseModel.find(name, getattr(args, "revision", None), Path(download_dir) if download_dir else None)
-    return replace(model, chat_template=True) if getattr(args, "chat_template", None) else model
-
-
-def log_like_vllm() -> None:
-    """Sends our log lines where vLLM's own go, in its form: it configures no logger but its own."""
-    ours, theirs = logging.getLogger("vllm_lora_router"), logging.getLogger("vllm")
-    if not ours.handlers and theirs.handlers:
-        ours.handlers = list(theirs.handlers)
-        ours.setLevel(theirs.level)
-        ours.propagate = False
+        await start_serving(settings, self.serving)
+        await engine.unload_command_line_adapters()

@@ -1,0 +1,1 @@
+"""Pydantic models of the requests and responses of the `/v1/router` routes."""
