@@ -1,1 +1,1 @@
-"""Adapters: whether a declared LoRA folder really fits the base, known before vLLM's engine starts."""
+"""LoRA adapters: their files on disk, and their versions and leases while the server runs."""

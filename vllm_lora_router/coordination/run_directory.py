@@ -1,4 +1,4 @@
-"""The folder that all API-server processes of one server share, and that goes when the last of them is gone."""
+"""The directory that all API-server processes of one server share; the last process to end removes it."""
 
 import fcntl
 import multiprocessing
@@ -13,58 +13,61 @@ from pathlib import Path
 
 import psutil
 
-ALIVE = ".vllm-lora-router"  # a shared lock on it says that a process of the server lives
+from vllm_lora_router.coordination import liveness
+
+ALIVE = ".vllm-lora-router"  # every living process of the server holds a shared lock on this file
 
 
 class RunDirectoryError(RuntimeError):
-    """No folder for this server can be made; the message says where and what to do."""
+    """The run directory cannot be created; the message names the place and the remedy."""
 
 
 def server_name(port: int) -> str:
-    """What all API-server processes of one server agree on: the process that started them, and the port."""
+    """Return a name that is the same in all API-server processes of one server: their parent process and the port."""
     parent = multiprocessing.parent_process()
     main = psutil.Process(parent.pid if parent is not None and parent.pid else None)
-    # A process's number is used again, and is the same in every container.
+    # Process ids are reused, and every container numbers its processes alike, so the start time is included.
     return f"{main.pid}-{main.create_time():.2f}-{port}"
 
 
 def run_folder(server: str, parent: Path | None = None) -> Path:
-    """Where the folder of `server` is, or will be."""
+    """Return the path of the run directory of `server`, whether or not it exists."""
     return (parent or Path(tempfile.gettempdir()) / f"vllm-lora-router-{os.getuid()}") / server
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """One server's folder: the ledger, a board a process, snapshots, configurations."""
+    """One server's directory: the version log, one usage table per process, snapshots, configuration votes."""
 
     folder: Path
     _locks: tuple[int, ...] = field(repr=False)
 
     @classmethod
     def open(cls, server: str, parent: Path | None = None) -> "RunDirectory":
-        """The folder of `server`, the same for each of its processes; those of servers that are gone are removed.
+        """Open or create the directory of `server`, and remove the directories of servers that have ended.
 
         Args:
-            server: tells servers apart, in letters that a file name may have.
-            parent: where to make it; a folder of the user's own under the system's temporary one unless given.
+            server: a name that tells servers apart, in characters that a file name may have. All processes of one
+                server use the same name.
+            parent: where to create the directory (default: a folder of this user in the system's temporary folder).
 
         Raises:
-            RunDirectoryError: the place cannot be written to, or belongs to somebody else.
+            RunDirectoryError: the place is not writable, or belongs to another user.
         """
         folder = run_folder(server, parent)
         parent = folder.parent
         try:
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_owner(parent)
-            # A folder is made and its lock taken in one step, so that nobody takes it for a dead one in between.
+            # Creating a directory and locking it is one step under this lock, so that no other process takes the new
+            # directory for one of an ended server.
             with _opened(parent / ".lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                _remove_dead(parent, but=server)
+                _remove_dead(parent, current=server)
                 folder.mkdir(mode=0o700, exist_ok=True)
                 _check_owner(folder)
-                alive = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
-                fcntl.flock(alive, fcntl.LOCK_SH)
-                # systemd's cleaner of old temporary files leaves locked folders alone; not all file systems lock them.
+                alive = liveness.hold(folder / ALIVE, shared=True)
+                # systemd's cleaner of temporary files skips locked folders. Not all file systems can lock a folder.
                 whole = os.open(folder, os.O_RDONLY)
                 with suppress(OSError):
                     fcntl.flock(whole, fcntl.LOCK_SH)
@@ -76,25 +79,28 @@ class RunDirectory:
         return cls(folder, (alive, whole))
 
     def close(self) -> None:
-        """Lets go of the folder, and removes it when no other process has it."""
-        # Under the lock of `open`: one that comes now must not get a folder that goes.
+        """Close the directory, and remove it if no other process uses it."""
+        # Under the lock of `open`: a process that starts now must not get a directory that is being removed.
         with suppress(OSError), _opened(self.folder.parent / ".lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            fcntl.flock(self._locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(self.folder)
+            if liveness.is_only_holder(self._locks[0]):
+                _remove(self.folder)
         for descriptor in self._locks:
             os.close(descriptor)
 
     @contextmanager
     def locked(self, name: str, *, shared: bool = False) -> Iterator[None]:
-        """Holds the lock `name` over all processes. The kernel lets go of it when its holder dies."""
+        """Hold the lock `name` across all processes. The kernel releases it when its holder ends."""
         with self.opened(name) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             yield
 
     @contextmanager
     def opened(self, name: str) -> Iterator[int]:
-        """The lock's file, for those who must not wait for it here; closing lets go of the lock."""
+        """Open the file of the lock `name` without locking it, for code that must not wait here.
+
+        The file is closed at the end of the block, which releases the lock.
+        """
         with _opened(self.folder / f"{name}.lock") as lock:
             yield lock
 
@@ -109,23 +115,22 @@ def _opened(file: Path) -> Iterator[int]:
 
 
 def _check_owner(folder: Path) -> None:
-    # The temporary folder is everybody's: another user may have made ours, to read or to change what lies in it.
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    # All users share the temporary folder: another user may have created this one to read or change its files.
+    properties = folder.lstat()
+    if not stat.S_ISDIR(properties.st_mode) or properties.st_uid != os.getuid():
         raise PermissionError(f"{folder} is not a folder of this user")
 
 
-def _remove_dead(parent: Path, but: str) -> None:
+def _remove_dead(parent: Path, current: str) -> None:
     for folder in parent.iterdir():
-        # Not ours, or the lock is held.
-        with suppress(OSError), (folder / ALIVE).open("r+b") as alive:
-            if folder.name != but:
-                fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alive = folder / ALIVE
+        with suppress(OSError):  # a folder that this user may not read is not one of ours
+            if folder.name != current and alive.is_file() and not liveness.is_held(alive, shared=True):
                 _remove(folder)
 
 
 def _remove(folder: Path) -> None:
-    # Snapshots are read-only, and so are their folders.
+    # Snapshots and their folders are read-only.
     for root, folders, _ in os.walk(folder):
         for name in folders:
             Path(root, name).chmod(0o700)

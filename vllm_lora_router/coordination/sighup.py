@@ -1,4 +1,4 @@
-"""SIGHUP, wherever it arrives: the process that people signal may only be the parent of those that serve."""
+"""SIGHUP reloads the configuration, also if it reaches only the parent of the processes that serve."""
 
 import asyncio
 import logging
@@ -9,41 +9,44 @@ from pathlib import Path
 from types import FrameType
 
 FILE = "reload"
-LOOK_S = 0.5
+POLL_S = 0.5
 
 logger = logging.getLogger("vllm_lora_router.server")
 
 _tasks: set[asyncio.Task[None]] = set()
 
 
-def note_hangups(folder: Callable[[], Path]) -> None:
-    """From now on a SIGHUP to this process asks those that share `folder` to reload. For the main thread."""
+def install_sighup_handler(folder: Callable[[], Path]) -> None:
+    """Make a SIGHUP to this process request a reload from the processes that share `folder`.
 
-    def note(number: int, frame: FrameType | None) -> None:
+    Call it in the main thread.
+    """
+
+    def request_reload(number: int, frame: FrameType | None) -> None:
         try:
             (folder() / FILE).touch()
         except OSError as error:
-            logger.warning("SIGHUP: no server to tell: %s", error)
+            logger.warning("SIGHUP: no reload requested, no server is running (%s)", error)
 
-    signal.signal(signal.SIGHUP, note)
+    signal.signal(signal.SIGHUP, request_reload)
 
 
-def on_hangup(folder: Path, reload: Callable[[], Awaitable[object]]) -> None:
-    """Calls `reload` when one of the processes that share `folder` got a SIGHUP; only one of them does."""
+def reload_on_sighup(folder: Path, reload: Callable[[], Awaitable[object]]) -> None:
+    """Call `reload` when a process that shares `folder` receives a SIGHUP. Only one of the processes calls it."""
     if threading.current_thread() is threading.main_thread():
-        note_hangups(lambda: folder)
+        install_sighup_handler(lambda: folder)
 
-    async def look() -> None:
+    async def poll() -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
             try:
                 await asyncio.to_thread((folder / FILE).unlink)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                logger.warning("SIGHUP: %s", error)
+                logger.warning("SIGHUP: reload request not read (%s); trying again", error)
                 continue
-            logger.info("SIGHUP: the configuration is read again")
+            logger.info("SIGHUP: reloading the configuration")
             await reload()
 
-    _tasks.add(asyncio.ensure_future(look()))
+    _tasks.add(asyncio.ensure_future(poll()))

@@ -1,1 +1,1 @@
-"""TODO_DOC"""
+"""Adapter files on disk: sources, validation, compatibility with the base model, and snapshots."""

@@ -1,4 +1,4 @@
-"""What the base model's folder says about it, without loading it."""
+"""Read the base model's properties from its folder, without loading it."""
 
 import json
 from collections import defaultdict
@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vllm_lora_router.adapters.files.module_names import is_expert, last, layer, tail
+from vllm_lora_router.adapters.files.module_names import is_expert, last_part, layer_name, stable_suffix
 from vllm_lora_router.adapters.files.safetensors_header import HeaderError, read_header
 
 Shape = tuple[int, int]  # (outputs, inputs) of a linear layer, (vocabulary, width) of an embedding
@@ -16,12 +16,12 @@ Shape = tuple[int, int]  # (outputs, inputs) of a linear layer, (vocabulary, wid
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# Packed weights hold several numbers in one: their shape is not the layer's.
+# Packed weights hold several numbers in one element, so their shape is not the layer's.
 PACKED = frozenset({"U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "F4"})
 
 EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings"})
 
-# One layer under two names: checkpoints differ in which of them they store.
+# Layers that some checkpoints store fused and others separately.
 FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
@@ -30,20 +30,23 @@ FUSED = {
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model as far as its files tell. A field is None where they do not, as when they are not on disk yet."""
+    """The properties of a base model. A property is None if the files do not give it or are not on disk yet."""
 
     name: str  # as given: a folder or a hub id
     folder: Path | None = None
-    shapes: Mapping[str, Shape | None] | None = None  # by module; None for a module that is packed or no plain matrix
+    shapes: Mapping[str, Shape | None] | None = None  # by module; None if the module is packed or not a matrix
     layers: int | None = None
     hidden_size: int | None = None
     chat_template: bool | None = None
 
     @classmethod
     def find(cls, model: str, revision: str | None = None, cache: Path | None = None) -> "BaseModel":
-        """The base called `model`: a folder, or a hub id whose files are in the Hugging Face cache. Never downloads.
+        """Return the properties of a base model on disk. Never downloads.
 
-        `cache` is another cache than the user's own, such as vLLM's `--download-dir`.
+        Args:
+            model: a folder, or a hub id whose files are in the Hugging Face cache.
+            revision: the hub revision (default: the main one).
+            cache: another cache folder than the user's own, such as vLLM's `--download-dir`.
         """
         folder = Path(model) if Path(model).is_dir() else _cached(model, revision, cache)
         if folder is None:
@@ -58,63 +61,64 @@ class BaseModel:
             chat_template=_has_chat_template(folder),
         )
 
-    def candidates(self, module: str) -> tuple[Shape | None, ...]:
-        """The shapes of the modules that an adapter may mean by `module`; empty if the base has none of that name.
+    def shapes_of(self, module: str) -> tuple[Shape | None, ...]:
+        """Return the shapes of the modules that an adapter may mean by `module`; empty if the base has none.
 
-        The exact name counts alone. Without it: every module that is called the same from its layer on, since the same
-        layer is "model.language_model.layers.0..." to one version of transformers and
-        "language_model.model.layers.0..." to another.
+        If the exact name exists, it is the only match. Otherwise all modules match that have the same name from their
+        layer on, because versions of transformers differ in the part before it: "model.language_model.layers.0..." and
+        "language_model.model.layers.0..." are the same layer.
         """
         shapes = self.shapes or {}
         if module in shapes:
             return (shapes[module],)
-        return tuple(shapes[name] for name in self._by_tail.get(tail(module), ()))
+        return tuple(shapes[name] for name in self._by_suffix.get(stable_suffix(module), ()))
 
-    def under_another_name(self, module: str) -> tuple[Shape | None, ...]:
-        """The shapes of what the base may store `module` as when it has none of that name.
+    def shapes_of_renamed(self, module: str) -> tuple[Shape | None, ...]:
+        """Return the shapes of the modules that the base may store under another name than `module`.
 
-        The same word elsewhere in the layer, since transformers 5 calls "mlp.gate" what Mixtral's files call
-        "block_sparse_moe.gate"; or the whole that `module` is a part of, or a part of it, whose shapes say nothing.
+        These are modules in the same layer with the same last part: transformers 5 calls "mlp.gate" the module that
+        Mixtral's files call "block_sparse_moe.gate". Otherwise the fused module that `module` is a part of, or a part
+        of the fused module `module`; their shapes are not comparable, so the result is (None,).
         """
         shapes = self.shapes or {}
-        number, word = layer(module), last(module)
-        if same := self._by_layer_and_word.get((number, word)):
+        layer, last = layer_name(module), last_part(module)
+        if same := self._by_layer_and_last_part.get((layer, last)):
             return tuple(shapes[name] for name in same)
-        for whole, parts in FUSED.items():
-            relatives = parts if word == whole else (whole,) if word in parts else ()
-            if any((number, relative) in self._by_layer_and_word for relative in relatives):
+        for fused, parts in FUSED.items():
+            relatives = parts if last == fused else (fused,) if last in parts else ()
+            if any((layer, relative) in self._by_layer_and_last_part for relative in relatives):
                 return (None,)
         return ()
 
     @cached_property
-    def _by_tail(self) -> Mapping[str, list[str]]:
+    def _by_suffix(self) -> Mapping[str, list[str]]:
         names: dict[str, list[str]] = defaultdict(list)
         for name in self.shapes or {}:
-            names[tail(name)].append(name)
+            names[stable_suffix(name)].append(name)
         return dict(names)
 
     @cached_property
-    def _by_layer_and_word(self) -> Mapping[tuple[str | None, str], list[str]]:
+    def _by_layer_and_last_part(self) -> Mapping[tuple[str | None, str], list[str]]:
         names: dict[tuple[str | None, str], list[str]] = defaultdict(list)
         for name in self.shapes or {}:
             if not is_expert(name):
-                names[layer(name), last(name)].append(name)
+                names[layer_name(name), last_part(name)].append(name)
         return dict(names)
 
 
 def _cached(model: str, revision: str | None, cache: Path | None) -> Path | None:
     try:
-        # Not among our requirements, though vLLM always brings it.
+        # Not one of our requirements, but vLLM always installs it.
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
         return None
     for file in ("config.json", INDEX, WEIGHTS):
         try:
-            found = try_to_load_from_cache(model, file, cache_dir=cache, revision=revision)
-        except ValueError:  # no hub id at all: a missing folder, an s3:// address
+            path = try_to_load_from_cache(model, file, cache_dir=cache, revision=revision)
+        except ValueError:  # not a hub id: a missing folder, an s3:// address
             return None
-        if isinstance(found, str):
-            return Path(found).parent
+        if isinstance(path, str):
+            return Path(path).parent
     return None
 
 
@@ -122,7 +126,7 @@ def _shapes(folder: Path, config: Mapping[str, Any]) -> dict[str, Shape | None] 
     shapes: dict[str, Shape | None] = {}
     index = _read_json(folder / INDEX).get("weight_map")
     if isinstance(index, dict):
-        # The index alone names every module; shards that are not there yet leave their shapes open.
+        # The index names every module. The shapes of shards that are not on disk yet stay None.
         shapes.update({_module(weight): None for weight in index})
         files = sorted({file for file in index.values() if isinstance(file, str)})
     else:
@@ -134,8 +138,8 @@ def _shapes(folder: Path, config: Mapping[str, Any]) -> dict[str, Shape | None] 
             continue
         for weight, tensor in header.items():
             module = _module(weight)
-            matrix = weight.endswith(".weight") and len(tensor.shape) == 2 and tensor.dtype not in PACKED
-            if matrix:
+            is_matrix = weight.endswith(".weight") and len(tensor.shape) == 2 and tensor.dtype not in PACKED
+            if is_matrix:
                 shapes[module] = (tensor.shape[0], tensor.shape[1])
             else:
                 shapes.setdefault(module, None)
@@ -150,13 +154,13 @@ def _module(weight: str) -> str:
 
 
 def _add_tied_head(shapes: dict[str, Shape | None], config: Mapping[str, Any]) -> None:
-    # A head that shares the embedding's weight is not stored. The key's default differs from model to model, so only a
-    # plain "no" keeps a model without a head from being one that shares it.
-    if any(tail(name) == "lm_head" for name in shapes):
+    # A head that shares the embedding's weight is not stored. The default of `tie_word_embeddings` differs from model
+    # to model, so a model without a stored head has a shared one unless the key is explicitly false.
+    if any(stable_suffix(name) == "lm_head" for name in shapes):
         return
     if any(section.get("tie_word_embeddings") is False for section in _sections(config)):
         return
-    embeddings = {shape for name, shape in shapes.items() if tail(name) in EMBEDDINGS}
+    embeddings = {shape for name, shape in shapes.items() if stable_suffix(name) in EMBEDDINGS}
     if embeddings:
         shapes["lm_head"] = embeddings.pop() if len(embeddings) == 1 else None
 
@@ -172,18 +176,18 @@ def _has_chat_template(folder: Path) -> bool | None:
 
 
 def _sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    # A multimodal model describes its language model in a section of its own.
+    # A multimodal model describes its language model in a nested section.
     nested = (config.get(key) for key in ("text_config", "llm_config", "language_config"))
     return [config, *(section for section in nested if isinstance(section, dict))]
 
 
 def _number(config: Mapping[str, Any], *keys: str) -> int | None:
-    found = (section.get(key) for section in reversed(_sections(config)) for key in keys)
-    return next((value for value in found if isinstance(value, int)), None)
+    values = (section.get(key) for section in reversed(_sections(config)) for key in keys)
+    return next((value for value in values if isinstance(value, int)), None)
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:
-    # vLLM reads these files too and says what is wrong with them: here an unreadable one says nothing.
+    # vLLM reads these files too and reports their errors, so an unreadable file counts as empty here.
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,16 +1,16 @@
-"""adapter_model.safetensors: which modules an adapter changes, by the header alone."""
+"""Read and check an adapter's tensors from the header of its adapter_model.safetensors."""
 
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from vllm_lora_router.adapters.files.module_names import in_words, is_expert
-from vllm_lora_router.adapters.files.peft_config import HEADS, Settings
+from vllm_lora_router.adapters.files.module_names import describe_module, is_expert
+from vllm_lora_router.adapters.files.peft_config import HEADS, PeftSettings
 from vllm_lora_router.adapters.files.safetensors_header import HeaderError, Tensor, read_header
 
 WEIGHTS = "adapter_model.safetensors"
 
-# vLLM would fall back to these. Loading a pickle can run code.
+# vLLM would fall back to these files. Loading a pickle can run code.
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 PREFIX = "base_model.model."
@@ -21,49 +21,53 @@ HALVES = {
     "lora_embedding_B": ("b", True),
 }
 
-# Copies of the base's own weights, which PEFT stores beside an embedding's LoRA and vLLM leaves out.
+# Copies of the base's own weights, which PEFT stores with an embedding's LoRA and vLLM ignores.
 COPIES = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
 
 
 @dataclass(frozen=True)
 class LoraModule:
-    """The two halves of one module's LoRA."""
+    """The shapes of one module's two LoRA tensors."""
 
-    name: str  # as the base calls it, or another version of transformers did
+    name: str  # the base's name for the module, in this or another version of transformers
     a: tuple[int, ...] | None = None  # (rank, inputs)
     b: tuple[int, ...] | None = None  # (outputs, rank)
-    embedding: bool = False  # then the inputs are the vocabulary
+    embedding: bool = False  # if so, the inputs are the vocabulary
 
     @property
-    def is_whole(self) -> bool:
-        """Whether both halves are there and are matrices."""
+    def is_complete(self) -> bool:
+        """Whether both tensors exist and are matrices."""
         return self.a is not None and self.b is not None and len(self.a) == len(self.b) == 2
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What an adapter's weights file contains."""
+    """The tensors of an adapter's weights file."""
 
     modules: tuple[LoraModule, ...]
-    unknown: tuple[str, ...]  # tensors whose names vLLM cannot read
+    unknown: tuple[str, ...]  # tensors with names that vLLM cannot read
     size_bytes: int
 
     @property
     def elements(self) -> int:
-        """The numbers in all LoRA tensors together, without copies of the base's own weights."""
+        """The number of elements of all LoRA tensors, without copies of the base's own weights."""
         return sum(prod(shape) for module in self.modules for shape in (module.a, module.b) if shape is not None)
 
 
 def read_weights(folder: Path) -> tuple[Weights | None, list[str]]:
-    """The weights of the adapter in `folder`, None where there are none to read, and what is wrong with the file."""
+    """Read the weights of the adapter in `folder`.
+
+    Returns:
+        The weights, None if they cannot be read; and the problems of the file.
+    """
     file = folder / WEIGHTS
     if not file.exists():
         pickle = next((name for name in PICKLES if (folder / name).exists()), None)
         if pickle is None:
             return None, [f"{WEIGHTS} is missing; copy all files that PEFT's save_pretrained wrote"]
         return None, [
-            f"{WEIGHTS} is missing, and {pickle} is never loaded, since a pickle can run code; convert it: load the "
-            "adapter with PEFT where you trust it and call save_pretrained, which writes safetensors"
+            f"{WEIGHTS} is missing, and {pickle} is never loaded because a pickle can run code; convert it: load the "
+            "adapter with PEFT on a machine where you trust it and call save_pretrained, which writes safetensors"
         ]
     try:
         header = read_header(file)
@@ -78,60 +82,66 @@ def read_weights(folder: Path) -> tuple[Weights | None, list[str]]:
     return Weights(modules, unknown, size_bytes), []
 
 
-def faults(weights: Weights) -> list[str]:
-    """What is wrong with the weights whatever the base is: half a LoRA, or tensors that are no matrices."""
+def tensor_problems(weights: Weights) -> list[str]:
+    """Return the problems that do not depend on the base: a missing LoRA tensor, or tensors that are not matrices."""
     problems = []
     if halves := [module for module in weights.modules if module.a is None or module.b is None]:
-        one = halves[0]
-        there, gone = ("lora_A", "lora_B") if one.b is None else ("lora_B", "lora_A")
+        first = halves[0]
+        present, missing = ("lora_A", "lora_B") if first.b is None else ("lora_B", "lora_A")
         problems.append(
-            f"{WEIGHTS}: {in_words(one.name)} has {there} but no {gone} ({len(halves)} of {len(weights.modules)} "
-            "modules lack a half); save or copy the adapter again"
+            f"{WEIGHTS}: {describe_module(first.name)} has {present} but no {missing} ({len(halves)} of "
+            f"{len(weights.modules)} modules have only one); save or copy the adapter again"
         )
-    bent = [one for one in _plain(weights) if one.a is not None and one.b is not None and not one.is_whole]
-    if bent:
+    not_matrices = [
+        module for module in _plain(weights) if module.a is not None and module.b is not None and not module.is_complete
+    ]
+    if not_matrices:
+        first = not_matrices[0]
         problems.append(
-            f"{WEIGHTS}: {in_words(bent[0].name)} has lora_A of shape {bent[0].a} and lora_B of {bent[0].b}, not two "
-            f"matrices ({len(bent)} such modules); save the adapter with PEFT's save_pretrained"
+            f"{WEIGHTS}: {describe_module(first.name)} has lora_A of shape {first.a} and lora_B of shape {first.b}, "
+            f"not two matrices ({len(not_matrices)} such modules); save the adapter with PEFT's save_pretrained"
         )
     return problems
 
 
-def rank_faults(weights: Weights, settings: Settings) -> list[str]:
-    """Whether the tensors have the rank that the settings say: vLLM scales by what the settings say."""
-    wrong = [
-        (one.name, one.a[0], one.b[1])
-        for one in _plain(weights)
-        if one.a and one.b and one.is_whole and {one.a[0], one.b[1]} != {settings.rank_of(one.name)}
+def rank_problems(weights: Weights, settings: PeftSettings) -> list[str]:
+    """Return the tensors that differ in rank from the settings, by which vLLM scales them."""
+    differing = [
+        (module.name, module.a[0], module.b[1])
+        for module in _plain(weights)
+        if module.a
+        and module.b
+        and module.is_complete
+        and {module.a[0], module.b[1]} != {settings.rank_of(module.name)}
     ]
-    if not wrong:
+    if not differing:
         return []
-    name, of_a, of_b = wrong[0]
-    found = f"rank {of_a}" if of_a == of_b else f"ranks {of_a} (lora_A) and {of_b} (lora_B)"
+    name, rank_a, rank_b = differing[0]
+    ranks = f"rank {rank_a}" if rank_a == rank_b else f"ranks {rank_a} (lora_A) and {rank_b} (lora_B)"
     return [
-        f"{in_words(name)} has {found} in {WEIGHTS} and rank {settings.rank_of(name)} in adapter_config.json "
-        f"({len(wrong)} of {len(weights.modules)} modules differ); "
+        f"{describe_module(name)} has {ranks} in {WEIGHTS} and rank {settings.rank_of(name)} in adapter_config.json "
+        f"({len(differing)} of {len(weights.modules)} modules differ); "
         "restore the adapter_config.json of the same training run"
     ]
 
 
-def unknown_faults(weights: Weights) -> list[str]:
-    """Whether there are tensors that make vLLM refuse the whole file."""
+def unknown_tensor_problems(weights: Weights) -> list[str]:
+    """Return the tensors for which vLLM refuses the whole file."""
     if not weights.unknown:
         return []
     return [
-        f"{WEIGHTS}: vLLM cannot read {weights.unknown[0]!r} ({len(weights.unknown)} such tensors); save the LoRA "
-        "alone with PEFT's save_pretrained, with save_embedding_layers=False if these are whole embeddings"
+        f"{WEIGHTS}: vLLM cannot read {weights.unknown[0]!r} ({len(weights.unknown)} such tensors); save only the LoRA "
+        "with PEFT's save_pretrained, with save_embedding_layers=False if these are whole embeddings"
     ]
 
 
 def _plain(weights: Weights) -> list[LoraModule]:
-    # The experts' tensors are stacked or fused: neither a matrix each nor of the rank that the settings say.
+    # The tensors of experts are stacked or fused: they are not matrices of the rank in the settings.
     return [module for module in weights.modules if not is_expert(module.name)]
 
 
 def _pair(header: dict[str, Tensor]) -> tuple[tuple[LoraModule, ...], tuple[str, ...]]:
-    # Reads names as parse_fine_tuned_lora_name in vllm/lora/utils.py does: what that refuses is unknown here.
+    # Parses names like parse_fine_tuned_lora_name in vllm/lora/utils.py: a name that it refuses is unknown here.
     halves: dict[str, dict[str, tuple[int, ...]]] = {}
     embeddings = set()
     unknown = []

@@ -1,46 +1,47 @@
-"""The names of a model's modules, as checkpoints write them and as people read them."""
+"""Parse and describe the names of a model's modules."""
 
 import re
 
 NUMBERED = re.compile(r"(?:^|\.)([^.]+\.\d+(?:\..+)?)$")
 
 
-def tail(module: str) -> str:
-    """The part that no version of transformers renames: from the layer on, or the last word where there is no layer.
+def stable_suffix(module: str) -> str:
+    """Return the part of a name that is the same in all versions of transformers.
 
-    "layers.0.self_attn.q_proj" of "model.language_model.layers.0.self_attn.q_proj", "lm_head" of "model.lm_head".
+    It starts at the layer, or is the last part if there is no layer: "layers.0.self_attn.q_proj" of
+    "model.language_model.layers.0.self_attn.q_proj", "lm_head" of "model.lm_head".
     """
     numbered = NUMBERED.search(module)
-    return numbered[1] if numbered else last(module)
+    return numbered[1] if numbered else last_part(module)
 
 
-def last(module: str) -> str:
-    """ "q_proj" of "model.layers.0.self_attn.q_proj"."""
+def last_part(module: str) -> str:
+    """Return the last part of a name: "q_proj" of "model.layers.0.self_attn.q_proj"."""
     return module.rpartition(".")[2]
 
 
-def layer(module: str) -> str | None:
-    """ "layers.0" of "model.layers.0.self_attn.q_proj", None where there is no layer."""
+def layer_name(module: str) -> str | None:
+    """Return the layer of a module, "layers.0" of "model.layers.0.self_attn.q_proj"; None if it is in no layer."""
     numbered = NUMBERED.search(module)
     return ".".join(numbered[1].split(".")[:2]) if numbered else None
 
 
 def layer_number(module: str) -> int | None:
-    """0 of "model.layers.0.self_attn.q_proj", None where there is no layer."""
-    found = layer(module)
-    return int(last(found)) if found else None
+    """Return the layer's number, 0 of "model.layers.0.self_attn.q_proj"; None if the module is in no layer."""
+    layer = layer_name(module)
+    return int(last_part(layer)) if layer else None
 
 
-def in_words(module: str) -> str:
-    """ "q_proj of layer 0" of "model.layers.0.self_attn.q_proj", the last word where there is no layer."""
+def describe_module(module: str) -> str:
+    """Return a name for messages, "q_proj of layer 0" of "model.layers.0.self_attn.q_proj"."""
     number = layer_number(module)
-    return last(module) if number is None else f"{last(module)} of layer {number}"
+    return last_part(module) if number is None else f"{last_part(module)} of layer {number}"
 
 
 def is_expert(module: str) -> bool:
-    """Whether `module` is one of a mixture's experts, which are stored one by one, stacked or fused, as it comes.
+    """Return whether `module` belongs to the experts of a mixture, which are stored singly, stacked or fused.
 
-    PEFT calls the second of two parameters that it adapts in one module "base_layer" (`target_parameters`).
+    When PEFT adapts two parameters of one module (`target_parameters`), it calls the second one "base_layer".
     """
     parts = module.split(".")
     return "experts" in parts or "base_layer" in parts

@@ -1,4 +1,4 @@
-"""Private copies of adapters: the engine reads these alone, since their sources may change under it at any time."""
+"""The immutable snapshot store: private copies of adapters, because their sources may change while the engine reads."""
 
 import errno
 import fcntl
@@ -17,52 +17,63 @@ from uuid import uuid4
 from vllm_lora_router.adapters.files.safetensors_header import open_regular
 from vllm_lora_router.adapters.files.sources import FILES, Signature
 
-# Beside the finished copies: what a killed process leaves behind, and what tells that a living one is at work.
-TAKING = ".taking-"
+# Folders beside the snapshots. A process that is killed leaves the first two; a living one holds the lock meanwhile.
+CREATING = ".creating-"
 REMOVING = ".removing-"
 LOCK = ".lock"
 
 CHUNK_BYTES = 1 << 20
-FICLONE = 0x40049409  # of <linux/fs.h>: the copy shares the source's blocks until either is written to
+FICLONE = 0x40049409  # from <linux/fs.h>: the copy shares the source's blocks until one of them is written
 
-# File times come from a clock that ticks every 1 to 10 ms: of two changes within a tick, only the first shows.
+# File times come from a clock that ticks every 1 to 10 ms: a second change boundary one tick does not change them.
 TICK_S = 0.02
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class SnapshotError(ValueError):
-    """A copy that cannot be made or used. The message says which, why, and what to do."""
+    """A snapshot cannot be created or used; the message names the folder, the reason and the remedy."""
 
 
-class Unreadable(SnapshotError):
-    """A file of the adapter is missing, cannot be read, or is no file."""
+class UnreadableError(SnapshotError):
+    """A file of the adapter is missing, cannot be read, or is not a regular file."""
 
 
-class Changing(SnapshotError):
-    """The adapter was written to while it was copied: to be tried again when it has been quiet."""
+class SourceChangingError(SnapshotError):
+    """The adapter's files are being written; try again when the writer is done."""
 
 
-class NoRoom(SnapshotError):
-    """The copy would be more than the store may hold, or than its file system has left."""
+class NoSpaceError(SnapshotError):
+    """The snapshot exceeds the limit of the store, or the free space of its file system."""
+
+    def __init__(self, message: str, needed_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A private copy of an adapter."""
 
-    sha256: str  # in hex, of both files: equal for equal adapters
+    sha256: str  # of both files, in hex: equal for equal adapters
     folder: Path
     size_bytes: int
-    signature: Signature  # of the source, whose content this is
-    made_by: Literal["reflink", "copy"]  # a reflink takes neither time nor, until its source changes, room
+    signature: Signature  # of the source files
+    made_by: Literal["reflink", "copy"]  # a reflink takes no time, and no disk space until its source changes
 
 
-class Snapshots:
-    """A folder of private copies, each in a read-only folder called by its content. Processes may share it."""
+class SnapshotStore:
+    """A folder of snapshots, which processes may share. Each is a read-only folder named by the hash of its content."""
 
     def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
-        """Makes the folder if it is not there. Raises SnapshotError if it cannot be made."""
+        """Create the folder if it does not exist.
+
+        Args:
+            max_bytes: limit of the store's size; None sets no limit.
+
+        Raises:
+            SnapshotError: the folder cannot be created.
+        """
         self.folder = folder
         self.max_bytes = max_bytes
         try:
@@ -70,65 +81,79 @@ class Snapshots:
         except OSError as error:
             raise self._unusable(error) from error
 
-    def take(self, source: Path, within: Path | None = None) -> Snapshot:
-        """Copies the adapter in the folder `source`. If an equal copy is there already, that is the one that stays.
+    def create(self, source: Path, boundary: Path | None = None) -> Snapshot:
+        """Copy the adapter in the folder `source`. If an equal snapshot exists, keep that one.
 
-        `within` is the folder that its files must really be in, wherever links lead: one that was sound when the
-        source was found may have been turned since. Raises Unreadable, Changing, NoRoom, or SnapshotError itself when
-        the store cannot be written to; nothing is left behind then.
+        Nothing is left in the store if this raises.
+
+        Args:
+            boundary: the folder that the real files must be in. A link that was valid when the source was resolved may
+                point elsewhere by now.
+
+        Raises:
+            UnreadableError: a file is missing, cannot be read, or is outside of `boundary`.
+            SourceChangingError: the files were written while they were copied.
+            NoSpaceError: the store or its file system is full.
+            SnapshotError: the store cannot be written.
         """
-        with _opened(source, within) as (files, signature):
+        with _opened(source, boundary) as (files, signature):
             size_bytes = sum(os.fstat(file.fileno()).st_size for file in files)
             try:
-                self._check_room(source, size_bytes)
-                _let_the_clock_tick(signature)
+                self._check_space(source, size_bytes)
+                _wait_for_clock_tick(signature)
                 with self._lock(fcntl.LOCK_SH), self._unfinished() as copy:
-                    ways = [_copy(file, copy / name) for file, name in zip(files, FILES, strict=True)]
-                    if sum(_sizes(copy).values()) != size_bytes or not _is_unchanged(source, within, signature):
-                        raise Changing(
-                            f"{source} was written to while it was copied; try again when its writer is done"
+                    methods = [_copy(file, copy / name) for file, name in zip(files, FILES, strict=True)]
+                    if sum(_sizes(copy).values()) != size_bytes or not _is_unchanged(source, boundary, signature):
+                        raise SourceChangingError(
+                            f"{source} was written while it was copied; try again when its writer is done"
                         )
                     sha256 = _seal(copy)
                     self._keep(copy, sha256)
             except OSError as error:
-                if error.errno in FULL:
-                    raise NoRoom(
-                        f"{source} needs {_mb(size_bytes)}, and the file system of {self.folder} is full; free some, "
-                        "or keep the snapshots elsewhere"
+                if error.errno in DISK_FULL:
+                    raise NoSpaceError(
+                        f"{source} needs {_mb(size_bytes)}, but the file system of {self.folder} is full; free some "
+                        "space, or set router.adapters.run_dir to a folder on another file system",
+                        size_bytes,
                     ) from error
                 raise self._unusable(error) from error
-        return Snapshot(sha256, self.path(sha256), size_bytes, signature, "copy" if "copy" in ways else "reflink")
+        return Snapshot(sha256, self.path(sha256), size_bytes, signature, "copy" if "copy" in methods else "reflink")
 
     def path(self, sha256: str) -> Path:
-        """The folder of the copy with this content, whether or not it is there."""
+        """Return the folder of the snapshot with this hash, whether or not it exists."""
         if not re.fullmatch("[0-9a-f]{64}", sha256):
             raise ValueError(f"{sha256!r} is not a SHA-256 in hex")
         return self.folder / sha256
 
     def exists(self, sha256: str) -> bool:
-        """Whether a copy with this content is there, with both its files."""
+        """Return whether a snapshot with this hash exists, with both files."""
         return all((self.path(sha256) / name).is_file() for name in FILES)
 
-    def contents(self) -> set[str]:
-        """The contents of which there is a copy, or what a power cut left of one."""
+    def digests(self) -> set[str]:
+        """Return the hashes of all snapshots, including those that a power cut left incomplete."""
         return {folder.name for folder in self.folder.iterdir() if re.fullmatch("[0-9a-f]{64}", folder.name)}
 
     def remove(self, sha256: str) -> None:
-        """Deletes the copy with this content, if there is one. Raises SnapshotError if that cannot be done."""
-        leaving = self.folder / f"{REMOVING}{uuid4().hex}"
+        """Delete the snapshot with this hash if it exists.
+
+        Raises:
+            SnapshotError: it cannot be deleted.
+        """
+        removing = self.folder / f"{REMOVING}{uuid4().hex}"
         try:
-            # Renamed first, so that under its name it is either whole or gone.
-            self.path(sha256).rename(leaving)
+            # Renamed first, so that the snapshot under its own name is always complete.
+            self.path(sha256).rename(removing)
         except FileNotFoundError:
             return
         except OSError as error:
             raise self._unusable(error) from error
-        _delete(leaving)
+        _delete(removing)
 
     def warm(self, sha256: str) -> int:
-        """Reads the copy once, so that the engine finds it in memory. Returns how many bytes that was.
+        """Read the snapshot into the page cache, where the engine finds it. Return the number of bytes read.
 
-        Raises Unreadable if there is no such copy.
+        Raises:
+            UnreadableError: there is no such snapshot.
         """
         read_bytes = 0
         with _opened(self.path(sha256)) as (files, _):
@@ -138,41 +163,47 @@ class Snapshots:
         return read_bytes
 
     def used_bytes(self) -> int:
-        """How much the store holds now: unfinished copies counted, reflinks as if they were none."""
+        """Return the size of the store in bytes: unfinished copies are included, and reflinks count in full.
+
+        This lists all folders of the store: do not call it on the event loop.
+        """
         try:
             return sum(sum(_sizes(folder).values()) for folder in self.folder.iterdir())
         except OSError as error:
             raise self._unusable(error) from error
 
-    def clean(self) -> int:
-        """Deletes what killed processes left unfinished, and returns how many folders that was. For the start.
+    def remove_unfinished(self) -> int:
+        """Delete the folders that killed processes left unfinished, and return their number. Call it at startup.
 
-        Does nothing while any process is taking a copy.
+        It has no effect while a process is creating a snapshot.
         """
         try:
-            with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
-                left = [folder for folder in self.folder.iterdir() if folder.name.startswith((TAKING, REMOVING))]
-                for folder in left if held else ():
+            with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB) as is_locked:
+                if not is_locked:
+                    return 0
+                prefixes = (CREATING, REMOVING)
+                unfinished = [folder for folder in self.folder.iterdir() if folder.name.startswith(prefixes)]
+                for folder in unfinished:
                     _delete(folder)
-                return len(left) if held else 0
+                return len(unfinished)
         except OSError as error:
             raise self._unusable(error) from error
 
     @contextmanager
-    def _lock(self, how: int) -> Iterator[bool]:
-        # By the kernel, which takes it back when a process is killed. Where a file system has no locks, copies are
-        # taken all the same, and nothing is ever cleaned.
+    def _lock(self, operation: int) -> Iterator[bool]:
+        # The kernel releases the lock when a process is killed. On a file system without locks, snapshots are created
+        # without one, and unfinished folders are never deleted.
         with (self.folder / LOCK).open("ab") as file:
             try:
-                fcntl.flock(file, how)
-                held = True
+                fcntl.flock(file, operation)
+                is_locked = True
             except OSError:
-                held = False
-            yield held
+                is_locked = False
+            yield is_locked
 
     @contextmanager
     def _unfinished(self) -> Iterator[Path]:
-        folder = self.folder / f"{TAKING}{uuid4().hex}"
+        folder = self.folder / f"{CREATING}{uuid4().hex}"
         try:
             folder.mkdir(mode=0o700)
             yield folder
@@ -180,79 +211,81 @@ class Snapshots:
             _delete(folder)
 
     def _keep(self, copy: Path, sha256: str) -> None:
-        kept = self.path(sha256)
-        if kept.exists() and _sizes(kept) != _sizes(copy):
-            # A power cut, or a cleaner of old temporary files, has left a part of it.
+        target = self.path(sha256)
+        if target.exists() and _sizes(target) != _sizes(copy):
+            # A power cut or a cleaner of temporary files has left an incomplete snapshot.
             self.remove(sha256)
         try:
-            copy.rename(kept)
+            copy.rename(target)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
 
-    def _check_room(self, source: Path, size_bytes: int) -> None:
+    def _check_space(self, source: Path, size_bytes: int) -> None:
         if self.max_bytes is None:
             return
         used_bytes = self.used_bytes()
         if used_bytes + size_bytes > self.max_bytes:
-            raise NoRoom(
-                f"{source} needs {_mb(size_bytes)}, and {self.folder} holds {_mb(used_bytes)} of at most "
-                f"{_mb(self.max_bytes)}; allow it more, or unload adapters"
+            raise NoSpaceError(
+                f"{source} needs {_mb(size_bytes)}, but {self.folder} holds {_mb(used_bytes)} of at most "
+                f"{_mb(self.max_bytes)}; raise router.adapters.max_disk_gb, or remove adapters",
+                size_bytes,
             )
 
     def _unusable(self, error: OSError) -> SnapshotError:
         return SnapshotError(
-            f"{self.folder} cannot keep snapshots ({error}); name a folder that this user may write to"
+            f"{self.folder} cannot store snapshots ({error}); set router.adapters.run_dir to a folder that this user "
+            "may write to"
         )
 
 
 @contextmanager
-def _opened(folder: Path, within: Path | None = None) -> Iterator[tuple[list[BinaryIO], Signature]]:
+def _opened(folder: Path, boundary: Path | None = None) -> Iterator[tuple[list[BinaryIO], Signature]]:
     with ExitStack() as stack:
-        files = [stack.enter_context(_open(folder / name, within)) for name in FILES]
+        files = [stack.enter_context(_open(folder / name, boundary)) for name in FILES]
         yield files, Signature.of(*(os.fstat(file.fileno()) for file in files))
 
 
-def _open(file: Path, within: Path | None) -> BinaryIO:
+def _open(file: Path, boundary: Path | None) -> BinaryIO:
     try:
         opened = open_regular(file)
     except FileNotFoundError as error:
-        raise Unreadable(f"{file} is missing; copy all files that PEFT's save_pretrained wrote") from error
+        raise UnreadableError(f"{file} is missing; copy all files that PEFT's save_pretrained wrote") from error
     except OSError as error:
-        raise Unreadable(
-            f"{file} cannot be read ({error.strerror}); put a file there that this user may read"
+        raise UnreadableError(
+            f"{file} cannot be read ({error.strerror}); replace it by a file that this user may read"
         ) from error
-    if within is not None:
+    if boundary is not None:
         real = Path(f"/proc/self/fd/{opened.fileno()}").readlink()
-        if not real.is_relative_to(os.path.realpath(within)):
+        if not real.is_relative_to(os.path.realpath(boundary)):
             opened.close()
-            raise Unreadable(f"{file} leads to {real}, out of {within}; copy the adapter into the source")
+            raise UnreadableError(f"{file} links to {real}, outside of {boundary}; copy the adapter into the source")
     return opened
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    # Up to its present end: one that is appended to would never end.
-    left_bytes = os.fstat(file.fileno()).st_size
+    # Up to the current end of the file: a file that is appended to might never end.
+    remaining_bytes = os.fstat(file.fileno()).st_size
     try:
-        while left_bytes > 0 and (chunk := file.read(min(left_bytes, CHUNK_BYTES))):
-            left_bytes -= len(chunk)
+        while remaining_bytes > 0 and (chunk := file.read(min(remaining_bytes, CHUNK_BYTES))):
+            remaining_bytes -= len(chunk)
             yield chunk
     except OSError as error:
-        # Stale: a network file system's word for a file that was replaced.
-        kind = Changing if error.errno == errno.ESTALE else Unreadable
-        raise kind(f"{file.name} cannot be read ({error.strerror}); copy it there again") from error
+        # A network file system reports ESTALE for a file that was replaced.
+        error_type = SourceChangingError if error.errno == errno.ESTALE else UnreadableError
+        raise error_type(f"{file.name} cannot be read ({error.strerror}); copy it there again") from error
 
 
-def _is_unchanged(source: Path, within: Path | None, before: Signature) -> bool:
-    # Opened again, not only looked at: network file systems promise the true properties at opening alone.
+def _is_unchanged(source: Path, boundary: Path | None, before: Signature) -> bool:
+    # Opens the files again: network file systems guarantee current properties only when a file is opened.
     try:
-        with _opened(source, within) as (_, now):
+        with _opened(source, boundary) as (_, now):
             return now == before
-    except Unreadable:
+    except UnreadableError:
         return False
 
 
-def _let_the_clock_tick(signature: Signature) -> None:
+def _wait_for_clock_tick(signature: Signature) -> None:
     age_s = time.time() - signature.changed_at
     if 0 <= age_s < TICK_S:
         time.sleep(TICK_S - age_s)
@@ -261,13 +294,13 @@ def _let_the_clock_tick(signature: Signature) -> None:
 def _copy(source: BinaryIO, target: Path) -> Literal["reflink", "copy"]:
     with target.open("xb") as copy:
         os.fchmod(copy.fileno(), 0o444)
-        # Not every file system can, and none to another.
+        # Not all file systems support reflinks, and none to another file system.
         with suppress(OSError):
             fcntl.ioctl(copy, FICLONE, source.fileno())
             return "reflink"
-        room = os.fstatvfs(copy.fileno())
-        if room.f_blocks and room.f_bavail * room.f_frsize < os.fstat(source.fileno()).st_size:
-            # Rather than fill the disk to the brim first, which hurts others.
+        disk = os.fstatvfs(copy.fileno())
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < os.fstat(source.fileno()).st_size:
+            # Fail before the copy fills the disk, which would affect other programs.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for chunk in _chunks(source):
             copy.write(chunk)
@@ -275,7 +308,8 @@ def _copy(source: BinaryIO, target: Path) -> Literal["reflink", "copy"]:
 
 
 def _seal(copy: Path) -> str:
-    # The content's hash. Names and lengths are in it, so that no two pairs of files make the same stream.
+    # Makes the copy read-only and returns its hash, which includes names and lengths, so that different pairs of files
+    # never hash the same stream.
     digest = hashlib.sha256()
     for name in FILES:
         with (copy / name).open("rb") as file:
@@ -287,12 +321,12 @@ def _seal(copy: Path) -> str:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    # Of what is there: somebody else may be deleting it.
-    found = {}
+    # Of the files that exist: another process may be deleting the folder.
+    sizes = {}
     with suppress(FileNotFoundError, NotADirectoryError):
         for entry in os.scandir(folder):
-            found[entry.name] = entry.stat().st_size
-    return found
+            sizes[entry.name] = entry.stat().st_size
+    return sizes
 
 
 def _delete(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where adapters are looked for by name: folders that others write to while the server runs."""
+"""Adapter sources: folders in which adapters are found by name, and which change while the server runs."""
 
 import errno
 import os
@@ -10,64 +10,72 @@ from pathlib import Path, PurePosixPath
 
 from vllm_lora_router.adapters.files.lora_tensors import WEIGHTS
 from vllm_lora_router.adapters.files.peft_config import CONFIG
-from vllm_lora_router.adapters.files.vllm_limits import UNPRINTABLE
+from vllm_lora_router.config.adapter_names import UNPRINTABLE
 
-FILES = (CONFIG, WEIGHTS)  # all that makes an adapter
+FILES = (CONFIG, WEIGHTS)  # the files of an adapter
 
 NAME = "{name}"
 TENANT = "{tenant}"
 
-LONGEST_NAME_BYTES = 255  # of Linux's file systems
+LONGEST_NAME_BYTES = 255  # the limit of Linux's file systems
 
-# What says that nothing is there. Any other error, such as a network file system's that is away, says nothing.
+# Errors that mean that a file does not exist. Any other error, such as that of a network file system that does not
+# answer, leaves it unknown.
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
-class NotAllowed(ValueError):
-    """A name or a folder that no adapter may be taken by. The message says why, and what to do."""
+class NotAllowedError(ValueError):
+    """The name or the folder is not allowed for an adapter; the message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Of an adapter's two files: equal while nobody has changed them."""
+    """The properties of an adapter's two files. They are equal as long as the files have not changed."""
 
-    files: tuple[tuple[int, ...], ...]  # of each: device, inode, size in bytes, mtime and ctime in ns
+    files: tuple[tuple[int, ...], ...]  # of each file: device, inode, size in bytes, mtime and ctime in ns
 
     @classmethod
     def of(cls, *files: os.stat_result) -> "Signature":
-        """The signature of files with these properties, in the order of FILES."""
-        return cls(tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in files))
+        """Return the signature of files with these properties, in the order of FILES."""
+        return cls(
+            tuple((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in files)
+        )
 
     @property
     def changed_at(self) -> float:
-        """When a file was last changed, in seconds since the epoch by the file system's clock."""
-        # Every change sets the ctime. The mtime adds none, and may be anything, since copying tools set it back or,
-        # from a machine whose clock is ahead, into the future.
+        """The time of the last change, in seconds since the epoch by the file system's clock."""
+        # Every change sets the ctime. The mtime is not reliable: copying tools set it to the original's time, which may
+        # be in the future if it comes from a machine with another clock.
         return max(ctime_ns for *_, ctime_ns in self.files) / 1e9
 
 
 def signature(folder: Path) -> Signature | None:
-    """The signature of the adapter in `folder`, links followed; None if one of its files is missing.
+    """Return the signature of the adapter in `folder`, following links; None if one of its files is missing.
 
-    Raises OSError where that cannot be said.
+    Raises:
+        OSError: the file system does not answer.
     """
-    found = [properties for name in FILES if (properties := _stat(folder / name))]
-    return Signature.of(*found) if len(found) == len(FILES) else None
+    existing = [properties for name in FILES if (properties := _stat(folder / name))]
+    return Signature.of(*existing) if len(existing) == len(FILES) else None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A place with a folder for every adapter, or for every tenant's adapter."""
+    """A folder or template that gives the folder of each adapter, or of each tenant's adapters."""
 
-    root: Path  # the fixed part: nothing outside it is an adapter of this source
-    parts: tuple[str, ...]  # what follows, `{name}` and `{tenant}` among it
-    immutable: bool = False  # whether its folders stay as they are once they are there
+    root: Path  # the path before the first placeholder: all adapters of this source are inside it
+    parts: tuple[str, ...]  # the path after it, with `{name}` and perhaps `{tenant}`
+    immutable: bool = False  # its folders never change once they exist
 
     @classmethod
     def parse(cls, text: str, immutable: bool = False, base: Path | None = None) -> "Source":
-        """The source that `text` means: a folder, or a template such as `/adapters/{tenant}/{name}/current`.
+        """Parse a folder, or a template such as `/adapters/{tenant}/{name}/current`.
 
-        A relative one begins at `base`. Raises ValueError for a text that means no source.
+        Args:
+            base: the folder that a relative `text` starts from; None refuses relative texts.
+
+        Raises:
+            ValueError: `text` is not a valid source.
         """
         parts = PurePosixPath(text).parts
         if not any("{" in part or "}" in part for part in parts):
@@ -78,7 +86,7 @@ class Source:
         root = Path(*parts[:first])
         if not root.is_absolute():
             if base is None:
-                raise ValueError(f"source {text!r} is relative; write the whole path, from '/' on")
+                raise ValueError(f"source {text!r} is relative; use an absolute path")
             root = base / root
         return cls(root, parts[first:], immutable)
 
@@ -87,73 +95,76 @@ class Source:
 
     @property
     def by_tenant(self) -> bool:
-        """Whether every tenant has adapters of its own here."""
+        """Whether each tenant has its own adapters in this source."""
         return TENANT in self.parts
 
     def find(self, name: str, tenant: str | None = None) -> Path | None:
-        """The folder for `name`, and for `tenant` where every tenant has its own; None if there is none.
+        """Return the folder for `name`, and for `tenant` if each tenant has its own; None if it does not exist.
 
-        The path is not resolved, since where it leads may change; whether an adapter is in it is not looked at.
-        Raises NotAllowed for a name or a tenant that is no plain file name, for what leads out of the root, and for a
-        device or a FIFO in place of a file; OSError where nothing can be said, as when a file system is away.
+        The path is not resolved, because links in it may change. The folder may be empty.
+
+        Raises:
+            NotAllowedError: the name or the tenant is not a plain file name, or the path links to a place outside of
+                the root, or a file is a device or a FIFO.
+            OSError: the file system does not answer.
         """
         if problem := _name_problem(name):
-            raise NotAllowed(f"adapter name {name[:LONGEST_NAME_BYTES]!r} {problem}")
+            raise NotAllowedError(f"adapter name {name[:LONGEST_NAME_BYTES]!r} {problem}")
         if self.by_tenant:
             if tenant is None:
                 return None
             if problem := _name_problem(tenant):
-                raise NotAllowed(f"tenant {tenant[:LONGEST_NAME_BYTES]!r} {problem}")
+                raise NotAllowedError(f"tenant {tenant[:LONGEST_NAME_BYTES]!r} {problem}")
         below = self._below(self.parts, name, tenant)
         folder = self.root / below
-        # All by the same real root: a link that leads to it, such as git-sync's, may be turned meanwhile.
+        # Resolve the root once: a link to it, such as git-sync's, may be replaced meanwhile.
         root = Path(os.path.realpath(self.root))
-        inside = [root, *([self._limit(root, name, tenant)] if self.by_tenant else [])]
+        boundaries = [root, *([self._boundary(root, name, tenant)] if self.by_tenant else [])]
         for path in (below, *(below / file for file in FILES)):
             real = Path(os.path.realpath(root / path))
-            if not all(map(real.is_relative_to, inside)):
-                raise NotAllowed(
-                    f"{self.root / path} leads to {real}, out of {inside[-1]}; copy the adapter into the source"
+            if not all(map(real.is_relative_to, boundaries)):
+                raise NotAllowedError(
+                    f"{self.root / path} links to {real}, outside of {boundaries[-1]}; copy the adapter into the source"
                 )
-        found = _stat(root / below)
-        if found is None or not stat.S_ISDIR(found.st_mode):
+        properties = _stat(root / below)
+        if properties is None or not stat.S_ISDIR(properties.st_mode):
             return None
         for file in FILES:
-            if (found := _stat(root / below / file)) and not stat.S_ISREG(found.st_mode):
-                raise NotAllowed(f"{folder / file} is not a regular file; put the adapter's own there")
+            if (properties := _stat(root / below / file)) and not stat.S_ISREG(properties.st_mode):
+                raise NotAllowedError(f"{folder / file} is not a regular file; replace it by the adapter's file")
         return folder
 
-    def limit(self, name: str, tenant: str | None) -> Path:
-        """The folder that the files of an adapter must really be in, wherever links lead."""
-        return self._limit(Path(os.path.realpath(self.root)), name, tenant) if self.by_tenant else self.root
+    def boundary(self, name: str, tenant: str | None) -> Path:
+        """Return the folder that the real files of an adapter must be in, after following links."""
+        return self._boundary(Path(os.path.realpath(self.root)), name, tenant) if self.by_tenant else self.root
 
-    def _limit(self, root: Path, name: str, tenant: str | None) -> Path:
-        # A tenant that writes its own folder could link to its neighbour's.
+    def _boundary(self, root: Path, name: str, tenant: str | None) -> Path:
+        # A tenant that can write its own folder could link to another tenant's folder.
         return Path(os.path.realpath(root / self._below(self.parts[: self.parts.index(TENANT) + 1], name, tenant)))
 
     def names(self, tenant: str | None = None) -> list[str]:
-        """The adapters that can be found now, for `tenant` where every tenant has its own; sorted.
+        """Return the sorted names of the adapters that exist now, for `tenant` if each tenant has its own.
 
-        What is refused, hidden or cannot be read is left out.
+        Adapters that are not allowed, hidden or unreadable are left out.
         """
         if self.by_tenant and (tenant is None or _name_problem(tenant)):
             return []
         above = self.root / self._below(self.parts[: self.parts.index(NAME)], "", tenant)
         try:
-            return sorted(entry.name for entry in above.iterdir() if self.has(entry.name, tenant))
+            return sorted(entry.name for entry in above.iterdir() if self.contains(entry.name, tenant))
         except OSError:
             return []
 
     def tenants(self, name: str) -> Iterator[str]:
-        """The tenants that have an adapter of this name here, in no order; none where no tenant has its own.
+        """Yield the tenants that have an adapter of this name, in any order; none if tenants have no own adapters.
 
-        What is refused, hidden or cannot be read is left out.
+        Adapters that are not allowed, hidden or unreadable are left out.
         """
         if not self.by_tenant or _name_problem(name):
             return
-        place = self.parts.index(TENANT)
-        above = self.root / self._below(self.parts[:place], name, None)
-        file = str(self._below(self.parts[place + 1 :], name, None) / CONFIG)
+        index = self.parts.index(TENANT)
+        above = self.root / self._below(self.parts[:index], name, None)
+        file = str(self._below(self.parts[index + 1 :], name, None) / CONFIG)
         try:
             opened = os.open(above, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
@@ -161,61 +172,63 @@ class Source:
         try:
             with os.scandir(opened) as entries:
                 for tenant in (entry.name for entry in entries):
-                    # Of most of thousands one cheap question, from the open folder on.
-                    if os.access(f"{tenant}/{file}", os.F_OK, dir_fd=opened) and self.has(name, tenant):
+                    # There may be thousands of folders; this cheap check, relative to the open folder, excludes most.
+                    if os.access(f"{tenant}/{file}", os.F_OK, dir_fd=opened) and self.contains(name, tenant):
                         yield tenant
         except OSError:
             return
         finally:
             os.close(opened)
 
-    def has(self, name: str, tenant: str | None) -> bool:
-        """Whether there is an adapter of this name, for `tenant` where every tenant has its own.
+    def contains(self, name: str, tenant: str | None) -> bool:
+        """Return whether an adapter of this name exists, for `tenant` if each tenant has its own.
 
-        What is refused, hidden or cannot be read is none.
+        Adapters that are not allowed, hidden or unreadable do not count.
         """
         try:
             folder = self.find(name, tenant)
             return folder is not None and (folder / CONFIG).exists()
-        except (NotAllowed, OSError):
+        except (NotAllowedError, OSError):
             return False
 
     def _below(self, parts: tuple[str, ...], name: str, tenant: str | None) -> Path:
-        filled = {NAME: name, TENANT: tenant or ""}
-        return Path(*(filled.get(part, part) for part in parts))
+        values = {NAME: name, TENANT: tenant or ""}
+        return Path(*(values.get(part, part) for part in parts))
 
 
 def _template_problem(text: str, parts: tuple[str, ...]) -> str | None:
     if not text.strip():
-        return "is empty; write a folder"
+        return "is empty; enter a folder"
     if "\0" in text:
-        return "contains a NUL character; take it out"
+        return "contains a NUL character; remove it"
     for part in parts:
         if part not in (NAME, TENANT) and ("{" in part or "}" in part):
-            return f"has {part!r}; between two slashes stands {NAME}, {TENANT} or a name without braces"
+            return f"has {part!r}; each part of the path must be {NAME}, {TENANT} or a name without braces"
     if parts.count(NAME) != 1:
-        return f"must say {NAME} once, such as {text.rstrip('/')}/{NAME}" if NAME not in parts else f"says {NAME} twice"
+        if NAME not in parts:
+            return f"has no {NAME}; add it, such as {text.rstrip('/')}/{NAME}"
+        return f"has {NAME} twice; use it once"
     if parts.count(TENANT) > 1:
-        return f"says {TENANT} twice; once is enough"
+        return f"has {TENANT} twice; use it once"
     first = min(parts.index(placeholder) for placeholder in (NAME, TENANT) if placeholder in parts)
     if parts[:first] in (("/",), ("//",)):
-        return "begins with no folder, so that it means the whole disk; write one, such as /adapters/{name}"
+        return "does not start with a folder, so it would cover the whole disk; add a folder, such as /adapters/{name}"
     if ".." in parts[first:]:
-        return "has '..' after a placeholder; write the path without it"
+        return "has '..' after a placeholder; use a path without it"
     return None
 
 
 def _name_problem(name: str) -> str | None:
     if not name:
-        return "is empty; give one"
+        return "is empty; enter a name"
     if name.startswith("."):
-        return "begins with '.', which is for hidden files; call it otherwise"
+        return "begins with '.', which marks hidden files; use another name"
     if "/" in name or "\\" in name:
-        return "contains a slash or a backslash; call it otherwise"
+        return "contains a slash or a backslash; use another name"
     if any(unicodedata.category(character) in UNPRINTABLE for character in name):
-        return "contains a control character; take it out"
+        return "contains a control character; remove it"
     if len(name.encode()) > LONGEST_NAME_BYTES:
-        return f"has more than {LONGEST_NAME_BYTES} bytes; call it shorter"
+        return f"has more than {LONGEST_NAME_BYTES} bytes; use a shorter name"
     return None
 
 

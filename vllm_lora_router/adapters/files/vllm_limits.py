@@ -1,34 +1,22 @@
-"""The names an adapter may not have."""
+"""Limits that vLLM sets for the ranks of adapters."""
 
-import unicodedata
-from collections.abc import Collection
+from collections.abc import Iterable
 
-# vLLM looks for an adapter of this name for every base chat request whose content has a part of this type, "image_url"
-# read as "image" (_get_message_types and _get_active_default_mm_loras in vllm/entrypoints/serve/engine/serving.py).
-CONTENT_TYPES = frozenset({"text", "image", "audio", "video", "input"})
+# `--max-lora-rank` accepts only these values (vllm/config/lora.py, MaxLoRARanks).
+ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-# Control characters, line and paragraph separators, lone surrogates: they break log lines, headers and JSON.
-UNPRINTABLE = frozenset({"Cc", "Zl", "Zp", "Cs"})
+# vLLM's default for `--max-lora-rank`. It suits a server whose adapters arrive at run time.
+DEFAULT_RANK = 16
 
 
-def refuse_reason(name: str, base_names: Collection[str], reserved: Collection[str]) -> str | None:
-    """Why `name` cannot be an adapter's name, with the way out, or None if it can.
+def rank_limit(ranks: Iterable[int]) -> int:
+    """Return the smallest `--max-lora-rank` that serves adapters of all these ranks; vLLM's default of 16 for none.
 
-    `base_names` are the names that the base is served under, `reserved` those that mean "choose for me".
+    Raises:
+        ValueError: a rank is above the largest that vLLM serves.
     """
-    if not name or name.isspace():
-        return "an adapter's name is empty; give it one"
-    if any(unicodedata.category(character) in UNPRINTABLE for character in name):
-        return f"adapter name {name!r} contains a line break or a control character; take it out"
-    if name != name.strip():
-        return f"adapter name {name!r} begins or ends with white space; write {name.strip()!r}"
-    if name in CONTENT_TYPES:
-        return (
-            f"adapter name {name!r}: vLLM applies an adapter of this name by itself to chat requests for the base "
-            f"model that have {name!r} content; call it otherwise, such as '{name}-lora'"
-        )
-    if name in base_names:
-        return f"adapter name {name!r} is the base model's served name; call it otherwise, such as '{name}-lora'"
-    if name in reserved:
-        return f"adapter name {name!r} asks the router to choose; call it otherwise, such as '{name}-lora'"
-    return None
+    largest = max(ranks, default=DEFAULT_RANK)
+    for allowed in ALLOWED_RANKS:
+        if allowed >= largest:
+            return allowed
+    raise ValueError(f"rank {largest} is above {ALLOWED_RANKS[-1]}, the largest that vLLM serves")

@@ -1,1 +1,1 @@
-"""Adapters while the server runs: versions, leases, loads and slots, the same in all of its processes."""
+"""Adapters at run time: versions, leases, loading, slot scheduling and maintenance."""

@@ -1,4 +1,4 @@
-"""From a configuration to the adapters of one of the server's processes."""
+"""Build the adapter pool of one API-server process from a configuration."""
 
 import shutil
 from collections.abc import Collection
@@ -6,67 +6,67 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
-from vllm_lora_router.adapters.files.snapshots import Snapshots
-from vllm_lora_router.adapters.runtime.importer import Intake
+from vllm_lora_router.adapters.files.snapshots import SnapshotStore
+from vllm_lora_router.adapters.runtime.importer import Importer
 from vllm_lora_router.adapters.runtime.loader import Engine, Loader
 from vllm_lora_router.adapters.runtime.pool import AdapterPool
-from vllm_lora_router.adapters.runtime.resolver import Catalogue
-from vllm_lora_router.adapters.runtime.slot_scheduler import Slots
-from vllm_lora_router.adapters.runtime.version_log import Ledger, Version
-from vllm_lora_router.config.loader import Loaded
+from vllm_lora_router.adapters.runtime.resolver import Resolver
+from vllm_lora_router.adapters.runtime.slot_scheduler import SlotScheduler
+from vllm_lora_router.adapters.runtime.version_log import Version, VersionLog
+from vllm_lora_router.config.loader import LoadedConfig
 from vllm_lora_router.coordination.run_directory import RunDirectory
-from vllm_lora_router.coordination.usage_table import Board
+from vllm_lora_router.coordination.usage_table import UsageTable
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the engine was started with."""
+class EngineLimits:
+    """The LoRA limits that the engine was started with."""
 
     max_loras: int  # slots on the device
-    max_cpu_loras: int  # adapters that it keeps in memory
+    max_cpu_loras: int  # adapters that the engine keeps in host memory
     max_lora_rank: int
 
 
 def open_pool(
-    loaded: Loaded,
-    catalogue: Catalogue,
+    loaded: LoadedConfig,
+    resolver: Resolver,
     base: BaseModel,
     served_names: Collection[str],
     engine: Engine,
-    limits: Limits,
+    limits: EngineLimits,
     run: RunDirectory,
 ) -> AdapterPool:
-    """The adapters of this process; nothing is taken in yet. Reads and writes the disk.
+    """Create the adapter pool of this process. It imports no adapter yet. Reads and writes the disk.
 
     Raises:
-        SnapshotError: there is no place for copies.
+        SnapshotError: the snapshot store cannot be created.
     """
     settings = loaded.config.router.adapters
     free = shutil.disk_usage(run.folder).free
     max_bytes = int(settings.max_disk_gb * 1e9) if settings.max_disk_gb is not None else free // 2
-    snapshots = Snapshots(run.folder / "snapshots", max_bytes)
-    snapshots.clean()
-    ledger, board = Ledger(run), Board(run)
-    board.look_around()
-    ledger.read()
+    snapshots = SnapshotStore(run.folder / "snapshots", max_bytes)
+    snapshots.remove_unfinished()
+    version_log, usage = VersionLog(run), UsageTable(run)
+    usage.refresh()
+    version_log.read()
 
     def warm(version: Version) -> None:
-        if version.content.private:
+        if version.content.is_snapshot:
             snapshots.warm(version.content.digest)
 
     return AdapterPool(
         run,
-        ledger,
-        board,
-        catalogue,
-        Intake(base, snapshots, limits.max_lora_rank, served_names, loaded.config.auto_names),
+        version_log,
+        usage,
+        resolver,
+        Importer(base, snapshots, limits.max_lora_rank, served_names, loaded.config.auto_names),
         engine,
         Loader(engine, run, capacity=limits.max_cpu_loras, max_per_s=settings.max_loads_per_s, warm=warm),
-        Slots(limits.max_loras, settings.max_wait_ms / 1000, board, run),
+        SlotScheduler(limits.max_loras, settings.max_wait_ms / 1000, usage, run),
     )
 
 
-def run_parent(loaded: Loaded) -> Path | None:
-    """The folder that the configuration gives for run directories."""
-    given = loaded.config.router.adapters.run_dir
-    return None if given is None else loaded.file.parent / Path(given).expanduser()
+def run_directory_parent(loaded: LoadedConfig) -> Path | None:
+    """Return the folder that `router.adapters.run_dir` names for run directories; None if it names none."""
+    run_dir = loaded.config.router.adapters.run_dir
+    return None if run_dir is None else loaded.file.parent / Path(run_dir).expanduser()

@@ -1,4 +1,4 @@
-"""From files that others may change to content that nobody changes any more."""
+"""Validate adapter files and copy them into the immutable snapshot store."""
 
 import hashlib
 import time
@@ -6,126 +6,116 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vllm_lora_router.adapters.files import snapshots
 from vllm_lora_router.adapters.files.base_model import BaseModel
 from vllm_lora_router.adapters.files.memory import adapter_bytes
-from vllm_lora_router.adapters.files.snapshots import Changing, SnapshotError, Snapshots
+from vllm_lora_router.adapters.files.snapshots import NoSpaceError, SnapshotError, SnapshotStore, SourceChangingError
 from vllm_lora_router.adapters.files.sources import FILES, Signature, signature
-from vllm_lora_router.adapters.files.validation import Adapter, AdapterError, check
-from vllm_lora_router.adapters.files.vllm_limits import refuse_reason
-from vllm_lora_router.adapters.runtime.resolver import Place
-from vllm_lora_router.adapters.runtime.version_log import Content, Key
+from vllm_lora_router.adapters.files.validation import Adapter, AdapterError, validate_adapter
+from vllm_lora_router.adapters.runtime.resolver import Location
+from vllm_lora_router.adapters.runtime.version_log import AdapterContent, AdapterKey
+from vllm_lora_router.config.adapter_names import invalid_name_reason
 
-# Files that were written to this lately may be in the middle of it.
+# Files that changed less than this many seconds ago may still be being written.
 QUIET_S = 0.5
 
 
-class Refused(ValueError):
-    """An adapter that cannot be served; the message says why and what to do."""
+class RejectedError(ValueError):
+    """The adapter's files cannot be served; the message names the problem and the remedy."""
 
-    place: Place | None = None
-    source: str | None = None  # what the files look like that were refused
-
-
-class Gone(Refused):
-    """There are no files where the adapter should be."""
+    location: Location | None = None
+    source_signature: str | None = None  # of the rejected files
 
 
-class NoRoom(Exception):
-    """The store is full: nothing is wrong with the adapter."""
-
-    def __init__(self, message: str, needed_bytes: int) -> None:
-        super().__init__(message)
-        self.needed_bytes = needed_bytes
-
-
-class Unsettled(Exception):
-    """Somebody writes to the adapter's files just now."""
+class MissingFilesError(RejectedError):
+    """A file of the adapter is missing."""
 
 
 @dataclass
-class Intake:
-    """Checks an adapter's files against the base and copies them. Blocks: never called on the event loop."""
+class Importer:
+    """Validates adapter files against the base model and copies them. Blocks: never call it on the event loop."""
 
     base: BaseModel
-    snapshots: Snapshots
+    snapshots: SnapshotStore
     max_rank: int
     served_names: Collection[str]
     reserved: Collection[str]
-    _checked: dict[str, Adapter] = field(default_factory=dict)  # by content
+    _validated: dict[str, Adapter] = field(default_factory=dict)  # by SHA-256 of the content
 
-    def look(self, place: Place) -> str:
-        """What the files look like from outside; it changes whenever they may have changed.
-
-        Raises:
-            Gone: one of them is not there.
-            OSError: nothing can be said, as when a file system is away.
-        """
-        return describe(_signature(place))
-
-    def take(self, key: Key, place: Place) -> Content:
-        """The content of an adapter, which stays as it is: `content.source` says what it was taken from.
+    def signature(self, location: Location) -> str:
+        """Return the signature of the files, which changes whenever their content may have changed.
 
         Raises:
-            Unsettled: the files changed a moment ago, or while they were read.
-            Refused: they are no adapter of this base, or there is no room for a copy.
-            OSError: nothing can be said, as when a file system is away.
+            MissingFilesError: a file is missing.
+            OSError: the file system does not answer, so nothing is known about the files.
         """
-        if reason := refuse_reason(str(key), self.served_names, self.reserved):
-            raise Refused(reason)
-        before = _signature(place)
-        if place.watched and 0 <= time.time() - before.changed_at < QUIET_S:
-            raise Unsettled
+        return encode_signature(_signature(location))
+
+    def import_adapter(self, key: AdapterKey, location: Location) -> AdapterContent:
+        """Validate the adapter's files, copy them unless they are read in place, and describe their content.
+
+        Raises:
+            SourceChangingError: the files changed a moment ago, or while they were read.
+            NoSpaceError: the snapshot store is full.
+            RejectedError: the files are not an adapter for this base model, or cannot be copied.
+            OSError: the file system does not answer, so nothing is known about the files.
+        """
+        if reason := invalid_name_reason(str(key), self.served_names, self.reserved):
+            raise RejectedError(reason)
+        before = _signature(location)
+        if location.is_watched and 0 <= time.time() - before.changed_at < QUIET_S:
+            raise SourceChangingError(f"{location.folder} changed a moment ago; try again when its writer is done")
         try:
-            # First in place, where only the headers are read: nothing is copied of what cannot be served anyway.
-            adapter = self._check(key, place.folder)
-            if not place.copied:
-                digest = hashlib.sha256(f"{place.folder} {describe(before)}".encode()).hexdigest()
-                return _content(adapter, digest, place, place.folder, before)
-            taken = self.snapshots.take(place.folder, place.within)
-            adapter = self._checked.get(taken.sha256) or self._check(key, taken.folder)
-        except Changing:
-            raise Unsettled from None
-        except snapshots.NoRoom as full:
-            raise NoRoom(str(full), sum(file[2] for file in before.files)) from None
+            # Validate in place first, which reads only the headers: an adapter that cannot be served is not copied.
+            adapter = self._validate(key, location.folder)
+            if not location.is_copied:
+                digest = hashlib.sha256(f"{location.folder} {encode_signature(before)}".encode()).hexdigest()
+                return _content(adapter, digest, location, location.folder, before)
+            snapshot = self.snapshots.create(location.folder, location.boundary)
+            adapter = self._validated.get(snapshot.sha256) or self._validate(key, snapshot.folder)
+        except (SourceChangingError, NoSpaceError):
+            raise
         except (AdapterError, SnapshotError) as error:
-            if signature(place.folder) != before:
-                raise Unsettled from None
-            raise Refused(str(error)) from error
-        self._checked[taken.sha256] = adapter
-        return _content(adapter, taken.sha256, place, taken.folder, taken.signature)
+            if signature(location.folder) != before:
+                raise SourceChangingError(f"{location.folder} changed while it was read") from None
+            problems = "; ".join(error.problems) if isinstance(error, AdapterError) else None
+            raise RejectedError(f"{location.folder}: {problems}" if problems else str(error)) from error
+        self._validated[snapshot.sha256] = adapter
+        return _content(adapter, snapshot.sha256, location, snapshot.folder, snapshot.signature)
 
-    def _check(self, key: Key, folder: Path) -> Adapter:
-        adapter = check(str(key), folder, self.base)
+    def _validate(self, key: AdapterKey, folder: Path) -> Adapter:
+        adapter = validate_adapter(str(key), folder, self.base)
         if adapter.rank > self.max_rank:
             raise AdapterError(
                 str(key),
                 folder,
-                [f"rank {adapter.rank} is above --max-lora-rank {self.max_rank}, with which the server was started"],
+                [
+                    f"rank {adapter.rank} is above the server's --max-lora-rank {self.max_rank}; restart it with a "
+                    "higher one, or train a smaller rank"
+                ],
             )
         return adapter
 
 
-def describe(found: Signature) -> str:
-    """A signature as the ledger keeps it."""
-    return ";".join(",".join(map(str, file)) for file in found.files)
+def encode_signature(files: Signature) -> str:
+    """Return the text form of a signature that the version log stores."""
+    return ";".join(",".join(map(str, file)) for file in files.files)
 
 
-def _signature(place: Place) -> Signature:
-    found = signature(place.folder)
-    if found is None:
-        raise Gone(f"{place.folder} has no {' and '.join(FILES)} (any more)")
-    return found
+def _signature(location: Location) -> Signature:
+    files = signature(location.folder)
+    if files is None:
+        raise MissingFilesError(f"{' or '.join(FILES)} is missing from {location.folder}")
+    return files
 
 
-def _content(adapter: Adapter, digest: str, place: Place, folder: Path, source: Signature) -> Content:
-    return Content(
+def _content(adapter: Adapter, digest: str, location: Location, folder: Path, source: Signature) -> AdapterContent:
+    return AdapterContent(
         digest=digest,
         folder=str(folder),
-        source=describe(source),
+        source_signature=encode_signature(source),
         rank=adapter.rank,
         size_bytes=adapter.size_bytes,
         cpu_bytes=adapter_bytes(adapter),
-        is_3d=place.is_3d,
-        private=place.copied,
+        is_3d=location.is_3d,
+        is_snapshot=location.is_copied,
     )

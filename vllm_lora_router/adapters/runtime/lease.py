@@ -1,56 +1,58 @@
-"""What a request holds while it is served."""
+"""Leases: a request holds one on the adapter version that serves it."""
 
-from typing import Protocol
+from collections.abc import Callable
 
-from vllm_lora_router.adapters.runtime.slot_scheduler import Slots
+from vllm_lora_router.adapters.runtime.slot_scheduler import SlotScheduler
 from vllm_lora_router.adapters.runtime.version_log import Version
 
 
-class NotLeased(Exception):
-    """An adapter that cannot serve a request; the message says why."""
+class LeaseRefusedError(Exception):
+    """The adapter cannot serve a request; the message says why."""
 
 
-class UnknownAdapter(NotLeased):
+class UnknownAdapterError(LeaseRefusedError):
     """No adapter has this name."""
 
 
-class AnothersAdapter(NotLeased):
-    """The adapter is another tenant's, and neither this one's nor everybody's."""
-
-
-class Shelf(Protocol):
-    """Where versions come from and go back to."""
-
-    def let_go(self, version: Version) -> None: ...
+class OtherTenantsAdapterError(LeaseRefusedError):
+    """The adapter belongs to another tenant, and neither this tenant nor all tenants have one of this name."""
 
 
 class Lease:
-    """A version that stays until the lease is released."""
+    """A lease on one adapter version. The version is not retired until the lease is released."""
 
-    def __init__(self, version: Version, model: str, shelf: Shelf, slots: Slots) -> None:
+    def __init__(
+        self, version: Version, model: str, release_version: Callable[[Version], None], slot_scheduler: SlotScheduler
+    ) -> None:
+        """
+        Args:
+            model: the value of the request's `model` with which vLLM answers it by this version.
+            release_version: called once when the lease is released.
+        """
         self.version = version
-        self.model = model  # what the request's `model` must be for vLLM to answer it by this version
-        self._shelf: Shelf | None = shelf
-        self._slots = slots
-        self._entered = False
-        self._kept = False
+        self.model = model
+        self._release_version: Callable[[Version], None] | None = release_version
+        self._slot_scheduler = slot_scheduler
+        self._has_slot = False
+        self._is_pinned = False
 
-    async def enter(self) -> None:
-        """Returns when the version has a slot."""
-        if self._shelf is not None and not self._entered:
-            await self._slots.enter(self.version.id)
-            self._entered = True
+    async def acquire_slot(self) -> None:
+        """Wait until the version has a slot."""
+        if self._release_version is not None and not self._has_slot:
+            await self._slot_scheduler.acquire(self.version.id)
+            self._has_slot = True
 
     def release(self) -> None:
-        shelf, self._shelf = self._shelf, None
-        if shelf is not None:
+        """Release the slot and the version. Calling it again has no effect."""
+        release_version, self._release_version = self._release_version, None
+        if release_version is not None:
             try:
-                if self._entered:
-                    self._slots.leave(self.version.id)
+                if self._has_slot:
+                    self._slot_scheduler.release(self.version.id)
             finally:
-                if not self._kept:
-                    shelf.let_go(self.version)
+                if not self._is_pinned:
+                    release_version(self.version)
 
-    def keep(self) -> None:
-        """The version stays for as long as the server runs: it is used for longer than anybody can see."""
-        self._kept = True
+    def pin(self) -> None:
+        """Keep the version for as long as the server runs: it is used for an unknown time after the response."""
+        self._is_pinned = True

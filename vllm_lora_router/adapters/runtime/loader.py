@@ -1,6 +1,6 @@
-"""Loading adapters into the engine: one at a time over all processes, and not too many a second.
+"""Load adapters into the engine: one at a time across all processes, at a limited rate.
 
-The engine loads between its steps, so every stream waits for as long as one load takes.
+The engine loads between its steps, so every stream waits for the duration of one load.
 """
 
 import asyncio
@@ -18,46 +18,56 @@ from vllm_lora_router.coordination.run_directory import RunDirectory
 logger = logging.getLogger("vllm_lora_router.adapters")
 
 
-class Metrics(Protocol):
-    """Who is told of each load."""
+class AdapterMetrics(Protocol):
+    """The metrics that adapters report."""
 
-    def loaded(self, seconds: float) -> None: ...
+    def count_load(self, seconds: float) -> None:
+        """Count a load that succeeded, and observe its duration."""
+        ...
 
-    def failed(self) -> None: ...
+    def count_failed_load(self) -> None:
+        """Count a load that the engine refused."""
+        ...
+
+    def set_snapshot_bytes(self, used_bytes: int) -> None:
+        """Set the size of the snapshot store on disk."""
+        ...
 
 
 class LoadError(RuntimeError):
-    """The engine did not take an adapter."""
+    """The engine refused to load an adapter."""
 
 
 class Engine(Protocol):
-    """The serving engine as adapters see it."""
+    """The operations of the serving engine that adapters need."""
 
     async def load(self, version: Version) -> None:
-        """Reads the version's folder into the engine's memory, or touches it when it is there.
+        """Load the version's folder into the engine's memory; mark it as recently used if it is loaded already.
 
         Raises:
-            LoadError: the engine refused it; nothing of it is left there.
+            LoadError: the engine refused it, and holds no part of it.
         """
         ...
 
     async def unload(self, identifier: int) -> None:
-        """Takes a version out of the engine's memory; nothing happens when it is not there."""
+        """Remove a version from the engine's memory; no effect if it is not loaded."""
         ...
 
     async def loaded(self) -> Collection[int]:
-        """The versions in the engine's memory, the first engine's where there are several."""
+        """Return the ids of the versions in the engine's memory; the first engine's if there are several engines."""
         ...
 
     def register(self, key: str, version: Version) -> None:
-        """From now on a request whose `model` is `key` is answered by this version."""
+        """Make vLLM answer requests whose `model` is `key` by this version."""
         ...
 
-    def unregister(self, key: str) -> None: ...
+    def unregister(self, key: str) -> None:
+        """Make vLLM refuse requests whose `model` is `key`."""
+        ...
 
 
 class Loader:
-    """Knows, as far as one process can, what the engine has in memory, and brings what it has not."""
+    """Loads versions into the engine, and tracks which ones are in its memory as far as one process can know."""
 
     def __init__(
         self,
@@ -70,66 +80,74 @@ class Loader:
     ) -> None:
         """
         Args:
-            capacity: adapters that the engine keeps (`--max-cpu-loras`); the one not used for longest goes first.
-            max_per_s: loads a second at most, over all processes; 0 is no limit.
-            warm: reads a version's files, so that the engine finds them in the page cache; called on a thread.
+            capacity: number of adapters that the engine keeps (`--max-cpu-loras`); it evicts the least recently used.
+            max_per_s: maximum number of loads a second across all processes; 0 sets no limit.
+            warm: reads a version's files into the page cache before the engine does; called on a thread.
         """
         self.capacity = capacity
         self.max_per_s = max_per_s
         self._engine = engine
         self._run = run
         self._warm = warm
-        self._one = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._resident: OrderedDict[int, None] = OrderedDict()
-        self.seconds: dict[int, float] = {}  # version -> how long its last load took
-        self.metrics: Metrics | None = None
+        self.seconds: dict[int, float] = {}  # duration of the last load, by version id
+        self.metrics: AdapterMetrics | None = None
 
     def is_resident(self, version: int) -> bool:
-        """Whether the engine should have it in memory. When it has not after all, it reads our copy of the files."""
+        """Return whether the engine should have the version in memory, and mark it as recently used.
+
+        If the engine has evicted it after all, the engine reads the snapshot again.
+        """
         if version not in self._resident:
             return False
         self._resident.move_to_end(version)
         return True
 
     async def load(self, version: Version) -> None:
-        """Returns when the engine has the version in memory.
+        """Load the version, unless the engine has it in memory already.
 
         Raises:
-            LoadError: it cannot be loaded.
+            LoadError: the engine refused it.
         """
         await asyncio.to_thread(self._warm, version)
-        async with self._one:
+        async with self._lock:
             if self.is_resident(version.id):
                 return
             with self._run.opened("load") as lock:
                 await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
                 if version.id not in await self._engine.loaded():
-                    await self._wait_for_turn(lock)
+                    await self._limit_rate(lock)
                     await self._load(version)
             self._resident[version.id] = None
             while len(self._resident) > self.capacity:
                 self._resident.popitem(last=False)
 
     def forget(self, version: int) -> None:
-        """The version was taken out of the engine."""
+        """Record that the engine has unloaded the version."""
         self._resident.pop(version, None)
         self.seconds.pop(version, None)
 
     async def _load(self, version: Version) -> None:
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             await self._engine.load(version)
         except LoadError:
             if self.metrics is not None:
-                self.metrics.failed()
+                self.metrics.count_failed_load()
             raise
-        self.seconds[version.id] = time.monotonic() - began
+        self.seconds[version.id] = time.monotonic() - start
         if self.metrics is not None:
-            self.metrics.loaded(self.seconds[version.id])
-        logger.info("loaded adapter %s in %.0f ms", version.engine_name, self.seconds[version.id] * 1000)
+            self.metrics.count_load(self.seconds[version.id])
+        logger.info(
+            "adapter %s: version %s loaded in %.0f ms",
+            version.key,
+            version.digest[:8],
+            self.seconds[version.id] * 1000,
+        )
 
-    async def _wait_for_turn(self, lock: int) -> None:
-        # The file that is locked holds the moment of the last load, by a clock that all processes share.
+    async def _limit_rate(self, lock: int) -> None:
+        # The locked file holds the time of the last load, by a clock that all processes share.
         if not self.max_per_s:
             return
         last = float(os.pread(lock, 32, 0) or 0)

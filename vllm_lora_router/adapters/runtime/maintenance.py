@@ -1,4 +1,4 @@
-"""A process's chores for its adapters: follow the ledger, look at files, throw away what nobody uses."""
+"""Periodic tasks for adapters: follow the version log, watch files, remove unused versions and snapshots."""
 
 import asyncio
 import logging
@@ -7,165 +7,178 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from vllm_lora_router.adapters.files.sources import signature
-from vllm_lora_router.adapters.runtime.importer import describe
+from vllm_lora_router.adapters.runtime.importer import encode_signature
 from vllm_lora_router.adapters.runtime.pool import AdapterPool
-from vllm_lora_router.adapters.runtime.version_log import Key, Version
-from vllm_lora_router.adapters.runtime.version_manager import STORE
+from vllm_lora_router.adapters.runtime.version_log import AdapterKey, Version
+from vllm_lora_router.adapters.runtime.version_manager import STORE_LOCK
 
 logger = logging.getLogger("vllm_lora_router.adapters")
 
-FOLLOW_S = 0.2  # how often the ledger is read
-WATCH_S = 1.0  # how often every file is looked at: network and mapped file systems tell of no change by themselves
-SLICE = 64  # files that are looked at without a pause, so that no request waits for it
-GONE_S = 2.0  # a folder that is away for less is being replaced
-# After the last lease: an aborted request's last step may still be under way in the engine.
+FOLLOW_S = 0.2  # interval between reads of the version log
+WATCH_S = 1.0  # interval between checks of a file: network and mapped file systems send no change notifications
+SLICE = 64  # files that are checked in one go, so that no request waits for a thread
+MISSING_S = 2.0  # a folder that is missing for a shorter time is being replaced
+# Time after the last lease: an aborted request's last step may still be running in the engine.
 IDLE_S = 5.0
-STRAYS_S = 30.0
-FULL = 0.9  # of the bound on disk use, from where adapters that nobody asks for give up their copies
+UNUSED_SNAPSHOTS_S = 30.0  # interval between searches for snapshots without a version
+FULL = 0.9  # share of the disk limit from which the snapshots of unused adapters are removed
 
 
-class Tending:
-    """The chores of one process, as one task that ends with the server."""
+class Maintenance:
+    """The periodic tasks of one process, from `start` until `stop`."""
 
     def __init__(self, pool: AdapterPool) -> None:
-        self._shelf, self._engine = pool.shelf, pool.engine
-        self._idle_since: dict[int, float] = {}  # by the line of the ledger that superseded a version
-        self._strays_s = 0.0
+        self._manager, self._engine = pool.version_manager, pool.engine
+        self._idle_since: dict[int, float] = {}  # by the version-log line that superseded a version
+        self._last_search = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._tasks = [
-            asyncio.ensure_future(self._again_and_again(chore, every_s))
-            for chore, every_s in ((self.follow, FOLLOW_S), (self.watch, 0.0), (self.sweep, WATCH_S))
-        ]
+        """Start the tasks on the running event loop."""
+        tasks = (
+            ("following the version log", self.follow_log, FOLLOW_S),
+            ("watching adapter files", self.watch_files, 0.0),
+            ("removing unused versions", self.sweep, WATCH_S),
+        )
+        self._tasks = [asyncio.ensure_future(self._repeat(*task)) for task in tasks]
 
     def stop(self) -> None:
+        """Cancel the tasks."""
         for task in self._tasks:
             task.cancel()
 
-    async def _again_and_again(self, chore: Callable[[], Awaitable[None]], every_s: float) -> None:
+    async def _repeat(self, name: str, run: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
             try:
-                await chore()
+                await run()
             except Exception:
-                logger.exception("a chore failed; it is done again in a second")
+                logger.exception("adapters: %s failed; trying again in 1 s", name)
                 await asyncio.sleep(1)
             await asyncio.sleep(every_s)
 
-    async def follow(self) -> None:
-        """Takes in what other processes wrote."""
-        shelf = self._shelf
-        shelf.board.look_around()
-        shelf.follow(*await shelf.on_disk(shelf.ledger.changes))
+    async def follow_log(self) -> None:
+        """Apply the changes that other processes appended to the version log."""
+        manager = self._manager
+        manager.usage.refresh()
+        manager.apply_changes(*await manager.run_in_thread(manager.version_log.changes))
 
-    async def watch(self) -> None:
-        """Looks at every known adapter's files once, within `WATCH_S`."""
-        shelf = self._shelf
-        watched = [(key, held.place.folder) for key, held in shelf.held.items() if held.place and held.place.watched]
+    async def watch_files(self) -> None:
+        """Check the files of every watched adapter once, spread over `WATCH_S`."""
+        manager = self._manager
+        watched = [
+            (key, state.location.folder)
+            for key, state in manager.states.items()
+            if state.location and state.location.is_watched
+        ]
         slices = [watched[start : start + SLICE] for start in range(0, len(watched), SLICE)]
-        for some in slices or [[]]:
-            for key, source in await shelf.on_disk(lambda some=some: _sources(some)):
-                await self._compare(key, source)
+        for folders in slices or [[]]:
+            for key, source_signature in await manager.run_in_thread(lambda folders=folders: _signatures(folders)):
+                await self._compare(key, source_signature)
             await asyncio.sleep(max(WATCH_S / max(len(slices), 1), 0.005))
 
-    async def _compare(self, key: Key, source: str | None) -> None:
-        shelf = self._shelf
-        held = shelf.held.get(key)
-        if held is None or held.place is None:
+    async def _compare(self, key: AdapterKey, source_signature: str | None) -> None:
+        manager = self._manager
+        state = manager.states.get(key)
+        if state is None or state.location is None:
             return
-        if source is not None:
-            held.missing_since = 0.0
-        if source is None and not held.place.declared:
-            held.missing_since = held.missing_since or time.monotonic()
-            if time.monotonic() - held.missing_since > GONE_S:
-                logger.info("adapter %s is gone from %s", key, held.place.folder)
-                await shelf.rest(key)
-                shelf.drop(key)
-        elif source is None:
-            shelf.refuse(key, held.place, f"its files are gone from {held.place.folder}", None)
-        elif source != held.source:
-            # Not waited for: a file may be written to for minutes.
-            shelf.start_look(key)
+        if source_signature is not None:
+            state.missing_since = 0.0
+        folder = state.location.folder
+        if source_signature is None and not state.location.is_declared:
+            state.missing_since = state.missing_since or time.monotonic()
+            if time.monotonic() - state.missing_since > MISSING_S:
+                logger.info("adapter %s: files removed from %s; no longer served", key, folder)
+                await manager.deactivate(key)
+                manager.forget(key)
+        elif source_signature is None:
+            manager.reject(key, state.location, f"its files are missing from {folder}", None)
+        elif source_signature != state.source_signature:
+            # Not awaited: the files may be written for minutes.
+            manager.start_refresh(key)
 
     async def sweep(self) -> None:
-        """Takes superseded versions out of the engine, and off the disk, when no process can use them any more."""
-        shelf = self._shelf
-        await self._make_room()
-        if time.monotonic() - self._strays_s > STRAYS_S:
-            self._strays_s = time.monotonic()
-            await shelf.on_disk(self._throw_strays_away)
-        superseded = {*shelf.ledger.superseded.values()}
+        """Remove superseded versions from the engine and the disk if no process can use them any more."""
+        manager = self._manager
+        used_bytes = await manager.run_in_thread(manager.importer.snapshots.used_bytes)
+        if manager.loader.metrics is not None:
+            manager.loader.metrics.set_snapshot_bytes(used_bytes)
+        await self._free_space(used_bytes)
+        if time.monotonic() - self._last_search > UNUSED_SNAPSHOTS_S:
+            self._last_search = time.monotonic()
+            await manager.run_in_thread(self._remove_unused_snapshots)
+        superseded = {*manager.version_log.superseded.values()}
         self._idle_since = {line: since for line, since in self._idle_since.items() if line in superseded}
-        for identifier in [*shelf.ledger.superseded]:
+        for identifier in [*manager.version_log.superseded]:
             if (line := self._idle_line(identifier)) is not None:
-                version = shelf.ledger.versions[identifier]
-                if await shelf.on_disk(lambda version=version, line=line: self._throw_away(version, line)):
+                version = manager.version_log.versions[identifier]
+                if await manager.run_in_thread(lambda version=version, line=line: self._retire(version, line)):
                     await self._engine.unload(identifier)
-                    shelf.loader.forget(identifier)
-                    logger.info("retired adapter version %s", version.engine_name)
+                    manager.loader.forget(identifier)
+                    logger.info("adapter %s: version %s retired", version.key, version.digest[:8])
 
     def _idle_line(self, identifier: int) -> int | None:
-        """The line since which the version serves no name, when no process has used it for `IDLE_S` or can begin to."""
-        line = self._shelf.ledger.superseded.get(identifier)
+        """Return the line that superseded a version, if no process has used it for `IDLE_S` or can use it again."""
+        line = self._manager.version_log.superseded.get(identifier)
         if line is None:
             return None
-        reports = list(self._shelf.board.all())
-        if any(report.sequence < line or identifier in dict(report.uses) for report in reports):
+        processes = list(self._manager.usage.all_processes())
+        if any(process.sequence < line or identifier in dict(process.uses) for process in processes):
             self._idle_since.pop(line, None)
             return None
         since = self._idle_since.setdefault(line, time.monotonic())
-        if any(report.unread_since and report.unread_since <= since for report in reports):
+        if any(process.unknown_since and process.unknown_since <= since for process in processes):
             return None
         return line if time.monotonic() - since > IDLE_S else None
 
-    def _throw_away(self, version: Version, line: int) -> bool:
-        ledger, snapshots = self._shelf.ledger, self._shelf.intake.snapshots
-        with self._shelf.run.locked(STORE):
-            if not ledger.retire(version.id, line):
+    def _retire(self, version: Version, line: int) -> bool:
+        version_log, snapshots = self._manager.version_log, self._manager.importer.snapshots
+        with self._manager.run.locked(STORE_LOCK):
+            if not version_log.retire(version.id, line):
                 return False
-            if version.content.private and version.content.digest not in self._needed():
+            if version.content.is_snapshot and version.content.digest not in self._needed_digests():
                 snapshots.remove(version.content.digest)
             return True
 
-    def _needed(self) -> set[str]:
-        """The copies that a version has."""
-        ledger = self._shelf.ledger
-        return {version.content.digest for version in ledger.versions.values() if version.id not in ledger.retired}
+    def _needed_digests(self) -> set[str]:
+        """Return the digests of all snapshots that a version needs."""
+        version_log = self._manager.version_log
+        versions = version_log.versions.values()
+        return {version.content.digest for version in versions if version.id not in version_log.retired}
 
-    def _throw_strays_away(self) -> None:
-        """Copies that came to nothing: their source changed while they were taken, or the process was killed."""
-        ledger, snapshots = self._shelf.ledger, self._shelf.intake.snapshots
-        with self._shelf.run.locked(STORE):
-            ledger.read()
-            for digest in snapshots.contents() - self._needed():
+    def _remove_unused_snapshots(self) -> None:
+        """Remove snapshots without a version: their source changed during the import, or the process was killed."""
+        version_log, snapshots = self._manager.version_log, self._manager.importer.snapshots
+        with self._manager.run.locked(STORE_LOCK):
+            version_log.read()
+            for digest in snapshots.digests() - self._needed_digests():
                 snapshots.remove(digest)
 
-    async def _make_room(self) -> None:
-        """Lets adapters that nobody asks for give up their copies, when the bound on disk use comes near."""
-        shelf = self._shelf
-        snapshots = shelf.intake.snapshots
+    async def _free_space(self, used_bytes: int) -> None:
+        """Deactivate the adapters that were not used for longest if the snapshot store is nearly full."""
+        manager = self._manager
+        snapshots = manager.importer.snapshots
         if snapshots.max_bytes is None:
             return
-        ledger = shelf.ledger
-        leaving = sum(ledger.versions[identifier].content.size_bytes for identifier in [*ledger.superseded])
-        wanted, shelf.wanted_bytes = shelf.wanted_bytes, 0
-        room = min(FULL * snapshots.max_bytes, snapshots.max_bytes - wanted)
-        excess = await shelf.on_disk(snapshots.used_bytes) - leaving - room
-        used = {version for report in shelf.board.all() for version, _ in report.uses}
-        for key, held in sorted(shelf.held.items(), key=lambda item: item[1].used):
+        version_log = manager.version_log
+        retiring = sum(version_log.versions[identifier].content.size_bytes for identifier in [*version_log.superseded])
+        requested, manager.requested_bytes = manager.requested_bytes, 0
+        allowed = min(FULL * snapshots.max_bytes, snapshots.max_bytes - requested)
+        excess = used_bytes - retiring - allowed
+        used = {version for process in manager.usage.all_processes() for version, _ in process.uses}
+        for key, state in sorted(manager.states.items(), key=lambda item: item[1].last_used):
             if excess <= 0:
                 return
-            if (version := held.version) is not None and version.content.private and version.id not in used:
+            if (version := state.version) is not None and version.content.is_snapshot and version.id not in used:
                 excess -= version.content.size_bytes
-                await shelf.rest(key)
+                await manager.deactivate(key)
 
 
-def _sources(places: Sequence[tuple[Key, Path]]) -> list[tuple[Key, str | None]]:
-    found: list[tuple[Key, str | None]] = []
-    for key, folder in places:
+def _signatures(folders: Sequence[tuple[AdapterKey, Path]]) -> list[tuple[AdapterKey, str | None]]:
+    signatures: list[tuple[AdapterKey, str | None]] = []
+    for key, folder in folders:
         try:
-            what = signature(folder)
+            files = signature(folder)
         except OSError:
-            continue  # a file system that is away says nothing of its files
-        found.append((key, None if what is None else describe(what)))
-    return found
+            continue  # a file system that does not answer tells nothing about its files
+        signatures.append((key, None if files is None else encode_signature(files)))
+    return signatures

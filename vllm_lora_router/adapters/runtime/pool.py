@@ -1,4 +1,4 @@
-"""The adapters of a server as the requests of one of its processes see them."""
+"""The adapters of a server, as the requests of one API-server process use them."""
 
 import asyncio
 import time
@@ -8,194 +8,210 @@ from typing import Any
 
 from cachetools import TTLCache
 
-from vllm_lora_router.adapters.runtime.importer import Intake
-from vllm_lora_router.adapters.runtime.lease import AnothersAdapter, Lease, NotLeased, UnknownAdapter
+from vllm_lora_router.adapters.runtime.adapter_report import report
+from vllm_lora_router.adapters.runtime.importer import Importer
+from vllm_lora_router.adapters.runtime.lease import (
+    Lease,
+    LeaseRefusedError,
+    OtherTenantsAdapterError,
+    UnknownAdapterError,
+)
 from vllm_lora_router.adapters.runtime.loader import Engine, Loader
-from vllm_lora_router.adapters.runtime.report import report
-from vllm_lora_router.adapters.runtime.resolver import Catalogue
-from vllm_lora_router.adapters.runtime.slot_scheduler import Slots
-from vllm_lora_router.adapters.runtime.tenant_lookup import Owners
-from vllm_lora_router.adapters.runtime.version_log import Key, Ledger, Version
-from vllm_lora_router.adapters.runtime.version_manager import Held, Shelf
-from vllm_lora_router.adapters.runtime.vllm_names import Registry
-from vllm_lora_router.config.schema import Adapters as AdapterSettings
+from vllm_lora_router.adapters.runtime.resolver import Resolver
+from vllm_lora_router.adapters.runtime.slot_scheduler import SlotScheduler
+from vllm_lora_router.adapters.runtime.tenant_lookup import TenantLookup
+from vllm_lora_router.adapters.runtime.version_log import AdapterKey, Version, VersionLog
+from vllm_lora_router.adapters.runtime.version_manager import AdapterState, VersionManager
+from vllm_lora_router.adapters.runtime.vllm_names import VllmNames
+from vllm_lora_router.config.schema import AdapterSettings
 from vllm_lora_router.coordination.run_directory import RunDirectory
-from vllm_lora_router.coordination.usage_table import Board
+from vllm_lora_router.coordination.usage_table import UsageTable
 
-# A tenant's own adapter of a name that everybody's has too is found this much later than at once.
+# A new adapter of a tenant that has the name of a shared one is found at most this much later.
 ABSENT_S = 1.0
-# A request that was let through needs its name until vLLM has looked it up.
-UNLIST_S = 5.0
+# A request that was forwarded needs its public name until vLLM has looked it up.
+WITHDRAW_S = 5.0
 
 
 class AdapterPool:
-    """One of these a process; what they decide together stands in the ledger and on the boards."""
+    """The adapters of one process: grants leases, and imports and loads adapters for them."""
 
     def __init__(
         self,
         run: RunDirectory,
-        ledger: Ledger,
-        board: Board,
-        catalogue: Catalogue,
-        intake: Intake,
+        version_log: VersionLog,
+        usage: UsageTable,
+        resolver: Resolver,
+        importer: Importer,
         engine: Engine,
         loader: Loader,
-        slots: Slots,
+        slot_scheduler: SlotScheduler,
     ) -> None:
-        self.catalogue = catalogue
-        self.engine, self.loader, self.slots, self.board = engine, loader, slots, board
-        self.registry = Registry(engine)
-        self.shelf = Shelf(run, ledger, board, catalogue, intake, loader, self.registry)
-        self._owners = Owners(self.shelf)
-        self._absent: TTLCache[Key, bool] = TTLCache(maxsize=65536, ttl=ABSENT_S)
-        self._names: TTLCache[str | None, list[Key]] = TTLCache(maxsize=4096, ttl=ABSENT_S)
+        self.resolver = resolver
+        self.engine, self.loader, self.slot_scheduler, self.usage = engine, loader, slot_scheduler, usage
+        self.vllm_names = VllmNames(engine)
+        self.version_manager = VersionManager(run, version_log, usage, resolver, importer, loader, self.vllm_names)
+        self._tenant_lookup = TenantLookup(self.version_manager)
+        self._absent: TTLCache[AdapterKey, bool] = TTLCache(maxsize=65536, ttl=ABSENT_S)
+        self._adapters: TTLCache[str | None, list[AdapterKey]] = TTLCache(maxsize=4096, ttl=ABSENT_S)
 
-    def lease_now(self, name: str, tenant: str | None, *, by_client: bool = False, loaded: bool = True) -> Lease | None:
-        """A lease on an adapter that can serve at once; None when that takes a look at the disk, or a load.
+    def lease_now(
+        self, name: str, tenant: str | None, *, by_client: bool = False, require_loaded: bool = True
+    ) -> Lease | None:
+        """Return a lease on an adapter that can serve at once; None if that needs a disk read or a load.
 
         Args:
-            by_client: the client itself named it, which `client_may_name` may forbid.
-            loaded: its weights must be in the engine's memory; else it is enough that it is known.
+            by_client: the client requested the adapter by name, which `client_may_name` may forbid.
+            require_loaded: the adapter must be in the engine's memory. Otherwise it is enough that it was imported.
         """
         for key in self._keys(name, tenant, by_client):
-            held = self.shelf.held.get(key)
-            if held is not None and (version := held.version) is not None:
+            state = self.version_manager.states.get(key)
+            if state is not None and (version := state.version) is not None:
                 if self.loader.is_resident(version.id):
-                    return self._lease(held, version)
-                if loaded:
+                    return self._lease(state, version)
+                if require_loaded:
                     return None
-                # What the engine may not be able to load must not be asked for around us.
-                known = self.registry.is_listed(version)
-                model = self.registry.listed(version) if known else self.registry.unlisted(version)
-                return self._lease(held, version, model)
+                # Clients must not be able to request, around the router, a version that may not load.
+                is_public = self.vllm_names.is_public(version)
+                names = self.vllm_names
+                model = names.public_name(version) if is_public else names.private_name(version)
+                return self._lease(state, version, model)
             if key not in self._absent:
                 return None
         return None
 
     async def lease(self, name: str, tenant: str | None, *, by_client: bool = False) -> Lease:
-        """A lease on the version that serves `name` for a tenant, found, checked, copied and loaded if need be.
+        """Return a lease on the version that serves `name` for a tenant; import and load it first if needed.
+
+        Args:
+            by_client: the client requested the adapter by name, which `client_may_name` may forbid.
 
         Raises:
-            UnknownAdapter: there is none, or none that this client may name.
-            AnothersAdapter: there is one, and it is another tenant's; a client that names it is not told so.
-            NotLeased: there is one, and it cannot be served.
+            UnknownAdapterError: there is no such adapter, or the client may not request it by name.
+            OtherTenantsAdapterError: it belongs to another tenant. Not raised if `by_client`, so that a client does
+                not learn the names of other tenants' adapters.
+            LeaseRefusedError: it cannot be served.
         """
         try:
             return await self._lease_first(name, tenant, by_client)
-        except NotLeased:
-            if not by_client and await self.is_anothers(name, tenant):
-                raise AnothersAdapter(f"adapter {name!r} is another tenant's") from None
+        except LeaseRefusedError:
+            if not by_client and await self.belongs_to_other_tenant(name, tenant):
+                raise OtherTenantsAdapterError(f"adapter {name!r} belongs to another tenant") from None
             raise
 
     async def _lease_first(self, name: str, tenant: str | None, by_client: bool) -> Lease:
+        manager = self.version_manager
         for key in self._keys(name, tenant, by_client):
-            held = self.shelf.held.get(key)
-            if held is None or held.version is None:
+            state = manager.states.get(key)
+            if state is None or state.version is None:
                 if key in self._absent:
                     continue
                 try:
-                    await self.shelf.look(key)
-                except UnknownAdapter:
+                    await manager.refresh(key)
+                except UnknownAdapterError:
                     if key.tenant is not None:
                         self._absent[key] = True
                     continue
-                held = self.shelf.held.get(key)
-            if held is None or (version := held.version) is None:
-                raise NotLeased("it was taken away just now")
-            self.shelf.hold(version)
+                state = manager.states.get(key)
+            if state is None or (version := state.version) is None:
+                raise LeaseRefusedError("it was removed a moment ago")
+            manager.retain(version)
             try:
-                await self.shelf.load(version)
-                return self._lease(held, version)
+                await manager.load(version)
+                return self._lease(state, version)
             finally:
-                self.shelf.let_go(version)
-        raise UnknownAdapter(f"there is no adapter {name!r}")
+                manager.release(version)
+        raise UnknownAdapterError(f"there is no adapter {name!r}")
 
     async def can_serve(self, name: str, tenant: str | None) -> bool:
-        """Whether there is an adapter of this name, as far as that can be told without checking and loading it."""
-        for key in self.catalogue.keys(name, tenant):
-            held = self.shelf.held.get(key)
-            if held is not None and held.version is not None:
+        """Return whether an adapter of this name exists, without validating or loading it."""
+        for key in self.resolver.keys(name, tenant):
+            state = self.version_manager.states.get(key)
+            if state is not None and state.version is not None:
                 return True
-            if await self.shelf.on_disk(lambda key=key: self.shelf.place(key)) is not None:
-                return held is None or held.refused is None
+            if await self.version_manager.run_in_thread(lambda key=key: self.version_manager.locate(key)) is not None:
+                return state is None or state.rejection is None
         return False
 
-    async def is_anothers(self, name: str, tenant: str | None) -> bool:
-        """Whether an adapter is another tenant's, and neither this one's nor everybody's."""
-        return await self._owners.is_anothers(name, tenant)
+    async def belongs_to_other_tenant(self, name: str, tenant: str | None) -> bool:
+        """Return whether another tenant has an adapter of this name, and neither this tenant nor all tenants do."""
+        return await self._tenant_lookup.belongs_to_other_tenant(name, tenant)
 
     async def names(self, tenant: str | None) -> list[str]:
-        """The adapters that this tenant may name, but for those that were found to be unfit."""
-        keys = self._names.get(tenant)
+        """Return the names of the adapters that this tenant may request, without those whose files were rejected."""
+        keys = self._adapters.get(tenant)
         if keys is None:
-            keys = self._names[tenant] = await self.shelf.on_disk(lambda: self.catalogue.names(tenant))
-        fit = (
-            key.name for key in keys if (held := self.shelf.held.get(key)) is None or held.version or not held.refused
-        )
-        return list(dict.fromkeys(fit))
+            keys = await self.version_manager.run_in_thread(lambda: self.resolver.adapters(tenant))
+            self._adapters[tenant] = keys
+        states = self.version_manager.states
+        names = (key.name for key in keys if (state := states.get(key)) is None or state.version or not state.rejection)
+        return list(dict.fromkeys(names))
 
     def owns(self, engine_name: str) -> bool:
-        """Whether vLLM has this name because of us."""
-        return self.shelf.ledger.is_engine_name(engine_name)
+        """Return whether the router registered this name in vLLM."""
+        return self.version_manager.version_log.is_engine_name(engine_name)
 
     async def report(self) -> dict[str, Any]:
-        """Every adapter, where it is and what it takes, for JSON."""
-        return await report(self)
+        """Return all adapters with their location and memory use, as values for JSON."""
+        return await report(self.version_manager, self.engine, self.slot_scheduler)
 
-    def unread(self) -> AbstractContextManager[None]:
-        """While a request runs that was not looked into: no version that it may use goes away."""
-        return self.board.unread()
+    def track_unknown_use(self) -> AbstractContextManager[None]:
+        """Mark that a request with unknown adapters is running, so that no version is retired."""
+        return self.usage.track_unknown_use()
 
-    def _keys(self, name: str, tenant: str | None, by_client: bool) -> Iterator[Key]:
-        keys = self.catalogue.keys(name, tenant)
-        return (key for key in keys if self.catalogue.may_name(key)) if by_client else keys
+    def _keys(self, name: str, tenant: str | None, by_client: bool) -> Iterator[AdapterKey]:
+        keys = self.resolver.keys(name, tenant)
+        return (key for key in keys if self.resolver.client_may_request(key)) if by_client else keys
 
-    def _lease(self, held: Held, version: Version, model: str | None = None) -> Lease:
-        held.used = time.time()
-        self.shelf.hold(version)
-        return Lease(version, model or self._model(version), self.shelf, self.slots)
+    def _lease(self, state: AdapterState, version: Version, model: str | None = None) -> Lease:
+        state.last_used = time.time()
+        self.version_manager.retain(version)
+        return Lease(version, model or self._model(version), self.version_manager.release, self.slot_scheduler)
 
     def _model(self, version: Version) -> str:
-        """What vLLM's registry calls a version, which it must be able to load from now on."""
-        everybody = version.tenant is None and self.catalogue.client_may_name == "all"
-        return self.registry.listed(version) if everybody else self.registry.unlisted(version)
+        """Register a version in vLLM, which must be able to load it from now on, and return its registered name."""
+        is_public = version.tenant is None and self.resolver.client_may_name == "all"
+        return self.vllm_names.public_name(version) if is_public else self.vllm_names.private_name(version)
 
-    async def prepare(self, names: Iterable[str]) -> dict[str, str]:
-        """Takes declared adapters in before the first request, as many of them as the engine keeps in memory.
+    async def preload(self, names: Iterable[str]) -> dict[str, str]:
+        """Import and load declared adapters before the first request, as many as the engine keeps in memory.
 
-        Returns why some cannot be served, by name.
+        Returns:
+            The adapters that cannot be served: the reason by name.
         """
         refused: dict[str, str] = {}
-        pause, self.loader.max_per_s = self.loader.max_per_s, 0  # nobody waits meanwhile
+        max_per_s, self.loader.max_per_s = self.loader.max_per_s, 0  # no stream is delayed yet
         try:
             for name in list(names)[: self.loader.capacity]:
                 try:
-                    version = await self.shelf.look(Key(name))
-                    await self.shelf.load(version)
+                    version = await self.version_manager.refresh(AdapterKey(name))
+                    await self.version_manager.load(version)
                     self._model(version)
-                except NotLeased as reason:
+                except LeaseRefusedError as reason:
                     refused[name] = str(reason)
         finally:
-            self.loader.max_per_s = pause
+            self.loader.max_per_s = max_per_s
         return refused
 
-    async def configure(self, catalogue: Catalogue, settings: AdapterSettings) -> None:
-        """Follows another configuration from now on; requests under way keep what they have."""
-        self.catalogue = self.shelf.catalogue = catalogue
-        self.slots.max_wait_s = settings.max_wait_ms / 1000
+    async def configure(self, resolver: Resolver, settings: AdapterSettings) -> None:
+        """Follow another configuration from now on. Requests that are running keep their leases."""
+        manager = self.version_manager
+        self.resolver = manager.resolver = resolver
+        self.slot_scheduler.max_wait_s = settings.max_wait_ms / 1000
         self.loader.max_per_s = settings.max_loads_per_s
-        self._owners = Owners(self.shelf)
+        self._tenant_lookup = TenantLookup(manager)
         self._absent.clear()
-        self._names.clear()
-        places = await self.shelf.on_disk(lambda: {key: self.shelf.place(key) for key in list(self.shelf.held)})
-        for key, place in places.items():
-            if place is None:
-                await self.shelf.rest(key)
-                self.shelf.drop(key)
-            elif (held := self.shelf.held.get(key)) is not None and place != held.place:
-                held.place = place
-                self.shelf.start_look(key)
-        for version in [version for version in self.shelf.ledger.versions.values() if self.registry.is_listed(version)]:
-            if catalogue.client_may_name != "all":
-                # Not at once: a request with this name may be on its way into vLLM's handler.
-                asyncio.get_running_loop().call_later(UNLIST_S, self.registry.unlist, version)
+        self._adapters.clear()
+        locations = await manager.run_in_thread(lambda: {key: manager.locate(key) for key in list(manager.states)})
+        for key, location in locations.items():
+            if location is None:
+                await manager.deactivate(key)
+                manager.forget(key)
+            elif (state := manager.states.get(key)) is not None and location != state.location:
+                state.location = location
+                manager.start_refresh(key)
+        versions = manager.version_log.versions.values()
+        for version in [version for version in versions if self.vllm_names.is_public(version)]:
+            if resolver.client_may_name != "all":
+                # Not at once: vLLM may still have to look up the name for a request that was forwarded.
+                asyncio.get_running_loop().call_later(WITHDRAW_S, self.vllm_names.withdraw_public_names, version)

@@ -1,4 +1,4 @@
-"""Where adapters may come from, under one configuration, and who may name them."""
+"""Resolve adapter names to files under one configuration, and decide which adapters a client may request by name."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,38 +7,38 @@ from pathlib import Path
 from typing import Literal
 
 from vllm_lora_router.adapters.files.sources import Source
-from vllm_lora_router.adapters.runtime.version_log import Key
-from vllm_lora_router.config.loader import Loaded
+from vllm_lora_router.adapters.runtime.version_log import AdapterKey
+from vllm_lora_router.config.loader import LoadedConfig
 from vllm_lora_router.config.yaml_document import ConfigError, Problem
 
 ClientMayName = Literal["all", "own", "none"]
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """An adapter that the configuration or the command line names."""
+class DeclaredFolder:
+    """An adapter that the configuration or the command line declares."""
 
     folder: Path
     is_3d: bool = False  # vLLM's `is_3d_lora_weight`
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where one adapter's files are."""
+class Location:
+    """The location of one adapter's files, and how they are read."""
 
     folder: Path
-    declared: bool  # by name; else it lies in a source's folder, and goes when its folder goes
-    copied: bool  # the engine reads a copy; else the folder itself
-    watched: bool  # its files may change
+    is_declared: bool  # by name; otherwise it was found in a source, and ceases to exist with its folder
+    is_copied: bool  # the engine reads a snapshot; otherwise it reads this folder
+    is_watched: bool  # its files may change
     is_3d: bool = False
-    within: Path | None = None  # where its files must be, wherever links lead; None: where they are declared
+    boundary: Path | None = None  # the folder that its real files must be in; None for declared adapters
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """Declared adapters first, then the sources in their order."""
+class Resolver:
+    """Resolves names: declared adapters first, then the sources in their order."""
 
-    declared: Mapping[str, Declared]
+    declared: Mapping[str, DeclaredFolder]
     sources: tuple[Source, ...] = ()
     snapshot: bool = True
     watch: bool = True
@@ -50,83 +50,94 @@ class Catalogue:
         return any(source.by_tenant for source in self.sources)
 
     @classmethod
-    def of(cls, loaded: Loaded, declared: Mapping[str, Declared], *, one_node: bool = True) -> "Catalogue":
-        """What a configuration says.
+    def from_config(
+        cls, loaded: LoadedConfig, declared: Mapping[str, DeclaredFolder], *, one_node: bool = True
+    ) -> "Resolver":
+        """Create the resolver of a configuration.
 
         Args:
-            declared: every adapter of this base that the configuration or the command line names.
-            one_node: the engines run where this process runs; else they read from their own disks, and what is copied
-                or comes later here is not there.
+            declared: all adapters of this base model that the configuration or the command line declares.
+            one_node: all engines run on this process's node. Otherwise each reads its own disk, where snapshots and
+                adapters that arrive later do not exist.
 
         Raises:
-            ConfigError: a source is no folder and no template, or cannot be used on several nodes.
+            ConfigError: a source is neither a folder nor a template, or cannot be used on several nodes.
         """
         settings = loaded.config.router.adapters
         sources: list[Source] = []
         problems: list[Problem] = []
-        for place, source in enumerate(settings.sources):
-            path = ("router", "adapters", "sources", place)
+        for index, source in enumerate(settings.sources):
+            path = ("router", "adapters", "sources", index)
             try:
                 sources.append(Source.parse(source.path, source.immutable, base=loaded.file.parent))
             except ValueError as error:
                 problems.append(loaded.document.problem(path, str(error)))
         if sources and not one_node:
             text = (
-                "adapters cannot come at run time when the engine runs on several nodes: the others would not find "
-                "their files; declare them under model_config.<base>.loras with a path that every node has"
+                "adapters cannot be added at run time when the engine runs on several nodes, because the other nodes "
+                "do not have their files; declare them under model_config.<base>.loras with a path that exists on "
+                "every node"
             )
             problems.append(loaded.document.problem(("router", "adapters", "sources"), text))
         if problems:
             raise ConfigError(problems)
-        copies = settings.snapshot == "auto" and one_node
-        return cls(declared, tuple(sources), copies, one_node, settings.client_may_name)
+        is_copied = settings.snapshot == "auto" and one_node
+        return cls(declared, tuple(sources), is_copied, one_node, settings.client_may_name)
 
-    def place(self, key: Key) -> Place | None:
-        """Where the adapter is, if it is anywhere. Reads the disk.
+    def locate(self, key: AdapterKey) -> Location | None:
+        """Return the location of the adapter's files; None if there are none. Reads the disk.
 
         Raises:
-            NotAllowed: the name, or what lies under it, leads out of its source.
+            NotAllowedError: the name is not allowed, or its files are outside of the source.
         """
         if key.tenant is None and (declared := self.declared.get(key.name)) is not None:
-            return Place(declared.folder, True, self.snapshot, self.watch, declared.is_3d)
+            return Location(declared.folder, True, self.snapshot, self.watch, declared.is_3d)
         for source in self.sources:
             if source.by_tenant == (key.tenant is not None) and (folder := source.find(key.name, key.tenant)):
-                changes = not source.immutable
-                return Place(
+                is_mutable = not source.immutable
+                return Location(
                     folder,
                     False,
-                    self.snapshot and changes,
-                    self.watch and changes,
-                    within=source.limit(key.name, key.tenant),
+                    self.snapshot and is_mutable,
+                    self.watch and is_mutable,
+                    boundary=source.boundary(key.name, key.tenant),
                 )
         return None
 
-    def keys(self, name: str, tenant: str | None) -> Iterator[Key]:
-        """What `name` may mean to a tenant: its own adapter before everybody's."""
-        # What is no file name, such as everybody's "acme/medical", is no tenant's own.
+    def keys(self, name: str, tenant: str | None) -> Iterator[AdapterKey]:
+        """Yield the adapters that `name` may mean for a tenant: its own adapter first, then the shared one."""
+        # A tenant's own adapter is a folder name. A name with a slash, such as "acme/medical", can only be shared.
         if tenant is not None and "/" not in name + tenant and self.by_tenant:
-            yield Key(name, tenant)
-        yield Key(name)
+            yield AdapterKey(name, tenant)
+        yield AdapterKey(name)
 
-    def owners(self, name: str) -> frozenset[str]:
-        """Tenants that have an adapter of their own of this name: all of them, or two of a source, so that there is
-        another than the one who asks. Looks into every tenant's folder.
+    def tenants_with(self, name: str) -> frozenset[str]:
+        """Return tenants that have an adapter of this name. Searches the folders of all tenants.
+
+        At most two tenants of each source are returned: enough to tell whether another tenant has one.
         """
         return frozenset(chain.from_iterable(islice(source.tenants(name), 2) for source in self.sources))
 
-    def owner(self, full_name: str) -> str | None:
-        """The tenant whose own adapter's full name this is, such as acme's "acme/medical". Reads the disk."""
+    def tenant_of(self, full_name: str) -> str | None:
+        """Return the tenant that owns an adapter's full name, such as acme for "acme/medical". Reads the disk."""
         tenant, _, name = full_name.partition("/")
-        return tenant if any(source.by_tenant and source.has(name, tenant) for source in self.sources) else None
+        return tenant if any(source.by_tenant and source.contains(name, tenant) for source in self.sources) else None
 
-    def may_name(self, key: Key) -> bool:
-        """Whether a client may ask for this adapter by name; a tenant's own key is only made for that tenant."""
+    def client_may_request(self, key: AdapterKey) -> bool:
+        """Return whether a client may request this adapter by name.
+
+        A tenant's own adapter is not checked against the tenant: `keys` yields it to that tenant only.
+        """
         return self.client_may_name == "all" or (self.client_may_name == "own" and key.tenant is not None)
 
-    def names(self, tenant: str | None, *, everything: bool = False) -> list[Key]:
-        """Every adapter there is now that this tenant may name, or may be routed to. Reads the disk."""
-        keys = dict.fromkeys(map(Key, self.declared))
+    def adapters(self, tenant: str | None, *, everything: bool = False) -> list[AdapterKey]:
+        """Return all adapters that exist now and that this tenant may request by name. Reads the disk.
+
+        Args:
+            everything: include the adapters that requests may only be routed to.
+        """
+        keys = dict.fromkeys(map(AdapterKey, self.declared))
         for source in self.sources:
             owner = tenant if source.by_tenant else None
-            keys |= dict.fromkeys(Key(name, owner) for name in source.names(owner))
-        return [key for key in keys if everything or self.may_name(key)]
+            keys |= dict.fromkeys(AdapterKey(name, owner) for name in source.names(owner))
+        return [key for key in keys if everything or self.client_may_request(key)]

@@ -1,8 +1,8 @@
-"""Who may run next when there are more adapters than slots.
+"""Schedule requests onto the engine's LoRA slots when more adapters are in use than there are slots.
 
-vLLM lets requests of the adapters that are in a slot pass all others, for ever. Here a request waits in front of the
-engine until its adapter has a slot, in the order in which adapters began to wait; and once one has waited `max_wait_s`,
-the adapter that has run longest is closed to new requests until it runs none, which frees its slot.
+vLLM lets requests of adapters that have a slot pass all other requests, without a limit. Here a request waits in front
+of the engine until its adapter has a slot, in the order in which adapters began to wait. When an adapter has waited for
+`max_wait_s`, the adapter that has run longest accepts no new requests until it runs none, which frees its slot.
 """
 
 import asyncio
@@ -12,130 +12,138 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from vllm_lora_router.coordination.run_directory import RunDirectory
-from vllm_lora_router.coordination.usage_table import Board
+from vllm_lora_router.coordination.usage_table import UsageTable
 
 LOCK = "slots"
-POLL_S = 0.02  # how often to look whether another process freed a slot
+POLL_S = 0.02  # interval of checks whether another process has freed a slot
 
 
-class Slots:
-    """The device's slots, counted over all processes.
+class SlotScheduler:
+    """Schedules the device's slots across all processes.
 
-    Under data parallelism every engine has as many, and which one a request goes to is not known: one engine's count.
+    Under data parallelism every engine has the same number of slots, and the router does not know which engine serves a
+    request. So the scheduler counts the slots of one engine.
     """
 
-    def __init__(self, limit: int, max_wait_s: float, board: Board, run: RunDirectory) -> None:
+    def __init__(self, limit: int, max_wait_s: float, usage: UsageTable, run: RunDirectory) -> None:
+        """
+        Args:
+            limit: number of slots (`--max-loras`).
+            max_wait_s: time that an adapter waits before another one's slot is freed for it.
+        """
         self.limit = limit
         self.max_wait_s = max_wait_s
-        self._board = board
+        self._usage = usage
         self._run = run
-        self._waiting: dict[int, deque[asyncio.Future[None]]] = {}  # in the order in which they began to wait
+        self._waiting: dict[int, deque[asyncio.Future[None]]] = {}  # in the order in which versions began to wait
         self._poll: asyncio.Task[None] | None = None
 
-    async def enter(self, version: int) -> None:
-        """Returns when a request of `version` may run. Each must `leave`, but for one that was cancelled here."""
-        if self._try(version):
+    async def acquire(self, version: int) -> None:
+        """Wait until a request of `version` may run. Call `release` after each call that was not cancelled."""
+        if self._try_start(version):
             return
-        entered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(version, deque()).append(entered)
-        self._mark(version)
-        self._look_at_others()
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(version, deque()).append(started)
+        self._update_waiting_since(version)
+        self._start_polling()
         try:
-            await entered
+            await started
         except asyncio.CancelledError:
-            if entered.done() and not entered.cancelled():
-                self.leave(version)
+            if started.done() and not started.cancelled():
+                self.release(version)
             else:
-                self._give_up(version, entered)
+                self._cancel_wait(version, started)
             raise
 
-    def leave(self, version: int) -> None:
-        use = self._board.use(version)
+    def release(self, version: int) -> None:
+        """Record that a request of `version` has ended."""
+        use = self._usage.use(version)
         use.running -= 1
         if not use.running:
             use.running_since = 0.0
-        self._board.write(version)
+        self._usage.write(version)
         if not use.running:
-            self._wake()
+            self._start_waiting()
 
     @property
     def running(self) -> frozenset[int]:
-        """The versions that have a slot, as far as it can be known from outside the engine."""
+        """The versions that have a slot, as far as that can be known from outside of the engine."""
         with self._locked():
-            return frozenset(self._view()[0])
+            return frozenset(self._running_and_waiting()[0])
 
-    def _try(self, version: int) -> bool:
-        if self._board.alone and not self._waiting:
-            uses = self._board.uses
+    def _try_start(self, version: int) -> bool:
+        if self._usage.is_only_process and not self._waiting:
+            uses = self._usage.uses
             if (version in uses and uses[version].running) or sum(
                 use.running > 0 for use in uses.values()
             ) < self.limit:
-                self._run_one(version)
+                self._start_request(version)
                 return True
             return False
         with self._locked():
-            running, waiting = self._view()
+            running, waiting = self._running_and_waiting()
             if not may_run(version, running, waiting, self.limit, self.max_wait_s, time.monotonic()):
                 return False
-            self._run_one(version)
+            self._start_request(version)
             return True
 
-    def _wake(self) -> None:
-        """Lets in what may run now, the longest waiting first."""
+    def _start_waiting(self) -> None:
+        """Start the waiting requests that may run now, in the order in which their versions began to wait."""
         if not self._waiting:
             return
         with self._locked():
-            # One that gets its slot may open another that was closed for it.
-            while any(self._let_in(version) for version in list(self._waiting)):
+            # A version that gets its slot may reopen another one that was closed to free that slot.
+            while any(self._start_version(version) for version in list(self._waiting)):
                 pass
-        self._look_at_others()
+        self._start_polling()
 
-    def _let_in(self, version: int) -> bool:
-        running, waiting = self._view()
+    def _start_version(self, version: int) -> bool:
+        running, waiting = self._running_and_waiting()
         if not may_run(version, running, waiting, self.limit, self.max_wait_s, time.monotonic()):
             return False
-        for entered in self._waiting.pop(version):
-            if not entered.done():
-                entered.set_result(None)
-                self._run_one(version)
-        self._mark(version)
+        for started in self._waiting.pop(version):
+            if not started.done():
+                started.set_result(None)
+                self._start_request(version)
+        self._update_waiting_since(version)
         return True
 
-    def _run_one(self, version: int) -> None:
-        use = self._board.use(version)
+    def _start_request(self, version: int) -> None:
+        use = self._usage.use(version)
         use.running += 1
         use.running_since = use.running_since or time.monotonic()
-        self._board.write(version)
+        self._usage.write(version)
 
-    def _mark(self, version: int) -> None:
-        use = self._board.use(version)
+    def _update_waiting_since(self, version: int) -> None:
+        use = self._usage.use(version)
         use.waiting_since = (use.waiting_since or time.monotonic()) if version in self._waiting else 0.0
-        self._board.write(version)
+        self._usage.write(version)
 
-    def _give_up(self, version: int, entered: asyncio.Future[None]) -> None:
+    def _cancel_wait(self, version: int, started: asyncio.Future[None]) -> None:
         queue = self._waiting.get(version)
-        if queue is not None and entered in queue:
-            queue.remove(entered)
+        if queue is not None and started in queue:
+            queue.remove(started)
             if not queue:
                 del self._waiting[version]
-                self._mark(version)
-        self._wake()
+                self._update_waiting_since(version)
+        self._start_waiting()
 
-    def _look_at_others(self) -> None:
-        # Nobody says that another process freed a slot; whoever waits alone is woken by this process's own requests.
-        if self._waiting and not self._board.alone and (self._poll is None or self._poll.done()):
-            self._poll = asyncio.ensure_future(self._keep_looking())
+    def _start_polling(self) -> None:
+        # Another process does not announce that it has freed a slot. With a single process no polling is needed: its
+        # own requests start the waiting ones when they end.
+        if self._waiting and not self._usage.is_only_process and (self._poll is None or self._poll.done()):
+            self._poll = asyncio.ensure_future(self._poll_other_processes())
 
-    async def _keep_looking(self) -> None:
+    async def _poll_other_processes(self) -> None:
         while self._waiting:
             await asyncio.sleep(POLL_S)
-            self._wake()
+            self._start_waiting()
 
-    def _view(self) -> tuple[dict[int, float], dict[int, float]]:
+    def _running_and_waiting(self) -> tuple[dict[int, float], dict[int, float]]:
         running: dict[int, float] = {}
         waiting: dict[int, float] = {}
-        for report in self._board.all():
-            for version, use in report.uses:
+        for process in self._usage.all_processes():
+            for version, use in process.uses:
                 if use.running:
                     running[version] = min(use.running_since, running.get(version, use.running_since))
                 if use.waiting_since:
@@ -143,7 +151,7 @@ class Slots:
         return running, waiting
 
     def _locked(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._board.alone else self._run.locked(LOCK)
+        return nullcontext() if self._usage.is_only_process else self._run.locked(LOCK)
 
 
 def may_run(
@@ -154,20 +162,22 @@ def may_run(
     max_wait_s: float,
     now: float,
 ) -> bool:
-    """Whether a request of `version` may run now.
+    """Return whether a request of `version` may run now.
 
     Args:
-        running: the versions with requests in the engine, and since when they have run without a pause.
-        waiting: the versions whose requests wait for a slot, and since when.
-        limit: how many versions may run at once.
+        running: versions with requests in the engine, each with the time since which it has run without a pause.
+        waiting: versions whose requests wait for a slot, each with the time since which it waits.
+        limit: number of versions that may run at once.
+        max_wait_s: waiting time after which the version that has run longest is closed to new requests.
+        now: the current time, by the clock of the other times.
     """
     without_slot = {other: since for other, since in waiting.items() if other not in running}
     free = limit - len(running)
     if version in running:
         overdue = sum(now - since > max_wait_s for since in without_slot.values())
         return version not in _longest(running, overdue - free)
-    mine = (waiting.get(version, now), version)
-    return free > sum(other != version and (since, other) < mine for other, since in without_slot.items())
+    turn = (waiting.get(version, now), version)
+    return free > sum(other != version and (since, other) < turn for other, since in without_slot.items())
 
 
 def _longest(running: Mapping[int, float], count: int) -> Iterable[int]:

@@ -1,70 +1,75 @@
-"""Whose an adapter is that a tenant asks for in vain: found out without holding anybody up."""
+"""Find which tenant owns an adapter that another tenant requested, without delaying requests."""
 
 import asyncio
 
 from cachetools import TTLCache
 
-from vllm_lora_router.adapters.files.sources import LONGEST_NAME_BYTES, NotAllowed
-from vllm_lora_router.adapters.runtime.version_log import Key
-from vllm_lora_router.adapters.runtime.version_manager import Shelf
+from vllm_lora_router.adapters.files.sources import LONGEST_NAME_BYTES, NotAllowedError
+from vllm_lora_router.adapters.runtime.version_log import AdapterKey
+from vllm_lora_router.adapters.runtime.version_manager import VersionManager
 
-# Only the reason that a request is given may be this old, never what serves it.
+# An answer decides only the reason that a request is given, never which adapter serves it. So it may be this old.
 ANSWER_S = 1.0
-# Of thousands of folders; it serves all who ask for the name.
+# A lookup searches thousands of tenant folders; its result serves all requests for the name.
 OWNERS_S = 5.0
-# Nor does a request wait for longer than this, however slow the file system: the next one may know.
-PATIENCE_S = 0.25
+# A request waits at most this long, however slow the file system is; a later request finds the cached result.
+MAX_WAIT_S = 0.25
 
 
-class Owners:
-    """The tenants that have an adapter of a name, looked for in all their folders: one name at a time, and kept."""
+class TenantLookup:
+    """Finds the tenants that have an adapter of a name, in the folders of all tenants.
 
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
-        self._answers: TTLCache[Key, bool] = TTLCache(maxsize=65536, ttl=ANSWER_S)
+    It looks up one name at a time and caches the results.
+    """
+
+    def __init__(self, version_manager: VersionManager) -> None:
+        self._version_manager = version_manager
+        self._answers: TTLCache[AdapterKey, bool] = TTLCache(maxsize=65536, ttl=ANSWER_S)
         self._owners: TTLCache[str, frozenset[str]] = TTLCache(maxsize=4096, ttl=OWNERS_S)
-        self._looking: asyncio.Task[None] | None = None
+        self._lookup: asyncio.Task[None] | None = None
 
-    async def is_anothers(self, name: str, tenant: str | None) -> bool:
-        """Whether an adapter is another tenant's, and neither this one's nor everybody's."""
-        shelf, catalogue = self._shelf, self._shelf.catalogue
-        if not catalogue.by_tenant or name in catalogue.declared:
+    async def belongs_to_other_tenant(self, name: str, tenant: str | None) -> bool:
+        """Return whether another tenant has an adapter of this name, and neither this tenant nor all tenants do."""
+        manager, resolver = self._version_manager, self._version_manager.resolver
+        if not resolver.by_tenant or name in resolver.declared:
             return False
         if "/" in name:
-            return await shelf.on_disk(lambda: catalogue.owner(name)) not in (None, tenant)
-        key = next(catalogue.keys(name, tenant))
+            return await manager.run_in_thread(lambda: resolver.tenant_of(name)) not in (None, tenant)
+        key = next(resolver.keys(name, tenant))
         if (answer := self._answers.get(key)) is not None:
             return answer
-        if len(name) > LONGEST_NAME_BYTES or await shelf.on_disk(lambda: self._is_there(name, tenant)):
+        if len(name) > LONGEST_NAME_BYTES or await manager.run_in_thread(lambda: self._may_exist(name, tenant)):
             return False
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                answer = self._answers[key] = bool(await self._of(key) - {key.tenant})
+            async with asyncio.timeout(MAX_WAIT_S):
+                answer = self._answers[key] = bool(await self._tenants_with(key) - {key.tenant})
                 return answer
         except TimeoutError:
             return False
 
-    def _is_there(self, name: str, tenant: str | None) -> bool:
-        # As far as anybody can tell: what is refused or cannot be read is not found to be somebody else's.
-        catalogue = self._shelf.catalogue
+    def _may_exist(self, name: str, tenant: str | None) -> bool:
+        # An adapter of this tenant that is not allowed or cannot be read counts as existing, so that its name is never
+        # attributed to another tenant.
+        resolver = self._version_manager.resolver
         try:
-            return any(catalogue.place(key) is not None for key in catalogue.keys(name, tenant))
-        except (NotAllowed, OSError):
+            return any(resolver.locate(key) is not None for key in resolver.keys(name, tenant))
+        except (NotAllowedError, OSError):
             return True
 
-    async def _of(self, key: Key) -> frozenset[str]:
+    async def _tenants_with(self, key: AdapterKey) -> frozenset[str]:
         while (owners := self._owners.get(key.name)) is None:
-            if known := self._known(key.name) - {key.tenant}:
-                self._owners[key.name] = known
-            elif self._looking is None or self._looking.done():
-                self._looking = asyncio.ensure_future(self._look(key.name))
+            if serving := self._serving_tenants(key.name) - {key.tenant}:
+                self._owners[key.name] = serving
+            elif self._lookup is None or self._lookup.done():
+                self._lookup = asyncio.ensure_future(self._search(key.name))
             else:
-                await asyncio.shield(self._looking)  # perhaps it is for another name
+                await asyncio.shield(self._lookup)  # which may be for another name
         return owners
 
-    def _known(self, name: str) -> frozenset[str]:
-        held = self._shelf.held.items()
-        return frozenset(key.tenant for key, one in held if key.name == name and key.tenant and one.version)
+    def _serving_tenants(self, name: str) -> frozenset[str]:
+        states = self._version_manager.states.items()
+        return frozenset(key.tenant for key, state in states if key.name == name and key.tenant and state.version)
 
-    async def _look(self, name: str) -> None:
-        self._owners[name] = await self._shelf.on_disk(lambda: self._shelf.catalogue.owners(name))
+    async def _search(self, name: str) -> None:
+        manager = self._version_manager
+        self._owners[name] = await manager.run_in_thread(lambda: manager.resolver.tenants_with(name))

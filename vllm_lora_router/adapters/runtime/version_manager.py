@@ -1,4 +1,4 @@
-"""Which version each name stands for in this process: taken in from files, loaded, superseded, let go."""
+"""Manage the adapter versions of one process: import, load, switch to a new version, release the old one."""
 
 import asyncio
 import logging
@@ -10,244 +10,265 @@ from typing import TypeVar
 
 from cachetools import TTLCache
 
-from vllm_lora_router.adapters.files.snapshots import SnapshotError
-from vllm_lora_router.adapters.files.sources import NotAllowed
-from vllm_lora_router.adapters.runtime.importer import Gone, Intake, NoRoom, Refused, Unsettled
-from vllm_lora_router.adapters.runtime.lease import NotLeased, UnknownAdapter
+from vllm_lora_router.adapters.files.snapshots import NoSpaceError, SnapshotError, SourceChangingError
+from vllm_lora_router.adapters.files.sources import NotAllowedError
+from vllm_lora_router.adapters.runtime.importer import Importer, MissingFilesError, RejectedError
+from vllm_lora_router.adapters.runtime.lease import LeaseRefusedError, UnknownAdapterError
 from vllm_lora_router.adapters.runtime.loader import Loader, LoadError
-from vllm_lora_router.adapters.runtime.resolver import Catalogue, Place
-from vllm_lora_router.adapters.runtime.version_log import Key, Ledger, Version
-from vllm_lora_router.adapters.runtime.vllm_names import Registry
+from vllm_lora_router.adapters.runtime.resolver import Location, Resolver
+from vllm_lora_router.adapters.runtime.version_log import AdapterKey, Version, VersionLog
+from vllm_lora_router.adapters.runtime.vllm_names import VllmNames
 from vllm_lora_router.coordination.run_directory import RunDirectory
-from vllm_lora_router.coordination.usage_table import Board
+from vllm_lora_router.coordination.usage_table import UsageTable
 
 logger = logging.getLogger("vllm_lora_router.adapters")
 
 T = TypeVar("T")
 
-# The lock between those who take copies in and those who throw them away.
-STORE = "store"
+# Held in shared mode while snapshots are created, and exclusively while they are removed.
+STORE_LOCK = "store"
 
-LOOK_AGAIN_S = 0.1  # while somebody writes to an adapter's files
-GIVE_UP_LOOKING_S = 10.0
-# What the engine refused is not tried again before this.
-TRY_AGAIN_S = 30.0
+RETRY_CHANGING_S = 0.1  # pause before files that are being written are read again
+CHANGING_TIMEOUT_S = 10.0
+FAILED_LOAD_S = 30.0  # a version that the engine refused is not loaded again for this long
 
 
 @dataclass(slots=True)
-class Held:
-    """What this process knows of one name."""
+class AdapterState:
+    """The state of one adapter in this process."""
 
-    place: Place | None = None
-    version: Version | None = None  # new leases get this one
-    coming: Version | None = None  # is being loaded, and then takes over
-    refused: str | None = None  # why the files that lie there now are not served
-    source: str | None = None  # what those files look like
-    used: float = 0.0  # `time.time()` of the last lease
+    location: Location | None = None
+    version: Version | None = None  # new leases get this version
+    pending: Version | None = None  # this version is being loaded and then replaces `version`
+    rejection: str | None = None  # why the files that are at the location now are not served
+    source_signature: str | None = None  # of those files; None if they are missing
+    last_used: float = 0.0  # `time.time()` of the last lease
     missing_since: float = 0.0
 
 
-class Shelf:
-    """What the processes decide together stands in the ledger and on the boards; this is one process's part in it."""
+class VersionManager:
+    """One process's part in managing versions.
+
+    The decisions that all processes share are in the version log and in the usage tables.
+    """
 
     def __init__(
         self,
         run: RunDirectory,
-        ledger: Ledger,
-        board: Board,
-        catalogue: Catalogue,
-        intake: Intake,
+        version_log: VersionLog,
+        usage: UsageTable,
+        resolver: Resolver,
+        importer: Importer,
         loader: Loader,
-        registry: Registry,
+        vllm_names: VllmNames,
     ) -> None:
-        self.run, self.ledger, self.board = run, ledger, board
-        self.catalogue, self.intake = catalogue, intake
-        self.loader, self.registry = loader, registry
-        self.held: dict[Key, Held] = {}
-        self.wanted_bytes = 0  # on disk, for a copy that found no room
+        self.run, self.version_log, self.usage = run, version_log, usage
+        self.resolver, self.importer = resolver, importer
+        self.loader, self.vllm_names = loader, vllm_names
+        self.states: dict[AdapterKey, AdapterState] = {}
+        self.requested_bytes = 0  # size of a snapshot for which the store had no space
         self._disk = ThreadPoolExecutor(4, thread_name_prefix="lora-router-adapters")
-        self._looking: dict[Key, asyncio.Task[Version]] = {}
+        self._refreshing: dict[AdapterKey, asyncio.Task[Version]] = {}
         self._loading: dict[int, asyncio.Task[None]] = {}
-        self._failed: TTLCache[int, str] = TTLCache(maxsize=1024, ttl=TRY_AGAIN_S)
-        self._followed = 0  # lines of the ledger
-        self._behind: dict[Key, int] = {}  # names whose superseded version is still leased, and since which line
+        self._failed: TTLCache[int, str] = TTLCache(maxsize=1024, ttl=FAILED_LOAD_S)
+        self._applied = 0  # number of version-log lines applied
+        self._behind: dict[AdapterKey, int] = {}  # by name whose superseded version is in use: the superseding line
 
-    async def look(self, key: Key) -> Version:
-        """Looks at an adapter's files now; several requests look once."""
-        return await asyncio.shield(self.start_look(key))
-
-    def start_look(self, key: Key) -> asyncio.Task[Version]:
-        """The look that is under way, or one that begins."""
-        task = self._looking.get(key)
-        if task is None:
-            task = self._looking[key] = asyncio.ensure_future(self._look_until_settled(key))
-            task.add_done_callback(lambda done: (self._looking.pop(key), done.cancelled() or done.exception()))
-        return task
-
-    async def _look_until_settled(self, key: Key) -> Version:
-        until = time.monotonic() + GIVE_UP_LOOKING_S
-        while True:
-            try:
-                place, version = await self.on_disk(lambda: self._take(key))
-            except Unsettled:
-                if time.monotonic() > until:
-                    raise NotLeased("its files keep changing") from None
-                await asyncio.sleep(LOOK_AGAIN_S)
-                continue
-            except Gone as gone:
-                raise UnknownAdapter(str(gone)) from None
-            except NotAllowed as refused:
-                raise NotLeased(str(refused)) from None
-            except NoRoom as full:
-                self.wanted_bytes = max(self.wanted_bytes, full.needed_bytes)
-                raise NotLeased(str(full)) from None
-            except Refused as refused:
-                if refused.place is not None:
-                    self.refuse(key, refused.place, str(refused), refused.source)
-                raise NotLeased(str(refused)) from None
-            except OSError as error:
-                # A file system that is away says nothing of its files.
-                raise NotLeased(f"its files cannot be read now: {error}") from None
-            held = self.held.setdefault(key, Held())
-            held.place, held.refused, held.source, held.missing_since = place, None, version.content.source, 0.0
-            self.follow([key])
-            return version
-
-    def _take(self, key: Key) -> tuple[Place, Version]:
-        place = self.catalogue.place(key)
-        if place is None:
-            raise Gone(f"there is no adapter {str(key)!r}")
-        source = self.intake.look(place)
-        self.ledger.read()
-        serving = self.ledger.serving_version(key)
-        if serving is not None and serving.content.source == source:
-            return place, serving
-        held = self.held.get(key)
-        if held is not None and held.refused is not None and held.source == source:
-            raise Refused(held.refused)
-        with self.run.locked(STORE, shared=True):
-            try:
-                content = self.intake.take(key, place)
-            except Refused as refused:
-                refused.place, refused.source = place, source
-                raise
-            if self.intake.look(place) != content.source:
-                raise Unsettled  # a copy of what was replaced meanwhile must not go over what replaced it
-            return place, self.ledger.serve(key, content)
-
-    def refuse(self, key: Key, place: Place, why: str, source: str | None) -> None:
-        """Notes why what looks like `source` is not served, and says so once."""
-        held = self.held.setdefault(key, Held())
-        if held.refused != why:
-            stays = f"; version {held.version.engine_name} goes on serving" if held.version is not None else ""
-            logger.warning("adapter %s is not served as it lies there: %s%s", key, why, stays)
-        held.place, held.refused, held.source = place, why, source
-
-    def place(self, key: Key) -> Place | None:
-        try:
-            return self.catalogue.place(key)
-        except (NotAllowed, OSError):
-            return None
-
-    async def rest(self, key: Key) -> None:
-        """Lets a name stand for nothing until somebody asks for it again."""
-        await self.on_disk(lambda: self.ledger.rest(key))
-        self.follow([key])
-
-    def drop(self, key: Key) -> None:
-        """Forgets a name whose files are gone."""
-        if (held := self.held.get(key)) is not None and held.version is None:
-            del self.held[key]
-
-    def follow(self, keys: Iterable[Key], sequence: int | None = None) -> None:
-        """Lets the names do what the ledger says of them now.
-
-        Args:
-            sequence: `keys` are all that changed up to this line of it; None where they are only some.
-        """
-        for key in keys:
-            held = self.held.get(key)
-            if held is None:
-                continue
-            version, before = self.ledger.serving_version(key), held.version
-            if before is not None and version is not None and version.id == before.id:
-                held.version, held.coming = version, None
-                self._behind.pop(key, None)
-            elif before is None or version is None or not self._in_use(before):
-                self._switch(held, version)
-            elif held.coming is None or held.coming.id != version.id:
-                # The old one serves until the new one is in memory.
-                held.coming = version
-                self._behind[key] = self.ledger.superseded.get(before.id, self.ledger.sequence)
-                task = asyncio.ensure_future(self._bring(key, held, version))
-                task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        for version in self.ledger.take_retired():
-            self.loader.forget(version)
-        if sequence is not None:
-            self._followed = sequence
-        self.publish()
-
-    async def _bring(self, key: Key, held: Held, version: Version) -> None:
-        try:
-            await self.load(version)
-        except NotLeased:
-            if held.coming is version:
-                held.coming = None
-                if (before := held.version) is not None:
-                    await self.on_disk(lambda: self.ledger.serve(key, before.content, instead_of=version.id))
-                    self.follow([key])
-            return
-        if held.coming is version:
-            self._switch(held, version)
-            self.publish()
-
-    def _switch(self, held: Held, version: Version | None) -> None:
-        before, held.version, held.coming = held.version, version, None
-        if (one := version or before) is not None:
-            self._behind.pop(one.key, None)
-        if before is not None and (version is None or before.id != version.id):
-            logger.info("adapter %s: %s after %s", before.key, version and version.engine_name, before.engine_name)
-            self._forget_unless_served(before)
-
-    def _in_use(self, version: Version) -> bool:
-        return version.id in self.board.uses or self.loader.is_resident(version.id)
-
-    def publish(self) -> None:
-        """Tells the other processes up to which line of the ledger this one has let go of what was superseded."""
-        self.board.publish(min((self._followed, *(line - 1 for line in self._behind.values()))))
-
-    def hold(self, version: Version) -> None:
-        """One lease more."""
-        self.board.use(version.id).leases += 1
-        self.board.write(version.id)
-
-    def let_go(self, version: Version) -> None:
-        """One lease less; a version that serves no name any more leaves vLLM's registry with its last one."""
-        use = self.board.use(version.id)
-        use.leases -= 1
-        self.board.write(version.id)
-        if not use.leases:
-            self._forget_unless_served(version)
-
-    def _forget_unless_served(self, version: Version) -> None:
-        held = self.held.get(version.key)
-        serving = held.version if held is not None else None
-        if (serving is not None and serving.id == version.id) or version.id in self.board.uses:
-            return
-        # Nor must vLLM find one that it may not be able to load.
-        ready = serving is not None and self.loader.is_resident(serving.id)
-        self.registry.forget(version, serving if ready else None)
-
-    async def load(self, version: Version) -> None:
-        """Returns when the engine has the version in memory; several requests load it once.
+    async def refresh(self, key: AdapterKey) -> Version:
+        """Import an adapter's files as they are now, and return the version. Concurrent calls share one import.
 
         Raises:
-            NotLeased: it cannot be loaded.
+            UnknownAdapterError: the adapter has no files.
+            LeaseRefusedError: its files cannot be served.
+        """
+        return await asyncio.shield(self.start_refresh(key))
+
+    def start_refresh(self, key: AdapterKey) -> asyncio.Task[Version]:
+        """Return the task of the import that is in progress, or start one."""
+        task = self._refreshing.get(key)
+        if task is None:
+            task = self._refreshing[key] = asyncio.ensure_future(self._refresh(key))
+            task.add_done_callback(lambda done: (self._refreshing.pop(key), done.cancelled() or done.exception()))
+        return task
+
+    async def _refresh(self, key: AdapterKey) -> Version:
+        deadline = time.monotonic() + CHANGING_TIMEOUT_S
+        while True:
+            try:
+                location, version = await self.run_in_thread(lambda: self._import(key))
+            except SourceChangingError:
+                if time.monotonic() > deadline:
+                    raise LeaseRefusedError("its files keep changing") from None
+                await asyncio.sleep(RETRY_CHANGING_S)
+                continue
+            except MissingFilesError as error:
+                raise UnknownAdapterError(str(error)) from None
+            except NotAllowedError as error:
+                raise LeaseRefusedError(str(error)) from None
+            except NoSpaceError as error:
+                self.requested_bytes = max(self.requested_bytes, error.needed_bytes)
+                raise LeaseRefusedError(str(error)) from None
+            except RejectedError as error:
+                if error.location is not None:
+                    self.reject(key, error.location, str(error), error.source_signature)
+                raise LeaseRefusedError(str(error)) from None
+            except OSError as error:
+                # A file system that does not answer tells nothing about its files, so they are not rejected.
+                raise LeaseRefusedError(f"its files cannot be read ({error})") from None
+            state = self.states.setdefault(key, AdapterState())
+            state.location, state.rejection, state.missing_since = location, None, 0.0
+            state.source_signature = version.content.source_signature
+            self.apply_changes([key])
+            return version
+
+    def _import(self, key: AdapterKey) -> tuple[Location, Version]:
+        location = self.resolver.locate(key)
+        if location is None:
+            raise MissingFilesError(f"there is no adapter {str(key)!r}")
+        source_signature = self.importer.signature(location)
+        self.version_log.read()
+        serving = self.version_log.serving_version(key)
+        if serving is not None and serving.content.source_signature == source_signature:
+            return location, serving
+        state = self.states.get(key)
+        if state is not None and state.rejection is not None and state.source_signature == source_signature:
+            raise RejectedError(state.rejection)
+        with self.run.locked(STORE_LOCK, shared=True):
+            try:
+                content = self.importer.import_adapter(key, location)
+            except RejectedError as error:
+                error.location, error.source_signature = location, source_signature
+                raise
+            if self.importer.signature(location) != content.source_signature:
+                # A snapshot of files that were replaced meanwhile must not supersede a snapshot of the new files.
+                raise SourceChangingError(f"{location.folder} was replaced while it was imported")
+            return location, self.version_log.serve(key, content)
+
+    def reject(self, key: AdapterKey, location: Location, reason: str, source_signature: str | None) -> None:
+        """Record why the files with this signature are not served, and log a new reason once."""
+        state = self.states.setdefault(key, AdapterState())
+        if state.rejection != reason:
+            if state.version is None:
+                logger.warning("adapter %s: files rejected (%s)", key, reason)
+            else:
+                version = state.version.digest[:8]
+                logger.warning("adapter %s: new files rejected (%s); still serving version %s", key, reason, version)
+        state.location, state.rejection, state.source_signature = location, reason, source_signature
+
+    def locate(self, key: AdapterKey) -> Location | None:
+        """Return the location of an adapter's files; None if there are none or they cannot be used."""
+        try:
+            return self.resolver.locate(key)
+        except (NotAllowedError, OSError):
+            return None
+
+    async def deactivate(self, key: AdapterKey) -> None:
+        """Make an adapter serve no version until a request imports it again."""
+        await self.run_in_thread(lambda: self.version_log.deactivate(key))
+        self.apply_changes([key])
+
+    def forget(self, key: AdapterKey) -> None:
+        """Delete the state of an adapter that serves no version."""
+        if (state := self.states.get(key)) is not None and state.version is None:
+            del self.states[key]
+
+    def apply_changes(self, keys: Iterable[AdapterKey], sequence: int | None = None) -> None:
+        """Switch adapters to the versions that the version log says they serve.
+
+        Args:
+            sequence: `keys` are all adapters that changed up to this line of the log; None if they are only some.
+        """
+        for key in keys:
+            state = self.states.get(key)
+            if state is None:
+                continue
+            version, previous = self.version_log.serving_version(key), state.version
+            if previous is not None and version is not None and version.id == previous.id:
+                state.version, state.pending = version, None
+                self._behind.pop(key, None)
+            elif previous is None or version is None or not self._in_use(previous):
+                self._switch(state, version)
+            elif state.pending is None or state.pending.id != version.id:
+                # The previous version serves until the new one is in memory.
+                state.pending = version
+                self._behind[key] = self.version_log.superseded.get(previous.id, self.version_log.sequence)
+                task = asyncio.ensure_future(self._load_pending(key, state, version))
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        for version in self.version_log.pop_retired():
+            self.loader.forget(version)
+        if sequence is not None:
+            self._applied = sequence
+        self.publish_progress()
+
+    async def _load_pending(self, key: AdapterKey, state: AdapterState, version: Version) -> None:
+        try:
+            await self.load(version)
+        except LeaseRefusedError:
+            if state.pending is version:
+                state.pending = None
+                if (current := state.version) is not None:
+                    await self.run_in_thread(lambda: self.version_log.serve(key, current.content, replacing=version.id))
+                    self.apply_changes([key])
+            return
+        if state.pending is version:
+            self._switch(state, version)
+            self.publish_progress()
+
+    def _switch(self, state: AdapterState, version: Version | None) -> None:
+        previous, state.version, state.pending = state.version, version, None
+        if (either := version or previous) is not None:
+            self._behind.pop(either.key, None)
+        if previous is None:
+            return
+        if version is None:
+            logger.info("adapter %s: version %s is no longer served", previous.key, previous.digest[:8])
+        elif version.id != previous.id:
+            logger.info(
+                "adapter %s: serving version %s instead of %s", version.key, version.digest[:8], previous.digest[:8]
+            )
+        else:
+            return
+        self._unregister_if_unused(previous)
+
+    def _in_use(self, version: Version) -> bool:
+        return version.id in self.usage.uses or self.loader.is_resident(version.id)
+
+    def publish_progress(self) -> None:
+        """Publish up to which line of the version log this process has released the superseded versions."""
+        self.usage.publish(min((self._applied, *(line - 1 for line in self._behind.values()))))
+
+    def retain(self, version: Version) -> None:
+        """Add a lease to a version."""
+        self.usage.use(version.id).leases += 1
+        self.usage.write(version.id)
+
+    def release(self, version: Version) -> None:
+        """Remove a lease from a version. After its last lease, a superseded version leaves vLLM's registry."""
+        use = self.usage.use(version.id)
+        use.leases -= 1
+        self.usage.write(version.id)
+        if not use.leases:
+            self._unregister_if_unused(version)
+
+    def _unregister_if_unused(self, version: Version) -> None:
+        state = self.states.get(version.key)
+        serving = state.version if state is not None else None
+        if (serving is not None and serving.id == version.id) or version.id in self.usage.uses:
+            return
+        # A successor takes over the plain name only if it is loaded: vLLM must not find a version that may not load.
+        is_loaded = serving is not None and self.loader.is_resident(serving.id)
+        self.vllm_names.forget(version, serving if is_loaded else None)
+
+    async def load(self, version: Version) -> None:
+        """Load a version into the engine unless it is loaded. Concurrent calls share one load.
+
+        Raises:
+            LeaseRefusedError: the version cannot be loaded.
         """
         if self.loader.is_resident(version.id):
             return
-        if (failed := self._failed.get(version.id)) is not None:
-            raise NotLeased(failed)
+        if (failure := self._failed.get(version.id)) is not None:
+            raise LeaseRefusedError(failure)
         task = self._loading.get(version.id)
         if task is None:
             task = self._loading[version.id] = asyncio.ensure_future(self._load(version))
@@ -256,21 +277,22 @@ class Shelf:
             await asyncio.shield(task)
         except LoadError as error:
             self._failed[version.id] = str(error)
-            if (held := self.held.get(version.key)) is not None and held.place is not None:
-                self.refuse(version.key, held.place, str(error), version.content.source)
-            raise NotLeased(str(error)) from None
+            if (state := self.states.get(version.key)) is not None and state.location is not None:
+                self.reject(version.key, state.location, str(error), version.content.source_signature)
+            raise LeaseRefusedError(str(error)) from None
         except SnapshotError as error:
-            # Somebody deleted the copy: the next request takes another.
-            await self.rest(version.key)
-            raise NotLeased(str(error)) from None
+            # The snapshot was deleted by another program: the next request imports the files again.
+            await self.deactivate(version.key)
+            raise LeaseRefusedError(str(error)) from None
 
     async def _load(self, version: Version) -> None:
-        # Its files stay until it is loaded, even when whoever asked for it has left.
-        self.hold(version)
+        # The snapshot is kept until the version is loaded, even if the request that started the load has ended.
+        self.retain(version)
         try:
             await self.loader.load(version)
         finally:
-            self.let_go(version)
+            self.release(version)
 
-    async def on_disk(self, call: Callable[[], T]) -> T:
+    async def run_in_thread(self, call: Callable[[], T]) -> T:
+        """Run a call that blocks on the disk in one of this manager's threads, and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, call)

@@ -1,4 +1,4 @@
-"""Under which names vLLM finds the versions that may be leased."""
+"""Register versions in vLLM under the names that requests may use for them."""
 
 import secrets
 
@@ -6,37 +6,42 @@ from vllm_lora_router.adapters.runtime.loader import Engine
 from vllm_lora_router.adapters.runtime.version_log import Version
 
 
-class Registry:
-    """vLLM answers every request whose `model` stands in its registry, whoever says it."""
+class VllmNames:
+    """The names of versions in vLLM's registry.
+
+    vLLM answers every request whose `model` is in its registry, whichever client sends it. So a version that not all
+    clients may use is registered under a secret name only.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._secret = secrets.token_hex(8)
-        self._versions: dict[str, int] = {}  # what stands in the registry
+        self._versions: dict[str, int] = {}  # version id by registered name
 
-    def listed(self, version: Version) -> str:
-        """The `model` of requests that this version answers: its own name, which from now on everybody may say."""
+    def public_name(self, version: Version) -> str:
+        """Register the version under its own name, which all clients may use from now on, and return that name."""
         plain = str(version.key)
         if plain not in self._versions:
-            # What reaches vLLM around us, such as a form with a file, names the adapter plainly.
+            # Requests that reach vLLM around the router, such as file uploads by form, use the adapter's plain name.
             self._register(plain, version)
         return self._register(version.engine_name, version)
 
-    def unlisted(self, version: Version) -> str:
-        """A `model` of requests that this version answers which nobody can guess."""
+    def private_name(self, version: Version) -> str:
+        """Register the version under a name that no client can guess, and return that name."""
         return self._register(f"{version.engine_name}#{self._secret}", version)
 
-    def is_listed(self, version: Version) -> bool:
+    def is_public(self, version: Version) -> bool:
+        """Return whether the version is registered under its own name."""
         return self._versions.get(version.engine_name) == version.id
 
-    def unlist(self, version: Version) -> None:
-        """From now on only who was told the name that nobody can guess gets this version."""
+    def withdraw_public_names(self, version: Version) -> None:
+        """Unregister the names of the version that all clients can use; its private name stays registered."""
         for model in (version.engine_name, str(version.key)):
             if self._versions.get(model) == version.id:
                 self._unregister(model)
 
     def forget(self, version: Version, successor: Version | None) -> None:
-        """Takes a version out that must not be answered by any more; its plain name goes to the one that took over."""
+        """Unregister all names of a version. Its plain name passes to `successor` if there is one."""
         for model in [model for model, identifier in self._versions.items() if identifier == version.id]:
             if successor is not None and model == str(version.key):
                 self._register(model, successor)

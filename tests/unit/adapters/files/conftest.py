@@ -1,4 +1,4 @@
-"""Small base models and adapters, written the way transformers and PEFT write them."""
+"""Small base models and adapters in the file formats of transformers and PEFT."""
 
 import json
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def linear_shapes(hidden: int) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Files:
-    """Writes into one temporary folder: a base of two layers, 16 wide, and adapters of rank 4 that fit it."""
+    """Writes base models of two layers of width 16, and adapters of rank 4 for them, into one folder."""
 
     root: Path
 
@@ -68,7 +68,7 @@ class Files:
         return BaseModel.find(str(self.base_folder(weights, config)))
 
     def lora(self, module: str, outputs: int, inputs: int, rank: int = 4) -> Arrays:
-        """The two tensors of one module, named as PEFT saves them."""
+        """Return the two tensors of one module under PEFT's names."""
         return {
             f"base_model.model.{module}.lora_A.weight": np.zeros((rank, inputs), np.float32),
             f"base_model.model.{module}.lora_B.weight": np.zeros((outputs, rank), np.float32),
@@ -82,7 +82,7 @@ class Files:
         return weights
 
     def adapter(self, weights: Arrays | None = None, without: str = "", **settings: Any) -> Path:
-        """`settings` go over the usual adapter_config.json, `without` is left out of it."""
+        """Write an adapter whose adapter_config.json has `settings` in addition, and no key `without`."""
         folder = self.root / "medical"
         folder.mkdir()
         config: dict[str, object] = {

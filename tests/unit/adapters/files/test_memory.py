@@ -1,4 +1,4 @@
-"""What adapters, their slots and the base take in memory."""
+"""Memory estimates of adapters, slots and the base model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
 from vllm_lora_router.adapters.files.memory import adapter_bytes, base_bytes, slot_bytes
-from vllm_lora_router.adapters.files.validation import check
+from vllm_lora_router.adapters.files.validation import validate_adapter
 
 if TYPE_CHECKING:
     from .conftest import Arrays, Files
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 # Inputs and outputs of q, k, gate and down in both layers, then of embedding and head.
 LAYERS = 2 * ((16 + 16) + (16 + 8) + (16 + 32) + (32 + 16))
 EMBEDDING = HEAD = 48 + 16
-WHOLE = LAYERS + EMBEDDING + HEAD
+TOTAL = LAYERS + EMBEDDING + HEAD
 
 
-def test_a_slot_has_room_for_the_rank_at_both_sides_of_every_linear_layer_the_embedding_and_the_head(
+def test_slot_covers_inputs_and_outputs_of_all_linear_layers_embedding_and_head(
     files: Files,
 ) -> None:
     base = files.base()
-    assert slot_bytes(base, rank=1) == 2 * WHOLE
-    assert slot_bytes(base, rank=16) == 16 * 2 * WHOLE
-    assert slot_bytes(base, rank=16, element_bytes=4) == 16 * 4 * WHOLE
+    assert slot_bytes(base, rank=1) == 2 * TOTAL
+    assert slot_bytes(base, rank=16) == 16 * 2 * TOTAL
+    assert slot_bytes(base, rank=16, element_bytes=4) == 16 * 4 * TOTAL
 
 
-def test_a_head_that_shares_the_embeddings_weight_has_its_own_room(files: Files) -> None:
-    assert slot_bytes(files.base(files.base_weights(head=False)), rank=1) == 2 * WHOLE
+def test_slot_counts_a_head_that_shares_the_embeddings_weight(files: Files) -> None:
+    assert slot_bytes(files.base(files.base_weights(head=False)), rank=1) == 2 * TOTAL
 
 
 @pytest.mark.parametrize(
@@ -44,17 +44,17 @@ def test_a_head_that_shares_the_embeddings_weight_has_its_own_room(files: Files)
         "model.layers.2.self_attn.q_proj",  # the base has layers 0 and 1
     ],
 )
-def test_a_slot_has_no_room_outside_the_language_model(files: Files, module: str) -> None:
+def test_slot_excludes_modules_outside_the_language_model(files: Files, module: str) -> None:
     base = files.base({**files.base_weights(), f"{module}.weight": np.zeros((16, 16), np.float16)})
-    assert slot_bytes(base, rank=1) == 2 * WHOLE
+    assert slot_bytes(base, rank=1) == 2 * TOTAL
 
 
-def test_a_slot_has_room_for_every_expert_and_their_gate(files: Files) -> None:
+def test_slot_covers_all_experts_and_their_gate(files: Files) -> None:
     weights = files.base_weights()
     weights["model.layers.0.mlp.gate.weight"] = np.zeros((4, 16), np.float16)
     for expert in range(4):
         weights[f"model.layers.0.mlp.experts.{expert}.up_proj.weight"] = np.zeros((8, 16), np.float16)
-    assert slot_bytes(files.base(weights), rank=1) == 2 * (WHOLE + (16 + 4) + 4 * (16 + 8))
+    assert slot_bytes(files.base(weights), rank=1) == 2 * (TOTAL + (16 + 4) + 4 * (16 + 8))
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_a_slot_has_room_for_every_expert_and_their_gate(files: Files) -> None:
     ],
     ids=["packed", "stacked experts"],
 )
-def test_a_slot_is_not_guessed_where_the_base_hides_its_shapes(files: Files, unknown: Arrays) -> None:
+def test_slot_is_unknown_if_the_base_has_no_readable_shapes(files: Files, unknown: Arrays) -> None:
     assert slot_bytes(files.base({**files.base_weights(), **unknown}), rank=1) is None
 
 
-def test_a_slot_is_not_guessed_from_the_embedding_alone(files: Files) -> None:
+def test_slot_is_unknown_if_only_the_embedding_has_a_shape(files: Files) -> None:
     weights = {
         "word_embeddings.weight": np.zeros((48, 16), np.float16),
         "h.0.self_attention.query_key_value.qweight": np.zeros((2, 16), np.int32),
@@ -77,34 +77,34 @@ def test_a_slot_is_not_guessed_from_the_embedding_alone(files: Files) -> None:
     assert slot_bytes(files.base(weights), rank=1) is None
 
 
-def test_a_slot_is_not_guessed_where_the_base_is_not_or_not_wholly_on_disk(files: Files) -> None:
+def test_slot_is_unknown_if_the_base_is_not_completely_on_disk(files: Files) -> None:
     assert slot_bytes(BaseModel("acme/elsewhere"), rank=1) is None
     folder = files.base_folder(shards=2)
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert slot_bytes(BaseModel.find(str(folder)), rank=1) is None
 
 
-def test_an_adapter_takes_two_bytes_a_number_whatever_its_file_has(files: Files) -> None:
-    adapter = check("medical", files.adapter(), files.base())  # float32 in the file
+def test_adapter_takes_two_bytes_per_element_whatever_its_files_dtype_is(files: Files) -> None:
+    adapter = validate_adapter("medical", files.adapter(), files.base())  # float32 in the file
     assert adapter_bytes(adapter) == 2 * 4 * LAYERS  # rank 4
     assert adapter_bytes(adapter, element_bytes=4) == 4 * 4 * LAYERS
 
 
-def test_the_bases_own_embedding_beside_an_adapter_is_not_counted(files: Files) -> None:
+def test_copy_of_the_bases_embedding_is_not_counted(files: Files) -> None:
     copy = {"base_model.model.model.embed_tokens.base_layer.weight": np.zeros((48, 16), np.float32)}
-    adapter = check("medical", files.adapter({**files.adapter_weights(), **copy}), files.base())
+    adapter = validate_adapter("medical", files.adapter({**files.adapter_weights(), **copy}), files.base())
     assert adapter_bytes(adapter) == 2 * 4 * LAYERS
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_the_base_takes_what_its_weight_files_take(files: Files, shards: int) -> None:
+def test_base_takes_the_size_of_its_weight_files(files: Files, shards: int) -> None:
     folder = files.base_folder(shards=shards)
-    own = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
-    save_file({"again": np.zeros(64, np.float16)}, folder / "consolidated.safetensors")
-    assert base_bytes(BaseModel.find(str(folder))) == own
+    size_bytes = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    save_file({"copy": np.zeros(64, np.float16)}, folder / "consolidated.safetensors")
+    assert base_bytes(BaseModel.find(str(folder))) == size_bytes
 
 
-def test_what_the_base_takes_is_not_known_where_a_file_is_missing(files: Files) -> None:
+def test_base_size_is_unknown_if_a_file_is_missing(files: Files) -> None:
     assert base_bytes(BaseModel("acme/elsewhere")) is None
     folder = files.base_folder(shards=2)
     base = BaseModel.find(str(folder))

@@ -1,14 +1,11 @@
-"""A server's adapters with everything real but the engine, which checks what it is given to read."""
+"""A server's adapters with all real parts except the engine, which checks the files that it is given."""
 
 import asyncio
 import itertools
 import json
-import subprocess
-import sys
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,20 +15,20 @@ import pytest
 from safetensors.numpy import load_file
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
-from vllm_lora_router.adapters.files.snapshots import Snapshots
+from vllm_lora_router.adapters.files.snapshots import SnapshotStore
 from vllm_lora_router.adapters.files.sources import Source
 from vllm_lora_router.adapters.runtime import importer, maintenance
-from vllm_lora_router.adapters.runtime.importer import Intake
+from vllm_lora_router.adapters.runtime.importer import Importer
 from vllm_lora_router.adapters.runtime.lease import Lease
 from vllm_lora_router.adapters.runtime.loader import Loader, LoadError
-from vllm_lora_router.adapters.runtime.maintenance import Tending
+from vllm_lora_router.adapters.runtime.maintenance import Maintenance
 from vllm_lora_router.adapters.runtime.pool import AdapterPool
-from vllm_lora_router.adapters.runtime.resolver import Catalogue, Declared
-from vllm_lora_router.adapters.runtime.slot_scheduler import Slots
-from vllm_lora_router.adapters.runtime.version_log import Ledger, Version
-from vllm_lora_router.adapters.runtime.version_manager import Shelf
+from vllm_lora_router.adapters.runtime.resolver import DeclaredFolder, Resolver
+from vllm_lora_router.adapters.runtime.slot_scheduler import SlotScheduler
+from vllm_lora_router.adapters.runtime.version_log import Version, VersionLog
+from vllm_lora_router.adapters.runtime.version_manager import VersionManager
 from vllm_lora_router.coordination.run_directory import RunDirectory
-from vllm_lora_router.coordination.usage_table import Board
+from vllm_lora_router.coordination.usage_table import UsageTable
 
 from ..files.conftest import HIDDEN, Files
 
@@ -44,38 +41,39 @@ AUTO_NAMES = ("MoM", "auto")
 _numbers = itertools.count(1)
 
 
-def write(folder: Path, says: str, *, rank: int = 4, hidden: int = HIDDEN) -> Path:
-    """An adapter as PEFT writes it, whose answers are `says`."""
+def write_adapter(folder: Path, answer: str, *, rank: int = 4, hidden: int = HIDDEN) -> Path:
+    """Write an adapter in PEFT's format that answers `answer`."""
     folder.mkdir(parents=True)
     files = Files(folder)
-    weights = {name: array + _number(says) for name, array in files.adapter_weights(hidden=hidden, rank=rank).items()}
-    written = files.adapter(weights, r=rank, revision=says)
+    weights = {name: array + _number(answer) for name, array in files.adapter_weights(hidden=hidden, rank=rank).items()}
+    written = files.adapter(weights, r=rank, revision=answer)
     for name in (CONFIG, WEIGHTS):
         (written / name).rename(folder / name)
     written.rmdir()
     return folder
 
 
-def put(folder: Path, says: str, **more: Any) -> Path:
-    """Puts an adapter in the place of what lies in `folder`, in one step, as git-sync does."""
-    written = write(folder.parent / f".{next(_numbers)}", says, **more)
+def put_adapter(folder: Path, answer: str, **options: Any) -> Path:
+    """Replace the adapter at `folder` in one step, as git-sync does: `folder` is a link."""
+    written = write_adapter(folder.parent / f".{next(_numbers)}", answer, **options)
     link = folder.parent / f".{next(_numbers)}"
     link.symlink_to(written.name)
     link.replace(folder)
     return folder
 
 
-def delete(folder: Path) -> None:
+def delete_adapter(folder: Path) -> None:
+    """Delete the adapter that `put_adapter` put at `folder`."""
     folder.unlink(missing_ok=True)
 
 
-def read(folder: Path) -> str:
-    """What the adapter in `folder` says; every byte of it is read."""
-    says = str(json.loads((folder / CONFIG).read_bytes())["revision"])
+def read_answer(folder: Path) -> str:
+    """Return the answer of the adapter in `folder`, after checking all its tensors."""
+    answer = str(json.loads((folder / CONFIG).read_bytes())["revision"])
     for array in load_file(folder / WEIGHTS).values():
-        if not np.all(array == _number(says)):
-            raise ValueError(f"{folder} is half of {says!r} and half of another adapter")
-    return says
+        if not np.all(array == _number(answer)):
+            raise ValueError(f"{folder} mixes {answer!r} with another adapter")
+    return answer
 
 
 def _number(text: str) -> np.float32:
@@ -83,28 +81,28 @@ def _number(text: str) -> np.float32:
 
 
 @dataclass
-class Core:
-    """The engine's own process: one memory for all API-server processes, in which nothing may mean two things.
+class EngineCore:
+    """The engine's own process: one memory for all API-server processes.
 
-    It forgets the adapter that was not used for longest and reads it again from its folder at a request's next step, as
-    vLLM does; what would end vLLM, or make it answer wrongly, is a fault.
+    As vLLM does, it evicts the least recently used adapter and reads it again from its folder at a request's next step.
+    Everything that would end vLLM, or make it answer wrongly, is recorded in `faults`.
     """
 
     capacity: int
-    broken: set[str] = field(default_factory=set)  # what it refuses to load
+    unloadable: set[str] = field(default_factory=set)  # answers of the adapters that it refuses to load
     load_s: float = 0.0
     memory: OrderedDict[int, str] = field(default_factory=OrderedDict)
-    loads: list[tuple[float, int]] = field(default_factory=list)  # the moment each began, and of which version
-    running: Counter[int] = field(default_factory=Counter)  # requests, by version
-    most_running: int = 0  # versions at once
+    loads: list[tuple[float, int]] = field(default_factory=list)  # start time and version id of each load
+    running: Counter[int] = field(default_factory=Counter)  # number of requests by version
+    max_running: int = 0  # largest number of versions that ran at once
     faults: list[str] = field(default_factory=list)
-    may_load: asyncio.Event = field(default_factory=asyncio.Event)
+    loads_allowed: asyncio.Event = field(default_factory=asyncio.Event)
     loading: int = 0
     on_unload: Callable[[], object] = lambda: None
     _meanings: dict[tuple[str, object], tuple[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.may_load.set()
+        self.loads_allowed.set()
 
     async def load(self, version: Version) -> None:
         self.loads.append((time.monotonic(), version.id))
@@ -112,49 +110,51 @@ class Core:
         try:
             self.check(self.loading == 1, f"{self.loading} loads at once")
             await asyncio.sleep(self.load_s)
-            await self.may_load.wait()
-            self._keep(version, self._read(version))
+            await self.loads_allowed.wait()
+            self._store(version, self._read(version))
         finally:
             self.loading -= 1
 
     def step(self, version: Version) -> str:
-        """One step of a request: what is not in memory is read, and other streams wait."""
+        """Run one step of a request: an adapter that is not in memory is read, which delays other streams."""
         if version.id not in self.memory:
-            self._keep(version, self._read(version))
+            self._store(version, self._read(version))
         self.memory.move_to_end(version.id)
         return self.memory[version.id]
 
-    def check(self, holds: bool, fault: str) -> None:
-        if not holds:
+    def check(self, condition: bool, fault: str) -> None:
+        """Record `fault` unless `condition` holds."""
+        if not condition:
             self.faults.append(fault)
 
-    def _keep(self, version: Version, says: str) -> None:
-        self.memory[version.id] = says
+    def _store(self, version: Version, answer: str) -> None:
+        self.memory[version.id] = answer
         while len(self.memory) > self.capacity:
             self.memory.popitem(last=False)
 
     def _read(self, version: Version) -> str:
         folder = version.content.folder
         try:
-            says = read(Path(folder))
+            answer = read_answer(Path(folder))
         except (OSError, ValueError) as error:
             self.faults.append(f"{version.engine_name}: {error!r}")
             raise LoadError(f"cannot read {folder}") from error
+        # A name, an id and a snapshot folder must always stand for the same adapter.
         kinds = [("name", version.engine_name), ("id", version.id)]
-        for kind in [*kinds, ("folder", folder)] if version.content.private else kinds:
+        for kind in [*kinds, ("folder", folder)] if version.content.is_snapshot else kinds:
             identifier = 0 if kind[0] == "folder" else version.id  # two names may share one folder
-            known = self._meanings.setdefault(kind, (identifier, says))
-            self.check(known == (identifier, says), f"{kind} was {known} and is {(identifier, says)}")
-        if says in self.broken:
-            raise LoadError(f"does not load {says}")
-        return says
+            meaning = self._meanings.setdefault(kind, (identifier, answer))
+            self.check(meaning == (identifier, answer), f"{kind} was {meaning} and is {(identifier, answer)}")
+        if answer in self.unloadable:
+            raise LoadError(f"does not load {answer}")
+        return answer
 
 
 @dataclass
 class FakeEngine:
-    """The engine as one API-server process sees it, with a registry of its own."""
+    """The engine as one API-server process uses it, with its own registry."""
 
-    core: Core
+    core: EngineCore
     registry: dict[str, Version] = field(default_factory=dict)
 
     async def load(self, version: Version) -> None:
@@ -174,16 +174,16 @@ class FakeEngine:
         del self.registry[key]
 
     async def answer(self, model: str, seconds: float = 0.0) -> str:
-        """Runs a request whose `model` is that; it is looked up once, and may be read at any step."""
+        """Run a request with this `model`. It is looked up once, and the adapter may be read at each step."""
         version = self.registry[model]
         core = self.core
         core.running[version.id] += 1
-        core.most_running = max(core.most_running, len(+core.running))
+        core.max_running = max(core.max_running, len(+core.running))
         try:
-            says = core.step(version)
+            answer = core.step(version)
             await asyncio.sleep(seconds)
-            core.check(core.step(version) == says, f"{model} changed while it ran")
-            return says
+            core.check(core.step(version) == answer, f"{model} changed while it ran")
+            return answer
         finally:
             core.running[version.id] -= 1
 
@@ -194,50 +194,53 @@ class Process:
 
     pool: AdapterPool
     engine: FakeEngine
-    tending: Tending
+    maintenance: Maintenance
     number: int
 
     @property
-    def shelf(self) -> Shelf:
-        return self.pool.shelf
+    def manager(self) -> VersionManager:
+        return self.pool.version_manager
 
     async def lease(self, name: str, tenant: str | None = None, *, by_client: bool = False) -> Lease:
-        now = self.pool.lease_now(name, tenant, by_client=by_client)
-        return now or await self.pool.lease(name, tenant, by_client=by_client)
+        lease = self.pool.lease_now(name, tenant, by_client=by_client)
+        return lease or await self.pool.lease(name, tenant, by_client=by_client)
 
-    async def ask(self, name: str, tenant: str | None = None, seconds: float = 0.0) -> str:
-        """What a request is answered that is routed to an adapter."""
+    async def request(self, name: str, tenant: str | None = None, seconds: float = 0.0) -> str:
+        """Return the answer to a request that is routed to an adapter."""
         lease = await self.lease(name, tenant)
         try:
-            await lease.enter()
+            await lease.acquire_slot()
             return await self.engine.answer(lease.model, seconds)
         finally:
             lease.release()
 
-    async def look(self) -> None:
-        """Sees what lies there and what the others wrote; what changed may still have to be loaded."""
-        await self.tending.watch()
-        await until(lambda: not self.shelf._looking)
-        await self.tending.follow()
+    async def refresh(self) -> None:
+        """Import changed files and follow the version log. New versions may still have to be loaded."""
+        await self.maintenance.watch_files()
+        await until(lambda: not self.manager._refreshing)
+        await self.maintenance.follow_log()
 
-    async def settle(self) -> None:
-        """Waits until everything that changed is loaded, or has failed to."""
-        await until(lambda: not self.shelf._loading and not any(held.coming for held in self.shelf.held.values()))
+    async def wait_for_loads(self) -> None:
+        """Wait until all new versions are loaded or have failed to load."""
+        manager = self.manager
+        await until(lambda: not manager._loading and not any(state.pending for state in manager.states.values()))
 
-    async def tend(self) -> None:
-        """Every chore once."""
-        await self.look()
-        await self.tending.sweep()
+    async def maintain(self) -> None:
+        """Run every maintenance task once."""
+        await self.refresh()
+        await self.maintenance.sweep()
 
-    async def tend_until(self, true: Callable[[], object], seconds: float = 20.0) -> None:
+    async def maintain_until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
+        """Run the maintenance tasks until `condition` holds."""
         async with asyncio.timeout(seconds):
-            while not true():
-                await self.tend()
+            while not condition():
+                await self.maintain()
 
 
-async def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait until `condition` holds."""
     async with asyncio.timeout(seconds):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.001)
 
 
@@ -247,35 +250,36 @@ class Server:
 
     root: Path
     base: BaseModel
-    core: Core = field(default_factory=lambda: Core(capacity=4))
+    core: EngineCore = field(default_factory=lambda: EngineCore(capacity=4))
     processes: list[Process] = field(default_factory=list)
 
     @property
     def uploads(self) -> Path:
-        """The folder where adapters come and go."""
+        """The source folder, to which adapters are uploaded."""
         return self.root / "uploads"
 
     @property
     def snapshots(self) -> set[str]:
-        """What is on disk, by content."""
+        """The digests of the snapshots on disk."""
         return {path.name for path in (self.run / "snapshots").iterdir() if not path.name.startswith(".")}
 
     @property
     def run(self) -> Path:
         return self.root / "run" / "server"
 
-    def declared(self, name: str, says: str) -> tuple[str, Declared]:
-        return name, Declared(put(self.root / "declared" / name, says))
+    def declared(self, name: str, answer: str) -> tuple[str, DeclaredFolder]:
+        """Write an adapter outside of the source folder, and return it as a declared one."""
+        return name, DeclaredFolder(put_adapter(self.root / "declared" / name, answer))
 
-    def catalogue(self, *declared: tuple[str, Declared], **more: Any) -> Catalogue:
-        """The declared adapters, and whatever is uploaded."""
+    def resolver(self, *declared: tuple[str, DeclaredFolder], **options: Any) -> Resolver:
+        """Return a resolver of the declared adapters and of the source folder."""
         self.uploads.mkdir(exist_ok=True)
-        sources = more.pop("sources", (Source.parse(str(self.uploads)),))
-        return Catalogue(dict(declared), sources, **more)
+        sources = options.pop("sources", (Source.parse(str(self.uploads)),))
+        return Resolver(dict(declared), sources, **options)
 
     def process(
         self,
-        catalogue: Catalogue | None = None,
+        resolver: Resolver | None = None,
         *,
         slots: int = 4,
         max_wait_s: float = 0.05,
@@ -283,38 +287,37 @@ class Server:
         max_bytes: int | None = None,
         max_rank: int = 8,
     ) -> Process:
-        """Starts one more process, which does its chores when it is told to."""
+        """Add a process. It runs its maintenance tasks only when a test calls them."""
         number = len(self.processes) + 1
         run = RunDirectory.open("server", self.root / "run")
         engine = FakeEngine(self.core)
-        snapshots = Snapshots(run.folder / "snapshots", max_bytes)
-        board = Board(run, number)
+        snapshots = SnapshotStore(run.folder / "snapshots", max_bytes)
+        usage = UsageTable(run, number)
 
         def warm(version: Version) -> None:
-            if version.content.private:
+            if version.content.is_snapshot:
                 snapshots.warm(version.content.digest)
 
         pool = AdapterPool(
             run,
-            Ledger(run),
-            board,
-            catalogue or self.catalogue(),
-            Intake(self.base, snapshots, max_rank, SERVED_NAMES, AUTO_NAMES),
+            VersionLog(run),
+            usage,
+            resolver or self.resolver(),
+            Importer(self.base, snapshots, max_rank, SERVED_NAMES, AUTO_NAMES),
             engine,
             Loader(engine, run, capacity=self.core.capacity, max_per_s=max_loads_per_s, warm=warm),
-            Slots(slots, max_wait_s, board, run),
+            SlotScheduler(slots, max_wait_s, usage, run),
         )
-        process = Process(pool, engine, Tending(pool), number)
-        self.processes.append(process)
-        for one in self.processes:
-            one.pool.board.look_around()
-        return process
+        self.processes.append(Process(pool, engine, Maintenance(pool), number))
+        for process in self.processes:
+            process.pool.usage.refresh()
+        return self.processes[-1]
 
     def close(self) -> None:
         for process in self.processes:
-            process.tending.stop()
-            process.pool.board.close()
-            process.shelf.run.close()
+            process.maintenance.stop()
+            process.pool.usage.close()
+            process.manager.run.close()
 
 
 @pytest.fixture(scope="session")
@@ -323,10 +326,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 
 
 @pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes seconds on a server takes hundredths of them here."""
-    shorter = {"FOLLOW_S": 0.01, "WATCH_S": 0.01, "GONE_S": 0.05, "IDLE_S": 0.05, "STRAYS_S": 0.05}
-    for name, seconds in shorter.items():
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the intervals of seconds to hundredths of seconds."""
+    intervals = {"FOLLOW_S": 0.01, "WATCH_S": 0.01, "MISSING_S": 0.05, "IDLE_S": 0.05, "UNUSED_SNAPSHOTS_S": 0.05}
+    for name, seconds in intervals.items():
         monkeypatch.setattr(maintenance, name, seconds)
     monkeypatch.setattr(importer, "QUIET_S", 0.0)
 
@@ -344,26 +347,3 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
     run = RunDirectory.open("server", tmp_path / "run")
     yield run
     run.close()
-
-
-PREAMBLE = """
-import sys, time
-from pathlib import Path
-from vllm_lora_router.coordination.usage_table import Board
-from vllm_lora_router.adapters.runtime.version_log import Content, Key, Ledger
-from vllm_lora_router.coordination.run_directory import RunDirectory
-parent, arguments = Path(sys.argv[1]), sys.argv[2:]
-"""
-
-
-@contextmanager
-def beside(parent: Path, script: str, *arguments: str) -> "Iterator[subprocess.Popen[bytes]]":
-    """Another process, which has done what `script` says and then waits to be killed."""
-    command = PREAMBLE + script + "\nprint('done', flush=True)\ntime.sleep(60)\n"
-    process = subprocess.Popen([sys.executable, "-c", command, str(parent), *arguments], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None and process.stdout.readline() == b"done\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()

@@ -1,4 +1,4 @@
-"""A server under everything at once: adapters that come, change and go, and requests that come, wait and leave."""
+"""A server under random load: adapters are added, changed and deleted while requests wait, run and are cancelled."""
 
 import asyncio
 import random
@@ -9,149 +9,154 @@ from pathlib import Path
 
 import pytest
 
-from vllm_lora_router.adapters.runtime.lease import NotLeased
-from vllm_lora_router.adapters.runtime.version_log import Key
+from vllm_lora_router.adapters.runtime.lease import LeaseRefusedError
+from vllm_lora_router.adapters.runtime.version_log import AdapterKey
 
-from .conftest import Process, Server, delete, put, until
+from .conftest import Process, Server, delete_adapter, put_adapter, until
 
-# How long after a change an answer may still be the old one. Far less is usual: this machine does other things, too.
-MOMENT_S = 3.0
+# Time after a change in which an answer may still be the old one. It is far shorter on a machine with no other load.
+MAX_DELAY_S = 3.0
 
 
 @dataclass
 class Adapter:
-    """An adapter that somebody else changes, and what lay there when."""
+    """An adapter that another program changes, with its history."""
 
     name: str
     folder: Path
     declared: bool = False
-    lay: deque[tuple[float, str | None]] = field(default_factory=deque)  # until when, and what
-    lies: str | None = None
+    history: deque[tuple[float, str | None]] = field(default_factory=deque)  # end time and answer; None: no files
+    answer: str | None = None
 
-    def put(self, says: str | None) -> None:
-        self.lay.append((time.monotonic(), self.lies))
-        if says is None:
-            delete(self.folder)
+    def put(self, answer: str | None) -> None:
+        self.history.append((time.monotonic(), self.answer))
+        if answer is None:
+            delete_adapter(self.folder)
         else:
-            put(self.folder, says)
-        self.lies = says
+            put_adapter(self.folder, answer)
+        self.answer = answer
 
-    def was_there(self, says: str | None, since: float) -> bool:
-        """Whether that lay there at any time after `since`; what a declared one served last counts while none does."""
-        if says == self.lies or any(what == says and until_s >= since for until_s, what in self.lay):
+    def was_current(self, answer: str | None, since: float) -> bool:
+        """Return whether the files had this answer at any time after `since`.
+
+        A declared adapter without files keeps its last answer.
+        """
+        if answer == self.answer or any(past == answer and end_s >= since for end_s, past in self.history):
             return True
-        return self.declared and self.lies is None
+        return self.declared and self.answer is None
 
 
 @dataclass
-class Storm:
-    """Who writes and who asks, at random."""
+class RandomLoad:
+    """Writers and clients that act at random."""
 
     server: Server
     processes: list[Process]
     adapters: list[Adapter]
-    chance: random.Random
-    did: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    over: bool = False
+    random: random.Random
+    counts: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+    stopped: bool = False
 
-    async def write(self, adapter: Adapter) -> None:
-        """Changes one adapter again and again, also back to what it was."""
-        while not self.over:
-            await asyncio.sleep(self.chance.random() * 0.08)
-            if self.chance.random() < 0.15:
+    async def change(self, adapter: Adapter) -> None:
+        """Change one adapter repeatedly, also back to an earlier content."""
+        while not self.stopped:
+            await asyncio.sleep(self.random.random() * 0.08)
+            if self.random.random() < 0.15:
                 adapter.put(None)
-                self.did["deleted"] += 1
-                await asyncio.sleep(self.chance.choice((0.0, 0.02, 0.15)))
-            adapter.put(f"{adapter.name} {self.chance.randrange(6)}")
-            self.did["swapped"] += 1
+                self.counts["deleted"] += 1
+                await asyncio.sleep(self.random.choice((0.0, 0.02, 0.15)))
+            adapter.put(f"{adapter.name} {self.random.randrange(6)}")
+            self.counts["replaced"] += 1
 
-    async def ask(self) -> None:
-        """Asks one adapter after the other, and now and then does not wait for the answer."""
-        while not self.over:
-            adapter, process = self.chance.choice(self.adapters), self.chance.choice(self.processes)
-            began = time.monotonic()
+    async def send_requests(self) -> None:
+        """Send requests to one adapter after the other, and cancel some of them."""
+        while not self.stopped:
+            adapter, process = self.random.choice(self.adapters), self.random.choice(self.processes)
+            start = time.monotonic()
+            timeout_s = self.random.random() * 0.1 if self.random.random() < 0.2 else None
             try:
-                async with asyncio.timeout(self.chance.random() * 0.1 if self.chance.random() < 0.2 else None):
-                    says = await process.ask(adapter.name, seconds=self.chance.random() * 0.02)
-            except NotLeased:
-                self.did["not leased"] += 1
-                self.check(adapter.was_there(None, began - MOMENT_S), f"{adapter.name} was there and is not leased")
+                async with asyncio.timeout(timeout_s):
+                    answer = await process.request(adapter.name, seconds=self.random.random() * 0.02)
+            except LeaseRefusedError:
+                self.counts["refused"] += 1
+                self.check(adapter.was_current(None, start - MAX_DELAY_S), f"{adapter.name} existed and was refused")
             except TimeoutError:
-                self.did["left"] += 1
+                self.counts["cancelled"] += 1
             else:
-                self.did["answered"] += 1
-                self.check(adapter.was_there(says, began - MOMENT_S), f"{adapter.name} answered an old {says!r}")
-            await asyncio.sleep(self.chance.random() * 0.005)
+                self.counts["answered"] += 1
+                message = f"{adapter.name} gave the outdated answer {answer!r}"
+                self.check(adapter.was_current(answer, start - MAX_DELAY_S), message)
+            await asyncio.sleep(self.random.random() * 0.005)
 
-    async def ask_around(self) -> None:
-        """What reaches vLLM without a lease, such as a form with a file."""
-        while not self.over:
-            adapter, process = self.chance.choice(self.adapters), self.chance.choice(self.processes)
-            with process.pool.unread():
+    async def send_requests_without_lease(self) -> None:
+        """Send requests that reach vLLM around the router's leases, such as file uploads by form."""
+        while not self.stopped:
+            adapter, process = self.random.choice(self.adapters), self.random.choice(self.processes)
+            with process.pool.track_unknown_use():
                 if adapter.name in process.engine.registry:
-                    await process.engine.answer(adapter.name, seconds=self.chance.random() * 0.02)
-                    self.did["around"] += 1
-            await asyncio.sleep(self.chance.random() * 0.05)
+                    await process.engine.answer(adapter.name, seconds=self.random.random() * 0.02)
+                    self.counts["without lease"] += 1
+            await asyncio.sleep(self.random.random() * 0.05)
 
-    def check(self, holds: bool, wrong: str) -> None:
-        if not holds:
-            self.wrong.append(wrong)
+    def check(self, condition: bool, error: str) -> None:
+        if not condition:
+            self.errors.append(error)
 
-    async def rage(self, until_s: float) -> None:
-        """Goes on until enough was done, or that moment."""
+    async def run(self, until_s: float) -> None:
+        """Run until enough events of each kind have occurred, at most until `until_s`."""
         tasks = [
-            *(asyncio.ensure_future(self.write(adapter)) for adapter in self.adapters),
-            *(asyncio.ensure_future(self.ask()) for _ in range(6)),
-            asyncio.ensure_future(self.ask_around()),
+            *(asyncio.ensure_future(self.change(adapter)) for adapter in self.adapters),
+            *(asyncio.ensure_future(self.send_requests()) for _ in range(6)),
+            asyncio.ensure_future(self.send_requests_without_lease()),
         ]
-        enough = {"answered": 150, "swapped": 150, "deleted": 10, "left": 5, "around": 5}
-        while time.monotonic() < until_s and any(self.did[what] < number for what, number in enough.items()):
+        enough = {"answered": 150, "replaced": 150, "deleted": 10, "cancelled": 5, "without lease": 5}
+        while time.monotonic() < until_s and any(self.counts[event] < number for event, number in enough.items()):
             await asyncio.sleep(0.05)
-        self.over = True
-        async with asyncio.timeout(20):
+        self.stopped = True
+        async with asyncio.timeout(60):
             await asyncio.gather(*tasks)
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_whatever_comes_every_answer_is_right_and_nothing_is_left_behind(server: Server, seed: int) -> None:
-    chance = random.Random(seed)
+async def test_random_load_gets_right_answers_and_leaves_no_unused_versions(server: Server, seed: int) -> None:
     server.core.capacity = 3
     declared = [server.declared(f"declared-{number}", f"declared-{number} 0") for number in range(2)]
-    processes = [server.process(server.catalogue(*declared), slots=2, max_wait_s=0.02) for _ in range(2)]
+    processes = [server.process(server.resolver(*declared), slots=2, max_wait_s=0.02) for _ in range(2)]
     for process in processes:
-        assert await process.pool.prepare([name for name, _ in declared]) == {}
-        process.tending.start()
+        assert await process.pool.preload([name for name, _ in declared]) == {}
+        process.maintenance.start()
     uploaded = [f"uploaded-{number}" for number in range(4)]
     adapters = [
-        *(Adapter(name, one.folder, declared=True, lies=f"{name} 0") for name, one in declared),
+        *(Adapter(name, files.folder, declared=True, answer=f"{name} 0") for name, files in declared),
         *(Adapter(name, server.uploads / name) for name in uploaded),
     ]
-    storm = Storm(server, processes, adapters, chance)
-    await storm.rage(until_s=time.monotonic() + 20)
-    assert storm.wrong == [] and server.core.faults == []
-    assert all(storm.did[what] for what in ("answered", "swapped", "deleted", "left", "around"))
+    load = RandomLoad(server, processes, adapters, random.Random(seed))
+    await load.run(until_s=time.monotonic() + 20)
+    assert load.errors == [] and server.core.faults == []
+    assert all(load.counts[event] for event in ("answered", "replaced", "deleted", "cancelled", "without lease"))
 
     for adapter in adapters[:-1]:
         adapter.put(f"{adapter.name} last")
     adapters[-1].put(None)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for process in processes:
             for adapter in adapters[:-1]:
-                while await process.ask(adapter.name) != adapter.lies:
+                while await process.request(adapter.name) != adapter.answer:
                     await asyncio.sleep(0.01)
-    # Everything else is let go of by every process, and leaves the engine and the disk.
-    one, two = (process.shelf for process in processes)
+    # Every process releases all other versions, and they leave the engine and the disk.
+    first, second = (process.manager.version_log for process in processes)
     await until(lambda: len(server.snapshots) == len(adapters) - 1)
-    await until(lambda: all(shelf.ledger.superseded.keys() <= shelf.ledger.retired for shelf in (one, two)))
-    await until(lambda: one.ledger.retired == two.ledger.retired)
-    assert one.ledger.versions == two.ledger.versions
+    await until(lambda: all(log.superseded.keys() <= log.retired for log in (first, second)))
+    await until(lambda: first.retired == second.retired)
+    assert first.versions == second.versions
     for process in processes:
-        pool = process.pool
-        with pytest.raises(NotLeased):
-            await process.ask(adapters[-1].name)
-        assert pool.board.uses == {} and pool.slots.running == frozenset()
-        assert pool.shelf.held.keys() == {Key(adapter.name) for adapter in adapters[:-1]}
-        serving = {held.version.id for held in pool.shelf.held.values() if held.version is not None}
+        pool, manager = process.pool, process.manager
+        with pytest.raises(LeaseRefusedError):
+            await process.request(adapters[-1].name)
+        assert pool.usage.uses == {} and pool.slot_scheduler.running == frozenset()
+        assert manager.states.keys() == {AdapterKey(adapter.name) for adapter in adapters[:-1]}
+        serving = {state.version.id for state in manager.states.values() if state.version is not None}
         assert {version.id for version in process.engine.registry.values()} <= serving
-        await until(lambda pool=pool: next(pool.board.all()).sequence == pool.shelf.ledger.sequence)
+        log, usage = manager.version_log, pool.usage
+        await until(lambda log=log, usage=usage: next(usage.all_processes()).sequence == log.sequence)

@@ -1,4 +1,4 @@
-"""What a user is told of an adapter_config.json that is broken, or asks for what vLLM does not serve."""
+"""adapter_config.json files that are invalid or use features that vLLM does not serve are refused with the reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
-from vllm_lora_router.adapters.files.validation import AdapterError, check
+from vllm_lora_router.adapters.files.validation import AdapterError, validate_adapter
 
 if TYPE_CHECKING:
     from .conftest import Files
@@ -17,15 +17,15 @@ BASE = BaseModel("acme/tiny")
 
 def refusal(files: Files, without: str = "", **settings: Any) -> AdapterError:
     with pytest.raises(AdapterError) as refused:
-        check("medical-lora", files.adapter(None, without, **settings), BASE)
+        validate_adapter("medical-lora", files.adapter(None, without, **settings), BASE)
     return refused.value
 
 
-def test_the_message_names_the_adapter_its_folder_the_file_and_the_way_out(files: Files) -> None:
+def test_message_names_adapter_folder_file_and_remedy(files: Files) -> None:
     message = str(refusal(files, bias="all"))
     assert message == (
-        f"adapter 'medical-lora' ({files.root / 'medical'}): adapter_config.json: bias is 'all': vLLM serves no "
-        "adapter's biases; train with bias='none'"
+        f"adapter 'medical-lora' ({files.root / 'medical'}): adapter_config.json: bias is 'all': vLLM does not "
+        "serve biases of adapters; train with bias='none'"
     )
 
 
@@ -46,7 +46,7 @@ def test_the_message_names_the_adapter_its_folder_the_file_and_the_way_out(files
         ("bias", None),
     ],
 )
-def test_a_feature_that_vllm_refuses_is_refused_before_it_starts(files: Files, setting: str, value: Any) -> None:
+def test_feature_that_vllm_does_not_serve_is_refused(files: Files, setting: str, value: Any) -> None:
     problems = refusal(files, **{setting: value}).problems
     assert len(problems) == 1
     assert setting in problems[0]
@@ -68,65 +68,65 @@ def test_a_feature_that_vllm_refuses_is_refused_before_it_starts(files: Files, s
         ("use_rslora", True),
     ],
 )
-def test_a_setting_that_vllm_takes_is_accepted(files: Files, setting: str, value: Any) -> None:
-    check("medical-lora", files.adapter(None, "", **{setting: value}), BASE)
+def test_setting_that_vllm_serves_is_accepted(files: Files, setting: str, value: Any) -> None:
+    validate_adapter("medical-lora", files.adapter(None, "", **{setting: value}), BASE)
 
 
 @pytest.mark.parametrize("setting", ["peft_type", "bias", "modules_to_save", "init_lora_weights", "rank_pattern"])
-def test_what_vllm_has_a_default_for_may_be_left_out(files: Files, setting: str) -> None:
-    check("medical-lora", files.adapter(without=setting), BASE)
+def test_setting_with_a_default_in_vllm_is_optional(files: Files, setting: str) -> None:
+    validate_adapter("medical-lora", files.adapter(without=setting), BASE)
 
 
 @pytest.mark.parametrize("setting", ["r", "lora_alpha", "target_modules"])
-def test_what_vllm_needs_must_be_there(files: Files, setting: str) -> None:
+def test_missing_required_setting_is_refused(files: Files, setting: str) -> None:
     (problem,) = refusal(files, without=setting).problems
     assert setting in problem
     assert "missing" in problem
 
 
 @pytest.mark.parametrize("rank", [0, -8, 4.0, "4", True, None])
-def test_a_rank_that_is_no_positive_whole_number_is_refused(files: Files, rank: object) -> None:
-    assert f"r, the rank, is {rank!r}, not a positive whole number" in str(refusal(files, r=rank))
+def test_rank_that_is_not_a_positive_integer_is_refused(files: Files, rank: object) -> None:
+    assert f"r, the rank, is {rank!r}, not a positive integer" in str(refusal(files, r=rank))
 
 
 @pytest.mark.parametrize("pattern", [{"q_proj": 0}, {"q_proj": "8"}, {"q_(": 8}, ["q_proj"]])
-def test_a_rank_pattern_that_vllm_cannot_use_is_refused(files: Files, pattern: object) -> None:
+def test_unusable_rank_pattern_is_refused(files: Files, pattern: object) -> None:
     assert "rank_pattern" in str(refusal(files, rank_pattern=pattern))
 
 
-def test_another_kind_of_adapter_is_refused(files: Files) -> None:
+def test_other_adapter_type_is_refused(files: Files) -> None:
     assert refusal(files, peft_type="IA3").problems == (
-        "adapter_config.json: peft_type is 'IA3', vLLM serves LORA adapters only",
+        "adapter_config.json: peft_type is 'IA3', but vLLM serves only LORA adapters; train a LoRA",
     )
 
 
-def test_everything_wrong_is_said_at_once(files: Files) -> None:
+def test_all_problems_are_reported_at_once(files: Files) -> None:
     error = refusal(files, r=0, bias="all", use_dora=True)
     assert len(error.problems) == 3
     assert str(error).count("\n  - ") == 3
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("{", "is not JSON"), ("[]", "is not a JSON object"), ("\xff\xfe", "is not JSON")],
 )
-def test_a_configuration_that_is_no_json_object_is_refused(files: Files, text: str, said: str) -> None:
+def test_configuration_that_is_not_a_json_object_is_refused(files: Files, text: str, message: str) -> None:
     folder = files.adapter()
     (folder / "adapter_config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(AdapterError, match=f"adapter_config.json {said}"):
-        check("medical-lora", folder, BASE)
+    with pytest.raises(AdapterError, match=f"adapter_config.json {message}"):
+        validate_adapter("medical-lora", folder, BASE)
 
 
-def test_a_missing_configuration_is_said(files: Files) -> None:
+def test_missing_configuration_is_reported(files: Files) -> None:
     folder = files.adapter()
     (folder / "adapter_config.json").unlink()
     with pytest.raises(AdapterError, match=r"adapter_config.json is missing; copy all files"):
-        check("medical-lora", folder, BASE)
+        validate_adapter("medical-lora", folder, BASE)
 
 
-def test_a_configuration_that_cannot_be_read_is_said(files: Files) -> None:
+def test_unreadable_configuration_is_reported(files: Files) -> None:
     folder = files.adapter()
     (folder / "adapter_config.json").unlink()
     (folder / "adapter_config.json").mkdir()
     with pytest.raises(AdapterError, match=r"adapter_config.json cannot be read"):
-        check("medical-lora", folder, BASE)
+        validate_adapter("medical-lora", folder, BASE)

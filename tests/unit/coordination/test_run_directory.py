@@ -1,9 +1,8 @@
-"""The folder that a server's processes share: theirs alone, and gone when they are."""
+"""The run directory: private, shared by the processes of a server, and removed by the last of them."""
 
 import fcntl
 import multiprocessing
 import os
-import subprocess
 import threading
 from pathlib import Path
 
@@ -11,13 +10,13 @@ import pytest
 
 from vllm_lora_router.coordination.run_directory import RunDirectory, RunDirectoryError, server_name
 
-from .conftest import beside
+from ..processes import kill, other_process
 
 OPEN = "run = RunDirectory.open(arguments[0], parent)\n"
 
 
 def snapshot(folder: Path) -> None:
-    """Something read-only in a read-only folder."""
+    """Create a read-only file in a read-only folder."""
     copy = folder / "snapshots" / "0123"
     copy.mkdir(parents=True)
     (copy / "adapter_config.json").write_text("{}")
@@ -25,32 +24,27 @@ def snapshot(folder: Path) -> None:
     copy.chmod(0o555)
 
 
-def kill(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    process.wait()
-
-
-def test_the_processes_of_a_server_share_a_folder_that_nobody_else_reads(tmp_path: Path) -> None:
-    one, two = (RunDirectory.open("a", tmp_path / "run") for _ in range(2))
-    assert one.folder == two.folder
-    assert one.folder.stat().st_mode & 0o777 == 0o700
+def test_processes_of_a_server_share_a_private_folder(tmp_path: Path) -> None:
+    first, second = (RunDirectory.open("a", tmp_path / "run") for _ in range(2))
+    assert first.folder == second.folder
+    assert first.folder.stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
-    one.close()
-    two.close()
+    first.close()
+    second.close()
 
 
-def test_the_last_process_that_ends_removes_the_folder(tmp_path: Path) -> None:
-    one, two = (RunDirectory.open("a", tmp_path / "run") for _ in range(2))
-    snapshot(one.folder)
-    one.close()
-    assert two.folder.exists()
-    two.close()
-    assert not two.folder.exists()
+def test_last_process_to_close_removes_the_folder(tmp_path: Path) -> None:
+    first, second = (RunDirectory.open("a", tmp_path / "run") for _ in range(2))
+    snapshot(first.folder)
+    first.close()
+    assert second.folder.exists()
+    second.close()
+    assert not second.folder.exists()
 
 
-def test_what_a_killed_server_left_is_removed_by_the_next_and_a_living_one_is_left_alone(tmp_path: Path) -> None:
+def test_next_server_removes_the_folder_of_a_killed_server_but_not_of_a_living_one(tmp_path: Path) -> None:
     parent = tmp_path / "run"
-    with beside(parent, OPEN, "killed") as killed, beside(parent, OPEN, "living"):
+    with other_process(parent, OPEN, "killed") as killed, other_process(parent, OPEN, "living"):
         snapshot(parent / "killed")
         snapshot(parent / "living")
         before = RunDirectory.open("c", parent)
@@ -63,18 +57,18 @@ def test_what_a_killed_server_left_is_removed_by_the_next_and_a_living_one_is_le
         after.close()
 
 
-def test_a_folder_lives_as_long_as_one_of_its_processes(tmp_path: Path) -> None:
+def test_folder_is_kept_while_one_of_its_processes_lives(tmp_path: Path) -> None:
     parent = tmp_path / "run"
-    with beside(parent, OPEN, "a") as one, beside(parent, OPEN, "a"):
-        kill(one)
+    with other_process(parent, OPEN, "a") as first, other_process(parent, OPEN, "a"):
+        kill(first)
         RunDirectory.open("b", parent).close()
         assert (parent / "a").exists()
 
 
-def test_what_is_not_a_servers_folder_stays(tmp_path: Path) -> None:
+def test_folders_that_are_not_run_directories_are_kept(tmp_path: Path) -> None:
     for name in ("photos", "work/alive"):
         (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "photos" / "alive").write_text("a file of somebody's")
+    (tmp_path / "photos" / "alive").write_text("a file of the user")
     (tmp_path / "notes.txt").write_text("as is")
     (tmp_path / "dangling").symlink_to("nowhere")
     RunDirectory.open("a", tmp_path).close()
@@ -82,13 +76,13 @@ def test_what_is_not_a_servers_folder_stays(tmp_path: Path) -> None:
     assert (tmp_path / "photos" / "alive").exists()
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
-def test_a_folder_beside_it_that_cannot_be_read_does_no_harm(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.getuid() == 0, reason="root can read every folder")
+def test_unreadable_folder_beside_it_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir(mode=0)
     RunDirectory.open("a", tmp_path).close()
 
 
-def test_nobody_gets_a_folder_that_is_being_removed(tmp_path: Path) -> None:
+def test_closing_waits_while_another_process_opens_the_folder(tmp_path: Path) -> None:
     run = RunDirectory.open("a", tmp_path)
     with (tmp_path / ".lock").open("ab") as opening:
         fcntl.flock(opening, fcntl.LOCK_EX)  # as a process does while it opens the folder
@@ -100,9 +94,9 @@ def test_nobody_gets_a_folder_that_is_being_removed(tmp_path: Path) -> None:
     assert not run.folder.exists()
 
 
-def test_another_users_folder_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_link_or_file_in_place_of_the_folder_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "link").symlink_to("mine")  # in everybody's temporary folder, anybody may have made it
+    (tmp_path / "link").symlink_to("mine")  # any user can create it in the shared temporary folder
     (tmp_path / "file").write_text("")
     for name in ("link", "file"):
         with pytest.raises(RunDirectoryError, match=r"set router\.adapters\.run_dir to a folder that this user may"):
@@ -110,16 +104,16 @@ def test_another_users_folder_is_refused_with_the_way_out(tmp_path: Path) -> Non
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root gives a folder away")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can change the owner of a folder")
 @pytest.mark.parametrize("given", ["run", "run/a"])
-def test_a_folder_that_another_user_owns_is_refused(tmp_path: Path, given: str) -> None:
+def test_folder_of_another_user_is_refused(tmp_path: Path, given: str) -> None:
     (tmp_path / given).mkdir(parents=True)
     os.chown(tmp_path / given, 12345, 12345)
     with pytest.raises(RunDirectoryError, match="is not a folder of this user"):
         RunDirectory.open("a", tmp_path / "run")
 
 
-def test_a_cleaner_of_old_temporary_files_keeps_away(tmp_path: Path) -> None:
+def test_cleaner_of_temporary_files_cannot_lock_the_folder(tmp_path: Path) -> None:
     run = RunDirectory.open("a", tmp_path)
     cleaner = os.open(run.folder, os.O_RDONLY)  # systemd-tmpfiles skips what it cannot lock
     with pytest.raises(BlockingIOError):
@@ -128,21 +122,21 @@ def test_a_cleaner_of_old_temporary_files_keeps_away(tmp_path: Path) -> None:
     run.close()
 
 
-def test_a_lock_is_one_for_all_processes_and_a_killed_one_lets_go_of_it(tmp_path: Path) -> None:
+def test_lock_excludes_other_processes_and_is_released_by_kill(tmp_path: Path) -> None:
     run = RunDirectory.open("a", tmp_path)
-    take = "held = run.opened('load')\nlock = held.__enter__()\nimport fcntl\nfcntl.flock(lock, fcntl.LOCK_EX)\n"
-    with beside(tmp_path, OPEN + take, "a") as process, run.opened("load") as lock:
+    lock = "opened = run.opened('load')\nimport fcntl\nfcntl.flock(opened.__enter__(), fcntl.LOCK_EX)\n"
+    with other_process(tmp_path, OPEN + lock, "a") as process, run.opened("load") as descriptor:
         with pytest.raises(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with run.locked("ledger"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with run.locked("versions"):
             pass  # another lock
         kill(process)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with run.locked("load", shared=True), run.locked("load", shared=True):
         pass
     run.close()
 
 
-def test_all_processes_of_a_server_call_it_the_same() -> None:
+def test_all_processes_of_a_server_use_the_same_name() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as children:
         assert children.apply(server_name, (8000,)) == server_name(8000) != server_name(8001)
