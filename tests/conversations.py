@@ -1,7 +1,7 @@
-"""What users say, turn by turn, in conversations that change their topic twice, and what each turn is about.
+"""Written conversations that change their topic twice, with the topic of each turn.
 
-Between the changes stand turns that name no topic, and some whose words belong to another one ("can you cook up a
-better name for it"): what a turn is about is what a person who reads the conversation would say.
+They contain turns that name no topic, and turns with words of another topic ("can you cook up a better name for it").
+The topic of a turn is the one that a human reader of the conversation would name.
 """
 
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ TOPICS = (CODING, MEDICAL, LEGAL, TRAVEL, COOKING, FINANCE)
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of the user."""
+    """One user message."""
 
-    said: str
-    about: str  # one of TOPICS
+    text: str
+    topic: str  # one of TOPICS
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """The user's side of a conversation."""
+    """The user messages of a conversation."""
 
     name: str
     turns: tuple[Turn, ...]
 
     @property
     def changes(self) -> int:
-        """How often it changes its topic."""
-        return sum(later.about != earlier.about for earlier, later in zip(self.turns, self.turns[1:], strict=False))
+        """Return the number of changes of topic."""
+        return sum(later.topic != earlier.topic for earlier, later in zip(self.turns, self.turns[1:], strict=False))
 
 
-# What is reported. No setting is chosen by these: each topic opens two of them and is changed to in four.
+# The reported conversations. No setting is chosen with them. Each topic starts two of them and follows in four.
 CONVERSATIONS = (
     Conversation(
         "a deploy, a wrist, leftovers",
@@ -96,7 +96,7 @@ CONVERSATIONS = (
             Turn("i only have a pizza stone", COOKING),
         ),
     ),
-    # The encoder of these tests has learnt English: this conversation and the next show what it makes of others.
+    # The encoder of these tests is trained on English. This conversation and the next one are in other languages.
     Conversation(
         "Kopenhagen, eine Kündigung, Fieber",
         (
@@ -255,7 +255,7 @@ CONVERSATIONS = (
     ),
 )
 
-# By these the settings in conversations.yaml are chosen.
+# The settings in conversations.yaml are chosen with these conversations.
 DEVELOPMENT = (
     Conversation(
         "rendering twice, poached eggs, a camera",

@@ -1,6 +1,6 @@
-"""A tool server that does as the text tells it: over standard streams, streamable HTTP, or plain POSTs.
+"""A tool server whose answers are controlled by the text: over standard streams, streamable HTTP, or plain POSTs.
 
-python tool_server.py stdio | http PORT | plain PORT
+Usage: python tool_server.py stdio | http PORT | plain PORT
 """
 
 import json
@@ -9,32 +9,33 @@ import sys
 import time
 from typing import Any
 
-CATEGORIES = ["medical", "legal", "theirs"]
-LONG = 10_000_000
+CATEGORIES = ["medical", "legal", "tool_category"]
+LONG_CHARACTERS = 10_000_000
 
 
-def say(text: str, tenant: str | None, asked: dict[str, Any]) -> str:
-    """The answer to a text such as `{"class": 0}`, or what a broken tool would say to `hang`, `exit`, `html`, ..."""
-    word, _, rest = text.partition(" ")
-    if word == "hang":
+def classify(text: str, tenant: str | None, received: dict[str, Any]) -> str:
+    """Return the answer to a text: the text itself if it is JSON, or the behaviour that its first word names."""
+    command, _, argument = text.partition(" ")
+    if command == "hang":
         time.sleep(3600)
-    elif word == "slow":
-        time.sleep(float(rest))
-    elif word == "exit":
+    elif command == "slow":
+        time.sleep(float(argument))
+    elif command == "exit":
         os._exit(1)
-    elif word == "html":
+    elif command == "html":
         return "<html><body>502 Bad Gateway</body></html>"
-    elif word == "nan":
+    elif command == "nan":
         return '{"class": 0, "confidence": NaN}'
-    elif word == "long":
-        return json.dumps({"class": 0, "confidence": 1.0, "system_prompt": "x" * LONG})
-    elif word == "raise":
+    elif command == "long":
+        return json.dumps({"class": 0, "confidence": 1.0, "system_prompt": "x" * LONG_CHARACTERS})
+    elif command == "raise":
         raise ValueError("the table is locked")
-    elif word == "echo":
-        return json.dumps({"class": 0, "confidence": 1.0, "system_prompt": json.dumps(asked, sort_keys=True)})
-    elif word == "tenant":
-        return json.dumps({"class": "theirs", "confidence": 1.0, "model": f"{tenant}-lora", **json.loads(rest or "{}")})
-    elif word.startswith("{"):
+    elif command == "echo":
+        return json.dumps({"class": 0, "confidence": 1.0, "system_prompt": json.dumps(received, sort_keys=True)})
+    elif command == "tenant":
+        fields = {"class": "tool_category", "confidence": 1.0, "model": f"{tenant}-lora"}
+        return json.dumps({**fields, **json.loads(argument or "{}")})
+    elif command.startswith("{"):
         return text
     return json.dumps({"class": 0, "confidence": 0.9})
 
@@ -43,8 +44,11 @@ def categories() -> str:
     return json.dumps(
         {
             "categories": CATEGORIES,
-            "category_system_prompts": {"medical": "The tool's own words.", "theirs": "Serve them."},
-            "category_descriptions": {"medical": "Health"},
+            "category_system_prompts": {
+                "medical": "The tool's own prompt.",
+                "tool_category": "The prompt of the tool's category.",
+            },
+            "category_descriptions": {"medical": "Health", "tool_category": "x" * 1000},
         }
     )
 
@@ -64,6 +68,7 @@ SCHEMA = {
 
 
 def mcp_server() -> Any:
+    """Return a server with the official MCP SDK."""
     import anyio.to_thread
     from mcp.server.mcpserver import MCPServer
 
@@ -78,8 +83,8 @@ def mcp_server() -> Any:
         headers: dict[str, str] | None = None,
         model: str | None = None,
     ) -> str:
-        asked = {"text": text, "tenant": tenant, "user": user, "headers": headers, "model": model}
-        return await anyio.to_thread.run_sync(say, text, tenant, asked)
+        received = {"text": text, "tenant": tenant, "user": user, "headers": headers, "model": model}
+        return await anyio.to_thread.run_sync(classify, text, tenant, received)
 
     @server.tool()
     def list_categories() -> str:
@@ -89,7 +94,7 @@ def mcp_server() -> Any:
 
 
 def plain_app() -> Any:
-    """As the reference's tool servers answer: the path says what is asked for."""
+    """Return a server as in vllm-project/semantic-router, where the path names the method."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import Request
@@ -102,12 +107,12 @@ def plain_app() -> Any:
 
     async def call(request: Request) -> JSONResponse:
         params = (await request.json())["params"]
-        asked = params["arguments"]
+        arguments = params["arguments"]
         if params["name"] == "list_categories":
             text = categories()
         else:
             try:
-                text = await run_in_threadpool(say, asked["text"], asked.get("tenant"), asked)
+                text = await run_in_threadpool(classify, arguments["text"], arguments.get("tenant"), arguments)
             except ValueError as error:
                 content = [{"type": "text", "text": str(error)}]
                 return JSONResponse({"content": content, "isError": True})

@@ -1,7 +1,7 @@
-"""The frozen values that travel: what is asked, what was found, what is planned, decided and written.
+"""Frozen values that the modules exchange: queries, classifications, plans, decisions and outcomes.
 
-A request makes about fifteen of them. As structs of msgspec they are made in C: where the code of a frozen dataclass is
-not in the processor's caches, one of eleven fields takes four times as long.
+A request creates about fifteen of these objects. They are msgspec structs because msgspec creates them in C: when the
+code of a frozen dataclass is not in the processor's caches, creating one with eleven fields takes four times as long.
 """
 
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ Reason = Literal[
 ]
 # fmt: on
 
-# A plan with one of these reasons is the fault of a classifier, not of the request: `router.on_error` speaks of them.
+# Reasons that mean that a classifier failed, not that the request has no category. `router.on_error` applies to them.
 FAILURES: frozenset[Reason] = frozenset({"error", "timeout", "overload"})
 
 
 class Client(Struct, frozen=True):
-    """Who asks, as far as the request says."""
+    """The client of a request, as far as the request identifies it."""
 
     tenant: str | None = None
-    api_key_fingerprint: str | None = None  # of the API key that the client shows
-    ab_keys: Mapping[str, str] = field(default_factory=dict)  # a place of `router.ab.key` -> what stands there
+    api_key_fingerprint: str | None = None  # digest of the API key that the client sends
+    ab_keys: Mapping[str, str] = field(default_factory=dict)  # entry of `router.ab.key` -> value in the request
     user: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)  # those of `mcp_category_model.forward_headers`
 
@@ -37,61 +37,61 @@ ANONYMOUS = Client()
 
 
 class Query(Struct, frozen=True):
-    """What a classifier may read of one request."""
+    """The part of one request that a classifier may read."""
 
-    text: str  # the last thing the user said; empty when there is none that can be read
-    turns: tuple[str, ...] = ()  # everything the user said, oldest first
-    api: str = "chat"  # which shape of request it came in
+    text: str  # the last user message; empty when the request has no readable text
+    turns: tuple[str, ...] = ()  # all user messages, oldest first
+    api: str = "chat"  # the API shape of the request
     previous_response_id: str | None = (
-        None  # the id of the response that it goes on from, where the turns before are not in it
+        None  # the response that this request continues, when the request omits the earlier turns
     )
     client: Client = ANONYMOUS  # the same for all queries of a request
-    model: str | None = None  # what the client names
-    may_call_tools: bool = True  # whether a tool may be called for it
+    model: str | None = None  # the `model` of the request
+    may_call_tools: bool = True  # whether an MCP tool may be called for this request
 
     @property
     def has_text(self) -> bool:
-        """Whether there are words to go by: token ids cannot be read, and an image has none."""
+        """Return whether there is text to classify. Token ids and images have none."""
         return bool(self.text) and not self.text.isspace()
 
 
 class RequestInfo(Struct, frozen=True):
-    """A request as it came in."""
+    """A request as it arrived."""
 
     path: str = ""
     api: str = ""
-    model: str | None = None  # what the client names
+    model: str | None = None  # the `model` of the request
     client: Client = Client()
     prompts: int = 1
 
 
 class Overrides(Struct, frozen=True):
-    """What a tool asks for beside a category."""
+    """The settings that an MCP tool returns in addition to a category."""
 
-    model: str | None = None  # an adapter or the base, before all others
-    models: Mapping[str, float] = field(default_factory=dict)  # adapter or base -> score, as in `model_scores`
+    model: str | None = None  # an adapter or the base model; tried first
+    models: Mapping[str, float] = field(default_factory=dict)  # adapter or base model -> score, as in `model_scores`
     use_reasoning: bool | None = None
     reasoning_effort: str | None = None
     system_prompt: str | None = None
 
 
 class Classification(Struct, frozen=True):
-    """One method's answer to one query."""
+    """The answer of one method to one query."""
 
-    category: str | None  # the best category, whether or not the method is sure of it
-    score: float  # of that category, on `scale`
-    scores: Mapping[str, float]  # category -> score, as it was decided on
+    category: str | None  # the best category, whether or not it is accepted
+    score: float  # score of that category, on `scale`
+    scores: Mapping[str, float]  # category -> score, rounded as the decision used it
     scale: Scale
-    threshold: float  # what `score` had to reach
+    threshold: float  # the score that `category` has to reach
     accepted: bool
-    evidence: Mapping[str, object] = field(default_factory=dict)  # keywords matched; nearest example; label -> p
-    cached: bool = False  # it was found before, for the same words
-    thresholds: Mapping[str, float] = field(default_factory=dict)  # category -> what its score had to reach
+    evidence: Mapping[str, object] = field(default_factory=dict)  # matched keywords; nearest example; label -> p
+    cached: bool = False  # taken from a cache
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # category -> the score that it has to reach
     overrides: Overrides | None = None
 
 
 class Step(Struct, frozen=True):
-    """One method that was asked: its classification, or why there is none."""
+    """One method of a cascade: its classification, or the reason why it gave none."""
 
     method: Method
     duration_ms: float
@@ -101,95 +101,95 @@ class Step(Struct, frozen=True):
 
 
 class Reasoning(Struct, frozen=True):
-    """How the base model's family is told to reason; every request shape has its own place for each field."""
+    """Reasoning settings in the form that the base model's family expects; each API shape writes them differently."""
 
     on: bool
     template_kwargs: Mapping[str, bool] = field(default_factory=dict)
-    effort: str | None = None  # low, medium, high, ... as vLLM names them
+    effort: str | None = None  # low, medium, high, ... in vLLM's names
 
 
 class Candidate(Struct, frozen=True):
-    """One way to serve the request; a plan lists them in the order in which they are tried."""
+    """A model that can serve the request. A plan lists its candidates in the order in which they are tried."""
 
-    model: str  # the name that vLLM knows: an adapter's, or the base's served name
-    adapter: str | None  # None is the base
-    reasoning: Reasoning | None = None  # None: the model's own default stays
+    model: str  # the name that vLLM knows: an adapter's name or the base model's served name
+    adapter: str | None  # None: the base model
+    reasoning: Reasoning | None = None  # None: the model's own default applies
     system_prompt: str | None = None
     system_prompt_mode: Mode = "insert"
-    source: str = ""
-    arm: str | None = None  # its name in the category's A/B test
+    source: str = ""  # why the plan contains this candidate
+    arm: str | None = None  # its arm in the category's A/B test
 
 
 class ActiveTopic(Struct, frozen=True):
-    """What a conversation is about."""
+    """The category of a conversation."""
 
     category: str
-    score: float  # with which it was last found
+    score: float  # from the last turn that was classified as this category
     method: Method
-    overrides: Overrides | None = None  # what was asked for with it
+    overrides: Overrides | None = None  # the overrides of that turn
 
 
 class Turn(Struct, frozen=True):
-    """An earlier turn of the conversation that a method was sure of."""
+    """An earlier turn of the conversation whose classification was accepted."""
 
-    turns_ago: int  # turns before the last one
+    turns_ago: int  # number of turns before the last one
     category: str
     score: float
     method: Method
     active_topic_score: (
-        float  # of the category that held then, by the same classification; 0 where it says nothing of it
+        float  # score of the then active topic in the same classification; 0 if the classification does not score it
     )
     overrides: Overrides | None = None
 
 
 class Affinity(Struct, frozen=True):
-    """What the conversation was about before its last turn, and what came of it."""
+    """The topic of the conversation before its last turn, and whether the last turn changed it."""
 
     category: str
-    kept: bool  # it stayed
-    alternative: str | None  # the category that the last turn alone would have taken; None: no method was sure of it
+    kept: bool  # whether the topic stayed the same
+    alternative: str | None  # the category of the last turn alone; None: no method accepted one
     margin: float
     turns: tuple[Turn, ...]  # oldest first
-    earlier_topic: ActiveTopic | None = None  # what held before the oldest of them, as far as it is remembered
+    earlier_topic: ActiveTopic | None = None  # the topic before the oldest of these turns, if it is known
 
 
 class Assignment(Struct, frozen=True):
-    """A category's A/B test, as one key drew it."""
+    """The arm of a category's A/B test that one key is assigned to."""
 
     category: str
-    key: str  # a digest of what stays the same for the same user
-    key_source: str  # the place of `router.ab.key` where that was found
+    key: str  # digest of a value that stays the same for the same user
+    key_source: str  # the entry of `router.ab.key` that the value comes from
     arm: str
     weights: Mapping[str, float]  # arm -> weight
 
 
 class Share(Struct, frozen=True):
-    """Whether a key is among those that are routed."""
+    """Whether a key belongs to the share of keys that are routed."""
 
     key: str
     key_source: str
     share: float
-    position: float  # where the key stands between 0 and 1: routed below `share`
+    position: float  # position of the key between 0 and 1; it is routed if the position is below `share`
 
 
 class Plan(Struct, frozen=True):
-    """What routing says of a request, before anything is loaded or written."""
+    """The routing result for a request, before any adapter is loaded and before the body is edited."""
 
     steps: tuple[Step, ...]
     reason: Reason
     category: str | None
-    confidence: float | None  # the deciding classification's score; None when no method was sure
-    method: Method | None  # the method that was sure
-    candidates: tuple[Candidate, ...]  # never empty: the base or `default_model` stands last
+    confidence: float | None  # score of the accepted classification; None: no classification was accepted
+    method: Method | None  # the method whose classification was accepted
+    candidates: tuple[Candidate, ...]  # never empty: the base model or `default_model` is last
     config_version: str
-    affinity: Affinity | None = None  # None: nothing was known of the conversation
+    affinity: Affinity | None = None  # None: the conversation had no topic yet
     assignment: Assignment | None = None  # None: the category has no A/B test
-    share: Share | None = None  # None: all are routed
-    active_topic: ActiveTopic | None = None  # what the conversation is about from here on
+    share: Share | None = None  # None: all requests are routed
+    active_topic: ActiveTopic | None = None  # the topic of the conversation after this request
 
 
 class Edit(Struct, frozen=True):
-    """What is written into the client's body; nothing else of it changes."""
+    """The changes to the client's request body. All other fields stay as they are."""
 
     model: str
     system_prompt: str | None = None
@@ -198,41 +198,41 @@ class Edit(Struct, frozen=True):
 
 
 class AppliedEdit(Struct, frozen=True):
-    """What an edit really wrote: a client's own wish about reasoning wins, and not every shape has a place for all."""
+    """The part of an edit that was written. A client's own reasoning settings win, and some API shapes lack fields."""
 
     system_prompt: bool = False
-    reasoning: bool | None = None  # on or off; None: nothing was written, and the model does as it does by default
+    reasoning: bool | None = None  # on or off; None: nothing was written and the model's default applies
 
     @property
     def more_than_model(self) -> bool:
-        """Whether anything was written but the model."""
+        """Return whether the edit wrote anything besides the model."""
         return self.system_prompt or self.reasoning is not None
 
 
 class Decision(Struct, frozen=True):
-    """What was done with one request."""
+    """What the router did with one request."""
 
-    id: str  # the id that the answer carries, such as chatcmpl-...
+    id: str  # id of the response, such as chatcmpl-...
     plan: Plan
     candidate: Candidate
     reason: Reason
     applied: AppliedEdit
-    overhead_ms: float  # from the complete body to handing it on
+    overhead_ms: float  # from the complete request body until the request is passed on
     version: str | None = (
-        None  # what the engine calls the adapter's version, and the answer's `model` is; None: the base
+        None  # the engine's name for the adapter version, which is also the response's `model`; None: the base model
     )
-    skipped: tuple[tuple[str, str], ...] = ()  # the adapters that stood before it and could not serve, and why
-    content_digest: str | None = None  # of that version's content
+    skipped: tuple[tuple[str, str], ...] = ()  # (adapter, reason) of earlier candidates that could not serve
+    content_digest: str | None = None  # digest of that version's content
     request: RequestInfo = RequestInfo()
-    timings_ms: Mapping[str, float] = field(default_factory=dict)  # read, plan, lease, edit: what each took
+    timings_ms: Mapping[str, float] = field(default_factory=dict)  # duration of each phase: read, plan, lease, edit
 
 
 class Outcome(Struct, frozen=True):
-    """How the response to a decision went."""
+    """How the response to a decision ended."""
 
     decision: Decision
-    status: int | None  # None when the client left before the response began
-    first_byte_ms: float | None  # from the decision to the first byte of the response's body
+    status: int | None  # None: the client disconnected before the response began
+    first_byte_ms: float | None  # from the decision to the first byte of the response body
     total_ms: float
-    aborted: bool  # the client left, or the server failed, before the response was complete
-    finish_reason: str | None = None  # what the response says of why it ended: stop, length, tool_calls, ...
+    aborted: bool  # the client disconnected or the server failed before the response was complete
+    finish_reason: str | None = None  # as in the response: stop, length, tool_calls, ...

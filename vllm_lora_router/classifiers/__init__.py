@@ -1,4 +1,4 @@
-"""From a query to a category: one contract, one file a method, and the cascade over them."""
+"""Classification methods: the contract of a classifier, one module for each method, and the cascade that runs them."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -7,43 +7,48 @@ from vllm_lora_router.types import Classification, Method, Query
 
 
 class Classifier(Protocol):
-    """One method of finding a category."""
+    """A method that classifies queries."""
 
     method: Method
-    reads: frozenset[str]  # the fields of a query that the answer depends on
-    fingerprint: str  # changes with everything else that the answer depends on: rules, thresholds, weights
+    reads: frozenset[str]  # the fields of a query that the classification depends on
+    fingerprint: str  # identifies everything else that it depends on: rules, thresholds, weights
 
     async def classify(self, queries: Sequence[Query]) -> list[Classification]:
-        """One classification a query, in their order. Called on the event loop, which it must not hold.
+        """Return one classification for each query, in the same order.
+
+        The cascade calls this method on the event loop, so it must not block.
 
         Raises:
-            Overload: too many queries wait already.
-            Unavailable: it cannot answer now.
-            TimeoutError: it did not answer within a time of its own.
+            OverloadError: The queue of the classifier is full.
+            UnavailableError: The classifier cannot answer at the moment.
+            TimeoutError: The classifier did not answer within its own timeout.
         """
         ...
 
 
 @runtime_checkable
-class AtOnce(Protocol):
-    """A classifier that can say most things without waiting for anything."""
+class ImmediateClassifier(Protocol):
+    """A classifier that can answer most queries without waiting."""
 
-    def now(self, query: Query) -> Classification | None:
-        """What `classify` would say, within a few hundred microseconds; None: it is to be asked there."""
+    def classify_now(self, query: Query) -> Classification | None:
+        """Return the result of `classify` within a few hundred microseconds, or None if `classify` has to run."""
         ...
 
 
-class Overload(Exception):
-    """A classifier that has more to do than it can; the request takes the next candidate at once."""
+class OverloadError(Exception):
+    """The queue of a classifier is full. The cascade runs the next method without delay."""
 
 
-class Unavailable(Exception):
-    """A classifier that cannot answer now; the message says why, and quotes others only behind its first colon."""
+class UnavailableError(Exception):
+    """A classifier cannot answer at the moment.
+
+    The message states the reason. It quotes text from other systems only after its first colon.
+    """
 
 
-class Stuck(Unavailable):
-    """A classifier whose model does not return; it is not asked any more until it does."""
+class StuckModelError(UnavailableError):
+    """A model call does not return. The classifier accepts no queries until it does."""
 
 
 class ClassifierError(ValueError):
-    """A classifier that cannot be built; the message names the setting, the place and the way out."""
+    """A classifier cannot be built. The message names the setting, the place and the remedy."""

@@ -1,4 +1,4 @@
-"""The methods in their order: the first that is sure answers, within the deadline."""
+"""The cascade: runs the methods in order until one classification is accepted or the deadline passes."""
 
 import asyncio
 import logging
@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 
 from cachetools import TTLCache
 
-from vllm_lora_router.classifiers import AtOnce, Classifier, Overload, Unavailable
+from vllm_lora_router.classifiers import Classifier, ImmediateClassifier, OverloadError, UnavailableError
 from vllm_lora_router.types import Classification, Method, Query, Reason, Step
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
-SAY_AGAIN_S = 60.0
-# A tool has a time of its own, beside the one that all the others share.
-OWN_TIME: frozenset[Method] = frozenset({"mcp"})
+LOG_INTERVAL_S = 60.0
+# An MCP tool has its own timeout in addition to the deadline that all other methods share.
+OWN_TIMEOUT: frozenset[Method] = frozenset({"mcp"})
 
 
 class Cascade:
-    """Asks classifiers one after the other. It never raises: what fails or takes too long is a step that says so."""
+    """Runs classifiers one after the other. It never raises: a failure or a timeout becomes a step with a reason."""
 
     def __init__(
         self,
@@ -27,27 +27,34 @@ class Cascade:
         deadline_ms: float,
         failures: Counter[tuple[Method, Reason]] | None = None,
     ) -> None:
-        """`failures` are counted on, where others count there too."""
+        """Create a cascade.
+
+        Args:
+            deadline_ms: Time limit for all classifiers together.
+            failures: Counter to increment for each failure, for cascades that share one.
+        """
         self.classifiers = tuple(classifiers)
         self.deadline_ms = deadline_ms
         self.failures: Counter[tuple[Method, Reason]] = Counter() if failures is None else failures
-        self._now: dict[Method, Callable[[Query], Classification | None]] = {
-            one.method: one.now for one in self.classifiers if isinstance(one, AtOnce)
+        self._classify_now: dict[Method, Callable[[Query], Classification | None]] = {
+            classifier.method: classifier.classify_now
+            for classifier in self.classifiers
+            if isinstance(classifier, ImmediateClassifier)
         }
-        self._said: TTLCache[Method, bool] = TTLCache(maxsize=16, ttl=SAY_AGAIN_S)
+        self._logged: TTLCache[Method, bool] = TTLCache(maxsize=16, ttl=LOG_INTERVAL_S)
 
     def without(self, method: Method) -> "Cascade":
-        """The same without one method."""
+        """Return a cascade without one method. Both cascades count failures together."""
         others = [classifier for classifier in self.classifiers if classifier.method != method]
         return Cascade(others, self.deadline_ms, self.failures)
 
-    async def ask(self, query: Query) -> tuple[Step, ...]:
-        """The steps taken; only the last one's classification can be sure."""
+    async def classify(self, query: Query) -> tuple[Step, ...]:
+        """Return the steps that were run. At most the last step has an accepted classification."""
         steps: list[Step] = []
         now = asyncio.get_running_loop().time
         deadline = now() + self.deadline_ms / 1000
         for classifier in self.classifiers:
-            if classifier.method in OWN_TIME:
+            if classifier.method in OWN_TIMEOUT:
                 began = now()
                 step = await self._step(classifier, query, None)
                 deadline += now() - began
@@ -62,9 +69,9 @@ class Cascade:
         began = time.perf_counter()
         failure: Reason
         try:
-            # Most can say at once: then there is nothing to limit, and nothing to wait for.
-            now = self._now.get(classifier.method)
-            classification = None if now is None else now(query)
+            # Most queries are answered without waiting and need no timeout.
+            classify_now = self._classify_now.get(classifier.method)
+            classification = None if classify_now is None else classify_now(query)
             if classification is None:
                 async with asyncio.timeout_at(deadline):
                     (classification,) = await classifier.classify([query])
@@ -72,24 +79,24 @@ class Cascade:
         except TimeoutError as timeout:
             failure = "timeout"
             error = str(timeout) or f"no answer within router.deadline_ms ({self.deadline_ms:g} ms)"
-        except Overload as overload:
+        except OverloadError as overload:
             failure, error = "overload", str(overload)
-        except Unavailable as unavailable:
+        except UnavailableError as unavailable:
             failure, error = "error", str(unavailable)
-            self._say(classifier.method, error)
+            self._log(classifier.method, error)
         except Exception as exception:
             failure, error = "error", f"{type(exception).__name__}: {exception}"
-            self._say(classifier.method, error, exception)
+            self._log(classifier.method, error, exception)
         self.failures[classifier.method, failure] += 1
         return Step(classifier.method, _ms_since(began), failure=failure, error=error)
 
-    def _say(self, method: Method, error: str, exception: Exception | None = None) -> None:
-        """Once a minute: a model that fails does so for every request."""
-        if method not in self._said:
-            self._said[method] = True
-            failed = self.failures[method, "error"] + 1
-            text = "the %s classifier failed (%d times so far): %s; such requests take the next candidate"
-            logger.error(text, method, failed, error, exc_info=exception)
+    def _log(self, method: Method, error: str, exception: Exception | None = None) -> None:
+        """Log a failure at most once a minute, because a broken model fails for every request."""
+        if method not in self._logged:
+            self._logged[method] = True
+            count = self.failures[method, "error"] + 1
+            text = "%s classifier: failed (%d times so far): %s; affected requests use the next method"
+            logger.error(text, method, count, error, exc_info=exception)
 
 
 def _ms_since(began: float) -> float:

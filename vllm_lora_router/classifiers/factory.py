@@ -1,4 +1,4 @@
-"""From a configuration to its classifiers, with their models loaded."""
+"""Construction of a configuration's classifiers, including the models that they need."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -10,27 +10,31 @@ from typing import TYPE_CHECKING, TypeVar
 from vllm_lora_router.classifiers import Classifier, ClassifierError
 from vllm_lora_router.classifiers.cache import Cache, CachedClassifier
 from vllm_lora_router.classifiers.cascade import Cascade
-from vllm_lora_router.classifiers.deadline import deadline_ms, tell
+from vllm_lora_router.classifiers.deadline import deadline_ms, log_deadline
+from vllm_lora_router.classifiers.domain import DomainScorer, load_domain_model
+from vllm_lora_router.classifiers.embedding import EmbeddingScorer
+from vllm_lora_router.classifiers.head_loader import load_head
 from vllm_lora_router.classifiers.keyword import KeywordClassifier
-from vllm_lora_router.classifiers.labels import Mapped, map_labels
-from vllm_lora_router.classifiers.models.registry import Models
+from vllm_lora_router.classifiers.labels import LabelMapping, map_labels, read_labels
+from vllm_lora_router.classifiers.model_classifier import ModelClassifier, Scorer
+from vllm_lora_router.classifiers.models.encoder import Encoder, load_encoder
+from vllm_lora_router.classifiers.models.registry import ModelRegistry
 from vllm_lora_router.config.head_source import head_source
-from vllm_lora_router.config.loader import Loaded
+from vllm_lora_router.config.loader import LoadedConfig
+from vllm_lora_router.config.methods import configured_methods
 from vllm_lora_router.config.schema import EmbeddingRule, KeywordRule
-from vllm_lora_router.config.warnings import in_both, methods_of
+from vllm_lora_router.config.warnings import rule_and_head_warning
 from vllm_lora_router.types import Method
 
 if TYPE_CHECKING:
-    from vllm_lora_router.classifiers.embedding import EmbeddingScorer
-    from vllm_lora_router.classifiers.mcp.classifier import Tool
-    from vllm_lora_router.classifiers.model_classifier import ScoredClassifier, Scorer
-    from vllm_lora_router.classifiers.models.encoder import Encoder
+    # At run time this module is imported only if a tool is configured, because the package mcp is optional.
+    from vllm_lora_router.classifiers.mcp.classifier import McpTool
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
 Rule = TypeVar("Rule", KeywordRule, EmbeddingRule)
 
-WARM_UP = "What does this mean, and what should I do about it?"
+WARM_UP_TEXT = "What does this mean, and what should I do about it?"
 
 
 @dataclass(frozen=True)
@@ -38,134 +42,126 @@ class Classifiers:
     """The classifiers of one configuration."""
 
     cascade: Cascade
-    labels: Sequence[Mapped]  # what each label of the domain model stands for; empty without one
-    models: Models = field(default_factory=Models)
-    scored: Mapping[Method, "ScoredClassifier"] = field(default_factory=dict)  # those with a model
+    label_mapping: Sequence[LabelMapping]  # the labels of the domain model; empty without a domain model
+    models: ModelRegistry = field(default_factory=ModelRegistry)
+    model_classifiers: Mapping[Method, ModelClassifier] = field(default_factory=dict)  # those that run a model
     cache: Cache = field(default_factory=Cache)
-    tool: "Tool | None" = None  # None: none is configured
+    mcp_tool: "McpTool | None" = None  # None: no tool is configured
 
 
-def build(loaded: Loaded, before: Classifiers | None = None, served_name: str | None = None) -> Classifiers:
-    """Loads what the configured methods need and runs each model once. Takes seconds: never on the event loop.
+def build(loaded: LoadedConfig, before: Classifiers | None = None, served_name: str | None = None) -> Classifiers:
+    """Build the classifiers of a configuration: load the models and run each one once.
+
+    This takes seconds, so it must not run on the event loop.
 
     Args:
-        before: those of the configuration in force: models that did not change are shared with them.
-        served_name: what the base is called, which a tool may ask for.
+        before: The classifiers in effect. Models that did not change are shared with them.
+        served_name: The served name of the base model, which an MCP tool may request.
 
     Raises:
-        ClassifierError: a model is missing, does not fit its settings, or has no room beside those in force.
+        ClassifierError: A model is missing, does not match its settings, or does not fit into memory together with
+            the models in effect.
     """
     config = loaded.config
-    models = Models(before.models if before is not None else None)
-    cached = before.cache if before is not None else Cache()
-    scored: dict[Method, ScoredClassifier] = {}
-    encoder = cache(lambda: _encoder(loaded, models))
-    _load_together(loaded, models)
-    apart = config.router.tenant_cache == "isolated"
-    mapped: Sequence[Mapped] = ()
-    tool: Tool | None = None
+    models = ModelRegistry(before.models if before is not None else None)
+    classification_cache = before.cache if before is not None else Cache()
+    model_classifiers: dict[Method, ModelClassifier] = {}
+    encoder = cache(lambda: load_encoder(loaded, models))
+    _load_in_parallel(loaded, models)
+    by_tenant = config.router.tenant_cache == "isolated"
+    mapping: Sequence[LabelMapping] = ()
+    tool: McpTool | None = None
     classifiers: list[Classifier] = []
-    for method, configured in methods_of(config).items():
+    for method, configured in configured_methods(config).items():
         if method == "keyword":
-            if rules := _allowed(loaded, method, config.keyword_rules):
+            if rules := _allowed_rules(loaded, method, config.keyword_rules):
                 classifiers.append(KeywordClassifier(rules))
         elif method == "embedding":
-            if has_embedding(loaded):
-                scored[method] = _scored(_embedding(loaded, encoder()))
-                classifiers.append(_remembered(scored[method], cached, by_tenant=apart))
+            if needs_encoder(loaded):
+                model_classifiers[method] = _warmed_up(_embedding_scorer(loaded, encoder()))
+                classifiers.append(_with_cache(model_classifiers[method], classification_cache, by_tenant=by_tenant))
         elif method == "domain" and configured:
-            from vllm_lora_router.classifiers.domain import DomainScorer, read_labels
-
             labels = read_labels(loaded)
-            mapped = map_labels(labels, config, lambda: encoder().encode_elsewhere)
-            if all(one.category is None for one in mapped):
+            mapping = map_labels(labels, config, lambda: encoder().encode_blocking)
+            if all(label.category is None for label in mapping):
                 raise ClassifierError(
-                    f"{loaded.file}: classifier.category_model: none of its labels ({', '.join(labels[:20])}) stands "
-                    "for a category; say which do with categories[].mmlu_categories"
+                    f"{loaded.file}: classifier.category_model: none of its labels ({', '.join(labels[:20])}) is "
+                    "mapped to a category; map them with categories[].mmlu_categories"
                 )
-            scored[method] = _scored(DomainScorer(loaded, labels, mapped, models))
-            classifiers.append(_remembered(scored[method], cached, by_tenant=apart))
+            model_classifiers[method] = _warmed_up(DomainScorer(loaded, labels, mapping, models))
+            classifiers.append(_with_cache(model_classifiers[method], classification_cache, by_tenant=by_tenant))
         elif method == "mcp" and configured:
-            tool = _tool(loaded, before)
-            from vllm_lora_router.classifiers.mcp.classifier import ToolClassifier
+            tool = _open_tool(loaded, before)
+            from vllm_lora_router.classifiers.mcp.classifier import McpClassifier
 
-            classifiers.append(ToolClassifier(config, tool, served_name))
-    within_ms = deadline_ms(config, scored)
-    for classifier in scored.values():
-        # Who comes while one batch runs waits for it, and then for its own.
+            classifiers.append(McpClassifier(config, tool, served_name))
+    within_ms = deadline_ms(config, model_classifiers)
+    for classifier in model_classifiers.values():
+        # A text that arrives while a batch runs waits for that batch and then for its own.
         classifier.batcher.budget_s = within_ms / 1000 / 2
-    tell(config, scored, within_ms)
-    return Classifiers(Cascade(classifiers, within_ms), tuple(mapped), models, scored, cached, tool)
+    log_deadline(config, model_classifiers, within_ms)
+    cascade = Cascade(classifiers, within_ms)
+    return Classifiers(cascade, tuple(mapping), models, model_classifiers, classification_cache, tool)
 
 
-def _tool(loaded: Loaded, before: Classifiers | None) -> "Tool":
-    """The tool: with the session in force, where nothing of it changed."""
+def needs_encoder(loaded: LoadedConfig) -> bool:
+    """Return whether an embedding rule or a head needs the encoder."""
+    rules = _allowed_rules(loaded, "embedding", loaded.config.embedding_rules)
+    return bool(rules) or head_source(loaded.config) is not None
+
+
+def _open_tool(loaded: LoadedConfig, before: Classifiers | None) -> "McpTool":
+    """Open the MCP tool. The session in effect is kept if the tool's settings did not change."""
     try:
         from vllm_lora_router.classifiers.mcp.classifier import open_tool
     except ImportError as error:
         raise ClassifierError(
-            f"{loaded.file}: classifier.mcp_category_model needs the package mcp, from 2.0 on ({error}); install it "
-            "with: pip install 'vllm-lora-router[mcp]'"
+            f"{loaded.file}: classifier.mcp_category_model needs the package mcp, version 2.0 or later ({error}); "
+            "install it with: pip install 'vllm-lora-router[mcp]'"
         ) from error
-    return open_tool(loaded, before.tool if before is not None else None)
+    return open_tool(loaded, before.mcp_tool if before is not None else None)
 
 
-def _load_together(loaded: Loaded, models: Models) -> None:
-    """Models that are exported when they are first used take a minute each: none waits for the other."""
-    methods = methods_of(loaded.config)
+def _load_in_parallel(loaded: LoadedConfig, models: ModelRegistry) -> None:
+    """Load all models at once, because a model that is exported to ONNX on first use takes about a minute."""
+    methods = configured_methods(loaded.config)
     loads: list[Callable[[], object]] = []
-    if "embedding" in methods and has_embedding(loaded):
-        loads.append(lambda: _encoder(loaded, models))
+    if "embedding" in methods and needs_encoder(loaded):
+        loads.append(lambda: load_encoder(loaded, models))
     if methods.get("domain"):
-        from vllm_lora_router.classifiers.domain import load_model
-
-        loads.append(lambda: load_model(loaded, models))
+        loads.append(lambda: load_domain_model(loaded, models))
     with ThreadPoolExecutor(max(len(loads), 1)) as threads:
-        for loading in [threads.submit(load) for load in loads]:
-            loading.result()
+        for future in [threads.submit(load) for load in loads]:
+            future.result()
 
 
-def has_embedding(loaded: Loaded) -> bool:
-    """Whether a rule or a head asks for the encoder."""
-    return bool(_allowed(loaded, "embedding", loaded.config.embedding_rules)) or head_source(loaded.config) is not None
-
-
-def _embedding(loaded: Loaded, encoder: "Encoder") -> "EmbeddingScorer":
-    from vllm_lora_router.classifiers.embedding import EmbeddingScorer
-    from vllm_lora_router.classifiers.head_loader import load_head
-
-    rules = _allowed(loaded, "embedding", loaded.config.embedding_rules)
+def _embedding_scorer(loaded: LoadedConfig, encoder: Encoder) -> EmbeddingScorer:
+    rules = _allowed_rules(loaded, "embedding", loaded.config.embedding_rules)
     head = load_head(loaded, encoder)
     allowed = [category.name for category in loaded.config.categories if category.may_be_chosen_by("embedding")]
     if head is not None and head_source(loaded.config) == "folder":
         for name in dict.fromkeys(rule.category for _, rule in rules):
             if name in head.head.categories:
-                logger.warning("%s", in_both(name))
+                logger.warning("%s", rule_and_head_warning(name))
     return EmbeddingScorer(rules, encoder, loaded.config.router.text.windows, head, allowed)
 
 
-def _encoder(loaded: Loaded, models: Models) -> "Encoder":
-    from vllm_lora_router.classifiers.models.encoder import load_encoder
-
-    return load_encoder(loaded, models)
-
-
-def _remembered(scored: "ScoredClassifier", cached: Cache, *, by_tenant: bool) -> Classifier:
-    """With its answers kept, unless they are had as fast as they would be found."""
-    return scored if scored.scorer.on_any_thread else CachedClassifier(scored, cached, by_tenant=by_tenant)
+def _with_cache(classifier: ModelClassifier, classification_cache: Cache, *, by_tenant: bool) -> Classifier:
+    """Wrap a classifier in the cache, unless its model is as fast as a cache lookup."""
+    if classifier.scorer.thread_safe:
+        return classifier
+    return CachedClassifier(classifier, classification_cache, by_tenant=by_tenant)
 
 
-def _scored(scorer: "Scorer") -> "ScoredClassifier":
-    from vllm_lora_router.classifiers.model_classifier import ScoredClassifier
-
-    classifier = ScoredClassifier(scorer)
-    classifier.warm_up(WARM_UP)
-    took_ms = classifier.lone_s * 1000
-    logger.info("%s classifier ready (%s): one short question takes %.1f ms", scorer.method, scorer.runs_on, took_ms)
+def _warmed_up(scorer: Scorer) -> ModelClassifier:
+    classifier = ModelClassifier(scorer)
+    classifier.warm_up(WARM_UP_TEXT)
+    took_ms = classifier.single_text_s * 1000
+    logger.info("%s classifier: ready (%s); one short text takes %.1f ms", scorer.method, scorer.runs_on, took_ms)
     return classifier
 
 
-def _allowed(loaded: Loaded, method: Method, rules: Sequence[Rule]) -> list[tuple[int, Rule]]:
-    """The rules whose category may be chosen by the method, with their places in the file."""
+def _allowed_rules(loaded: LoadedConfig, method: Method, rules: Sequence[Rule]) -> list[tuple[int, Rule]]:
+    """Return the rules whose category allows the method, each with its position in the file."""
     by_name = {category.name: category for category in loaded.config.categories}
-    return [(place, rule) for place, rule in enumerate(rules) if by_name[rule.category].may_be_chosen_by(method)]
+    return [(position, rule) for position, rule in enumerate(rules) if by_name[rule.category].may_be_chosen_by(method)]

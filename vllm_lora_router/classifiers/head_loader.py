@@ -1,4 +1,4 @@
-"""The head that a configuration asks for, on the encoder that it names."""
+"""The head that a configuration names or describes, on the configured encoder."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,117 +8,124 @@ from pathlib import Path
 import numpy as np
 
 from vllm_lora_router.classifiers import ClassifierError
-from vllm_lora_router.classifiers.heads.few_shot import Few, fit_few
+from vllm_lora_router.classifiers.heads.few_shot import FewShotFit, fit_few_shot
 from vllm_lora_router.classifiers.heads.head import Head
-from vllm_lora_router.classifiers.heads.kernel_ridge import Labelled
-from vllm_lora_router.classifiers.heads.storage import PROBES, HeadError, Stored, is_of, read
-from vllm_lora_router.classifiers.models.batcher import MOST
+from vllm_lora_router.classifiers.heads.kernel_ridge import LabelledEmbeddings
+from vllm_lora_router.classifiers.heads.storage import PROBES, HeadError, StoredHead, matches_encoder, read_head
+from vllm_lora_router.classifiers.models.batcher import MAX_BATCH_SIZE
 from vllm_lora_router.classifiers.models.encoder import Encoder
-from vllm_lora_router.config.cross_checks import suggest
-from vllm_lora_router.config.head_source import head_source, texts_of
-from vllm_lora_router.config.loader import Loaded
+from vllm_lora_router.config.head_source import head_source, head_texts
+from vllm_lora_router.config.loader import LoadedConfig
+from vllm_lora_router.text import suggest
 
-THRESHOLD = 0.5  # rather right than wrong
+DEFAULT_THRESHOLD = 0.5  # the category is more likely right than wrong
 
 
 @dataclass(frozen=True, eq=False)
-class UsedHead:
-    """A head with what its categories must reach."""
+class ConfiguredHead:
+    """A head with the thresholds of its categories."""
 
     head: Head
-    thresholds: Mapping[str, float]  # of every category of the head
-    few: Few | None = None  # where it was fitted from the configuration itself
+    thresholds: Mapping[str, float]  # for every category of the head
+    few_shot: FewShotFit | None = None  # set if the head was fitted from the configuration itself
 
     @property
     def fingerprint(self) -> str:
-        """Changes with everything that its answers depend on."""
+        """Return a digest of everything that the head's answers depend on."""
         head = self.head
-        digest = hashlib.sha256(repr((head.kernel, head.outputs, head.scale, head.none, self.thresholds)).encode())
-        for numbers in (head.points, head.weights, head.bias):
-            digest.update(np.ascontiguousarray(numbers).tobytes())
+        settings = (head.kernel, head.outputs, head.scale, head.none_score, self.thresholds)
+        digest = hashlib.sha256(repr(settings).encode())
+        for array in (head.points, head.weights, head.bias):
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
 
-def load_head(loaded: Loaded, encoder: Encoder) -> UsedHead | None:
-    """The head of `classifier.embedding_model`; None where none is asked for. Blocks.
+def load_head(loaded: LoadedConfig, encoder: Encoder) -> ConfiguredHead | None:
+    """Return the head of `classifier.embedding_model`, or None if the configuration uses none. Blocks.
 
     Raises:
-        ClassifierError: the folder holds no head, or one of another encoder or of categories that there are not, or
-            there is too little to fit one from.
+        ClassifierError: The folder contains no head, the head belongs to another encoder or to unknown categories, or
+            the configuration has too few texts to fit one.
     """
     source = head_source(loaded.config)
     if source is None:
         return None
     if source == "folder":
-        stored, settings = read_stored(loaded), loaded.config.classifier.embedding_model
-        if not is_of(stored, encoder.encode_elsewhere(PROBES)):
+        stored, settings = read_configured_head(loaded), loaded.config.classifier.embedding_model
+        if not matches_encoder(stored, encoder.encode_blocking(PROBES)):
             raise ClassifierError(
                 f"{_place(loaded)}: {settings.head} was fitted on {stored.encoder}, which is another encoder than "
-                f"{settings.model_id}: name that one as model_id, or fit the head again"
+                f"{settings.model_id}; set model_id to that encoder, or fit the head again"
             )
-        return UsedHead(stored.head, _thresholds(loaded, stored.head, stored.thresholds))
-    few = fit_few(*embedded(loaded, encoder))
-    return UsedHead(few.head, _thresholds(loaded, few.head, {}), few)
+        return ConfiguredHead(stored.head, _thresholds(loaded, stored.head, stored.thresholds))
+    few_shot = fit_few_shot(*embed_examples(loaded, encoder))
+    return ConfiguredHead(few_shot.head, _thresholds(loaded, few_shot.head, {}), few_shot)
 
 
-def embedded(loaded: Loaded, encoder: Encoder) -> tuple[Labelled, np.ndarray]:
-    """What the configuration says of each category, through the encoder; and bool [texts]: what of it people ask.
+def embed_examples(loaded: LoadedConfig, encoder: Encoder) -> tuple[LabelledEmbeddings, np.ndarray]:
+    """Return the embedded examples and descriptions of all categories, and which of them are examples.
+
+    Returns:
+        The embeddings, and bool [texts]: True for an example, False for a description.
 
     Raises:
-        ClassifierError: fewer than two categories have examples or a description.
+        ClassifierError: Fewer than two categories have examples or a description.
     """
-    texts = texts_of(loaded.config)
+    texts = head_texts(loaded.config)
     if len(texts) < 2:
         raise ClassifierError(
-            f"{_place(loaded)}: a head tells categories apart, and {len(texts)} of them has examples or a description; "
-            "give at least two some"
+            f"{_place(loaded)}: a head needs at least two categories with examples or a description, but "
+            f"{len(texts)} of them has any; add some to at least two categories"
         )
     names = tuple(texts)
-    flat = [text for own in texts.values() for text in own]
-    asked = np.array([text.asked for text in flat])
-    outputs = np.repeat(np.arange(len(names)), [len(own) for own in texts.values()])
-    # A device's memory was counted for batches of so many.
-    batches = [[text.text for text in flat[start : start + MOST]] for start in range(0, len(flat), MOST)]
-    vectors = np.concatenate([encoder.encode_elsewhere(batch) for batch in batches])
-    return Labelled(vectors, outputs, names, names), asked
+    flat = [text for of_category in texts.values() for text in of_category]
+    is_example = np.array([text.is_example for text in flat])
+    outputs = np.repeat(np.arange(len(names)), [len(of_category) for of_category in texts.values()])
+    # The memory of a device is planned for batches of this size.
+    batches = [
+        [text.text for text in flat[start : start + MAX_BATCH_SIZE]] for start in range(0, len(flat), MAX_BATCH_SIZE)
+    ]
+    vectors = np.concatenate([encoder.encode_blocking(batch) for batch in batches])
+    return LabelledEmbeddings(vectors, outputs, names, names), is_example
 
 
-def read_stored(loaded: Loaded) -> Stored:
-    """The head in the folder that the configuration names.
+def read_configured_head(loaded: LoadedConfig) -> StoredHead:
+    """Return the head in the folder that the configuration names.
 
     Raises:
-        ClassifierError: there is none, it cannot be read, or it knows categories that the configuration does not.
+        ClassifierError: The folder does not exist or cannot be read, or the head has categories that the configuration
+            does not have.
     """
-    said = loaded.config.classifier.embedding_model.head or ""
-    folder = loaded.locate(said)
+    name = loaded.config.classifier.embedding_model.head or ""
+    folder = loaded.locate(name)
     if folder is None:
         raise ClassifierError(
-            f"{_place(loaded)}: no such folder: {said!r} (tried in {loaded.file.parent} and {Path.cwd()}); "
+            f"{_place(loaded)}: no such folder: {name!r} (tried in {loaded.file.parent} and {Path.cwd()}); "
             "vllm-lora-router fit writes one"
         )
     try:
-        stored = read(folder)
+        stored = read_head(folder)
     except HeadError as error:
         raise ClassifierError(f"{_place(loaded)}: {error}") from None
     names = [category.name for category in loaded.config.categories]
     for category in stored.head.categories:
         if category not in names:
             raise ClassifierError(
-                f"{_place(loaded)}: {folder} knows {category!r}, which is not a category of this file"
+                f"{_place(loaded)}: {folder} has the category {category!r}, which this file does not have"
                 f"{suggest(category, names)}; fit the head again, or add the category"
             )
     return stored
 
 
-def _thresholds(loaded: Loaded, head: Head, own: Mapping[str, float]) -> dict[str, float]:
+def _thresholds(loaded: LoadedConfig, head: Head, stored: Mapping[str, float]) -> dict[str, float]:
     settings = loaded.config.classifier.embedding_model
     return {
         category: settings.thresholds.get(
-            category, own.get(category, THRESHOLD) if settings.threshold is None else settings.threshold
+            category, stored.get(category, DEFAULT_THRESHOLD) if settings.threshold is None else settings.threshold
         )
         for category in head.categories
     }
 
 
-def _place(loaded: Loaded) -> str:
+def _place(loaded: LoadedConfig) -> str:
     return f"{loaded.file}: classifier.embedding_model.head"

@@ -1,4 +1,4 @@
-"""Keyword rules: the first rule in list order that matches chooses."""
+"""Keyword rules: the first matching rule in list order decides."""
 
 import asyncio
 import hashlib
@@ -9,68 +9,76 @@ from collections.abc import Sequence
 from vllm_lora_router.config.schema import KeywordRule
 from vllm_lora_router.types import Classification, Method, Query
 
-# Scripts written without spaces: Thai to Lao, Myanmar, Khmer, kana, Han.
+# Scripts that do not separate words with spaces: Thai to Lao, Myanmar, Khmer, kana, Han.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_LETTER = rf"[^\W{_UNSPACED}]"  # a letter, digit or underscore of a script that separates its words
+_LETTER = rf"[^\W{_UNSPACED}]"  # a letter, digit or underscore of a script that separates words with spaces
 _WORD = re.compile(rf"{_LETTER}+")
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
-# A longer text is matched in a thread, word by word, so that the event loop gets its turn in between.
-_LONG = 20_000  # characters
+# Longer texts are matched in a thread, so that the event loop can run between the words.
+_MAX_INLINE_CHARACTERS = 20_000
 
 
 class KeywordClassifier:
-    """Looks a text's words up in an index of all keywords: the time grows with the text, not with the rules."""
+    """Classifies texts by keyword rules.
+
+    The words of a text are looked up in an index of all keywords, so the duration grows with the text and not with
+    the number of rules.
+    """
 
     method: Method = "keyword"
     reads = frozenset({"text"})
 
     def __init__(self, rules: Sequence[tuple[int, KeywordRule]]) -> None:
-        """Takes each rule with its place in the configuration's list, which the evidence names."""
+        """Build the index.
+
+        Args:
+            rules: Each rule with its position in the configuration's list, which the evidence names.
+        """
         self.rules = dict(rules)
         self.fingerprint = hashlib.sha256(repr(self.rules).encode()).hexdigest()
         self._indexes = (_Index(self.rules, case_sensitive=True), _Index(self.rules, case_sensitive=False))
-        # These match a text that has none of their keywords.
-        self._nor = {index for index, rule in rules if rule.operator == "NOR"}
+        # NOR rules match texts that contain none of their keywords, so the index cannot find them.
+        self._nor = {position for position, rule in rules if rule.operator == "NOR"}
 
-    def now(self, query: Query) -> Classification | None:
-        """What can be said without waiting; None of a long text."""
-        return self.match(query.text) if len(query.text) <= _LONG else None
+    def classify_now(self, query: Query) -> Classification | None:
+        """Return the classification, or None if the text is too long for the event loop."""
+        return self.match(query.text) if len(query.text) <= _MAX_INLINE_CHARACTERS else None
 
     async def classify(self, queries: Sequence[Query]) -> list[Classification]:
-        if any(len(query.text) > _LONG for query in queries):
+        if any(len(query.text) > _MAX_INLINE_CHARACTERS for query in queries):
             return await asyncio.to_thread(lambda: [self.match(query.text) for query in queries])
         return [self.match(query.text) for query in queries]
 
     def match(self, text: str) -> Classification:
-        """The classification of one text. An empty text matches no rule, not even NOR."""
+        """Return the classification of one text. An empty text matches no rule, not even a NOR rule."""
         if text and not text.isspace():
-            text = _normalised(text)
-            found: dict[int, list[str]] = {}
+            text = _normalized(text)
+            matches: dict[int, list[str]] = {}
             for index in self._indexes:
-                index.find(text, found)
-            for place in sorted(found.keys() | self._nor):
-                rule = self.rules[place]
-                matched = sorted(found.get(place, ()), key=rule.keywords.index)
-                if _holds(rule, len(matched)):
-                    evidence = {"rule": place, "operator": rule.operator, "keywords": matched}
+                index.collect(text, matches)
+            for position in sorted(matches.keys() | self._nor):
+                rule = self.rules[position]
+                keywords = sorted(matches.get(position, ()), key=rule.keywords.index)
+                if _is_satisfied(rule, len(keywords)):
+                    evidence = {"rule": position, "operator": rule.operator, "keywords": keywords}
                     return Classification(rule.category, 1.0, {rule.category: 1.0}, "rule", 1.0, True, evidence)
         return Classification(None, 0.0, {}, "rule", 1.0, False)
 
 
 class _Index:
-    """The keywords of all rules of one case sensitivity, by the longest word of each."""
+    """The keywords of all rules with the same case sensitivity, indexed by the longest word of each keyword."""
 
     def __init__(self, rules: dict[int, KeywordRule], *, case_sensitive: bool) -> None:
         self.case_sensitive = case_sensitive
         self.by_word: dict[str, list[_Entry]] = {}
-        self.anywhere: list[_Entry] = []
-        for place, rule in rules.items():
+        self.anywhere: list[_Entry] = []  # keywords that need no word boundary
+        for position, rule in rules.items():
             if rule.case_sensitive == case_sensitive:
                 for keyword in dict.fromkeys(rule.keywords):
-                    self._add(place, keyword)
+                    self._add(position, keyword)
 
-    def find(self, text: str, found: dict[int, list[str]]) -> None:
-        """Adds to `found`, by rule, the keywords that the text has, as the configuration writes them."""
+    def collect(self, text: str, matches: dict[int, list[str]]) -> None:
+        """Add the keywords that the text contains to `matches`, by rule and as the configuration spells them."""
         if not self.by_word and not self.anywhere:
             return
         if not self.case_sensitive:
@@ -78,36 +86,36 @@ class _Index:
         candidates = list(self.anywhere)
         for word in {match.group() for match in _WORD.finditer(text)} if self.by_word else ():
             candidates += self.by_word.get(word, ())
-        for place, keyword, pattern in candidates:
+        for position, keyword, pattern in candidates:
             if pattern is None or pattern.search(text):
-                found.setdefault(place, []).append(keyword)
+                matches.setdefault(position, []).append(keyword)
 
-    def _add(self, place: int, keyword: str) -> None:
-        text = _normalised(keyword)
+    def _add(self, position: int, keyword: str) -> None:
+        text = _normalized(keyword)
         if not self.case_sensitive:
             text = text.casefold()
         words = _WORD.findall(text)
         if words == [text]:
-            self.by_word.setdefault(text, []).append((place, keyword, None))
+            self.by_word.setdefault(text, []).append((position, keyword, None))
         elif not words or _HAS_UNSPACED.search(text):
-            self.anywhere.append((place, keyword, re.compile(re.escape(text))))
+            self.anywhere.append((position, keyword, re.compile(re.escape(text))))
         else:
-            # Phrases may be broken over lines; "c++" has a word boundary on its left only.
+            # A phrase may contain line breaks. A keyword such as "c++" has a word boundary only on its left side.
             inner = r"\s+".join(map(re.escape, text.split()))
             left = rf"(?<!{_LETTER})" if _WORD.match(text.lstrip()) else ""
             right = rf"(?!{_LETTER})" if _WORD.match(text.rstrip()[-1]) else ""
-            entry = (place, keyword, re.compile(left + inner + right))
+            entry = (position, keyword, re.compile(left + inner + right))
             self.by_word.setdefault(max(words, key=len), []).append(entry)
 
 
-_Entry = tuple[int, str, re.Pattern[str] | None]  # rule, keyword, and what else must hold once its word was found
+_Entry = tuple[int, str, re.Pattern[str] | None]  # rule, keyword, and a pattern that must match in addition
 
 
-def _holds(rule: KeywordRule, matched: int) -> bool:
+def _is_satisfied(rule: KeywordRule, matched: int) -> bool:
     if rule.operator == "AND":
         return matched == len(set(rule.keywords))
     return matched > 0 if rule.operator == "OR" else matched == 0
 
 
-def _normalised(text: str) -> str:
+def _normalized(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFKC", text)

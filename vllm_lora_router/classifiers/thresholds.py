@@ -1,33 +1,43 @@
-"""From scores to a category: written once, for those who decide and for those who explain it later."""
+"""Selection of a category from scores, shared by the classifiers and by the tools that explain recorded decisions."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-DIGITS = 4  # what is shown is what was decided on
+SCORE_DIGITS = 4  # scores are rounded before the decision, so that the reported scores explain it
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """The best category."""
+class SelectedCategory:
+    """The best category of a classification."""
 
     category: str
     score: float
     threshold: float
-    sure: bool
+    accepted: bool
 
 
-def choose(scores: Mapping[str, float], thresholds: Mapping[str, float]) -> Chosen:
-    """The best of the categories that reach their threshold, else the best of all, unsure; of equals the first."""
+def select_category(scores: Mapping[str, float], thresholds: Mapping[str, float]) -> SelectedCategory:
+    """Return the best category that reaches its threshold, or the best category of all, which is not accepted.
+
+    Of equal scores the first one wins.
+    """
     category = max(scores, key=lambda name: (scores[name] >= thresholds[name], scores[name]))
-    return Chosen(category, scores[category], thresholds[category], scores[category] >= thresholds[category])
+    accepted = scores[category] >= thresholds[category]
+    return SelectedCategory(category, scores[category], thresholds[category], accepted)
 
 
-def by_category(found: Iterable[tuple[str, float, float]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Scores and thresholds by category, of (category, score, threshold): for each the one that `choose` would take."""
+def best_by_category(rows: Iterable[tuple[str, float, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the scores and the thresholds by category.
+
+    A category can occur several times. The returned pair is the one that `select_category` would prefer.
+
+    Args:
+        rows: Tuples of category, score and threshold.
+    """
     scores: dict[str, float] = {}
     thresholds: dict[str, float] = {}
-    for category, value, threshold in found:
-        score = round(value, DIGITS)
+    for category, value, threshold in rows:
+        score = round(value, SCORE_DIGITS)
         if category not in scores or (score >= threshold, score) > (
             scores[category] >= thresholds[category],
             scores[category],

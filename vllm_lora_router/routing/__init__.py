@@ -1,1 +1,1 @@
-"""From a query to a plan: category, candidates, fallback."""
+"""Routing: from the queries of a request to a plan with a category, candidates and a fallback."""

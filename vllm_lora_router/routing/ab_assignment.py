@@ -1,4 +1,4 @@
-"""The same user, the same arm: draws by a hash of what stays the same, so that no process keeps or shares anything."""
+"""A/B assignment: the same user gets the same arm, computed from a hash, so that processes need no shared state."""
 
 import hashlib
 import math
@@ -9,39 +9,40 @@ from msgspec import Struct
 from vllm_lora_router.types import Assignment, Client, Share
 
 
-class Sticky(Struct, frozen=True):
-    """What stays the same for the same user."""
+class AssignmentKey(Struct, frozen=True):
+    """A key that stays the same for the same user."""
 
-    key: str  # a digest, 32 hex digits: who it is cannot be read from it without the salt
-    by: str  # where it was found: a place of `router.ab.key`, or "request" when nothing stays the same
+    key: str  # digest of 32 hex digits, which does not reveal the user without the salt
+    source: str  # an entry of `router.ab.key`, or "request" if the request has none of them
 
 
-def sticky(
-    client: Client, beginning: str, places: Sequence[str], salt: str, request: str, known: str | None = None
-) -> Sticky:
-    """The first of `places` that says something.
+def assignment_key(
+    client: Client, beginning: str, sources: Sequence[str], salt: str, request: str, known: str | None = None
+) -> AssignmentKey:
+    """Return the key from the first source that the request has.
 
     Args:
-        beginning: the conversation's first words; the same of two clients are two conversations.
-        request: what to go by where no place says anything, such as an id: then the draw is this request's alone.
-        known: the conversation's key, where its beginning does not come with the request.
+        beginning: The first user message of the conversation. The same text from two clients is two conversations.
+        sources: The entries of `router.ab.key`.
+        request: An id of the request, used if it has none of the sources. The assignment then holds for this request
+            only.
+        known: The key of the conversation, if the request does not contain its first message.
     """
-    for place in places:
-        if place == "conversation":
+    for source in sources:
+        if source == "conversation":
             if known is not None:
-                return Sticky(known, place)
+                return AssignmentKey(known, source)
             if beginning:
-                return Sticky(
-                    digest(salt, place, client.api_key_fingerprint or "", client.tenant or "", beginning), place
-                )
-        elif value := client.ab_keys.get(place):
-            # The same user may be named in another place by another API.
-            return Sticky(digest(salt, value), place)
-    return Sticky(digest(salt, request), "request")
+                key = digest(salt, source, client.api_key_fingerprint or "", client.tenant or "", beginning)
+                return AssignmentKey(key, source)
+        elif value := client.ab_keys.get(source):
+            # The source is not part of the digest, because each API has its own field for the same user.
+            return AssignmentKey(digest(salt, value), source)
+    return AssignmentKey(digest(salt, request), "request")
 
 
 def digest(salt: str, *values: str) -> str:
-    """32 hex digits that say nothing of the values to whoever does not know the salt."""
+    """Return 32 hex digits that reveal nothing about the values without the salt."""
     hashed = hashlib.blake2b(key=hashlib.sha256(salt.encode()).digest(), digest_size=16)
     for value in values:
         content = value.encode("utf-8", "surrogatepass")
@@ -49,34 +50,34 @@ def digest(salt: str, *values: str) -> str:
     return hashed.hexdigest()
 
 
-def at(key: str, *experiment: str) -> float:
-    """A number between 0 and 1, neither of them, that is the key's own in this experiment and none other."""
+def hash_position(key: str, *experiment: str) -> float:
+    """Return a number between 0 and 1, both excluded, that depends on the key and the experiment."""
     hashed = hashlib.blake2b(bytes.fromhex(key), digest_size=8)
     for name in experiment:
         content = name.encode()
         hashed.update(len(content).to_bytes(8, "big") + content)
-    # 52 bits, so that neither end is ever reached by rounding.
+    # 52 bits, so that rounding never gives 0 or 1.
     return ((int.from_bytes(hashed.digest(), "big") >> 12) + 0.5) / 2**52
 
 
-def order(key: str, category: str, weights: Mapping[str, float]) -> list[str]:
-    """The arms in the order in which they serve this key; the first is the one that was drawn.
+def rank_arms(key: str, category: str, weights: Mapping[str, float]) -> list[str]:
+    """Return the arms in the order in which they serve this key. The first arm is the assigned one.
 
-    Each arm's place depends on its own weight and nothing else (a race of exponential times, "weighted rendezvous
-    hashing"): a changed weight moves keys from or to that arm alone, and a new arm only takes some.
+    The position of an arm depends only on its own weight (weighted rendezvous hashing, a race of exponential times).
+    Changing a weight therefore moves keys only to or from that arm, and a new arm only takes keys from others.
     """
-    return sorted(weights, key=lambda arm: _time(key, category, arm, weights[arm]))
+    return sorted(weights, key=lambda arm: _arrival_time(key, category, arm, weights[arm]))
 
 
-def draw(found: Sticky, category: str, weights: Mapping[str, float]) -> Assignment:
-    """The arm of a category's A/B test."""
-    return Assignment(category, found.key, found.by, order(found.key, category, weights)[0], weights)
+def assign_arm(key: AssignmentKey, category: str, weights: Mapping[str, float]) -> Assignment:
+    """Return the arm of a category's A/B test for a key."""
+    return Assignment(category, key.key, key.source, rank_arms(key.key, category, weights)[0], weights)
 
 
-def share_of(found: Sticky, share: float) -> Share:
-    """Whether the key is among those that are routed; a larger share takes all of a smaller one along."""
-    return Share(found.key, found.by, share, at(found.key, "share"))
+def traffic_share(key: AssignmentKey, share: float) -> Share:
+    """Return whether the key is routed. A larger share includes all keys of a smaller one."""
+    return Share(key.key, key.source, share, hash_position(key.key, "share"))
 
 
-def _time(key: str, category: str, arm: str, weight: float) -> float:
-    return -math.log(at(key, "arm", category, arm)) / weight if weight > 0 else math.inf
+def _arrival_time(key: str, category: str, arm: str, weight: float) -> float:
+    return -math.log(hash_position(key, "arm", category, arm)) / weight if weight > 0 else math.inf

@@ -1,4 +1,4 @@
-"""What a conversation is about after its last turn, by what the methods say of it and of the turns before."""
+"""Affinity: determine the topic of a conversation from its last turn and the turns before it."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -6,107 +6,121 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from vllm_lora_router.classifiers.cascade import Cascade
-from vllm_lora_router.config.schema import Affinity as Settings
-from vllm_lora_router.routing.affinity_state import Found, Turns, as_turn, asker_of, follow, found, told
+from vllm_lora_router.config.schema import AffinitySettings
+from vllm_lora_router.routing.affinity_state import (
+    AcceptedClassification,
+    TurnCache,
+    accepted_classification,
+    client_key,
+    last_turn,
+    next_topic,
+    replay_turns,
+)
 from vllm_lora_router.types import ActiveTopic, Affinity, Query, Step
 
-# Of a conversation of thousands of turns, the first and the latest: each costs a microsecond or two every time.
-LOOKED_AT = 64
+# Of a longer conversation, the first turn and the latest turns are used: each turn costs one or two microseconds.
+MAX_TURNS = 64
 
 
-class About(Struct, frozen=True):
-    """What was found."""
+class ConversationResult(Struct, frozen=True):
+    """The classification of a conversation."""
 
     steps: tuple[Step, ...]  # of the last turn
-    last: Found | None  # what a method was sure of in it
-    held: ActiveTopic | None  # what the conversation is about from here on; None when nothing was ever sure
-    affinity: Affinity | None  # None when nothing was known before the last turn
+    active_topic: ActiveTopic | None  # the topic after the last turn; None: no turn was ever accepted
+    affinity: Affinity | None  # None: the conversation had no topic before the last turn
 
 
-class Conversation:
-    """Asks the methods about a request's turns: the last one, and those before that they were not asked about yet."""
+class ConversationClassifier:
+    """Classifies the last turn of a conversation, and those earlier turns that are not cached."""
 
     def __init__(
-        self, settings: Settings, cascade: Cascade, clean: Callable[[str], str], *, apart: bool = False
+        self, settings: AffinitySettings, cascade: Cascade, clean: Callable[[str], str], *, by_client: bool = False
     ) -> None:
-        """
+        """Create a classifier.
+
         Args:
-            clean: takes what is not the user's question out of a turn.
-            apart: nobody gains from what another has asked.
+            clean: Removes text that is not part of the user's question.
+            by_client: Never use a result of one client for another client.
         """
         self._settings = settings
         self._cascade = cascade
-        self._earlier = cascade.without("mcp")  # a tool is asked about what is said now
-        self._turns = Turns(apart=apart)
-        self._tells_apart = apart or len(self._earlier.classifiers) < len(cascade.classifiers)
+        self._earlier_cascade = cascade.without("mcp")  # a tool classifies only the last turn
+        self._turns = TurnCache(by_client=by_client)
+        self._needs_client = by_client or len(self._earlier_cascade.classifiers) < len(cascade.classifiers)
         self._clean = clean
 
-    async def ask(self, query: Query, before: ActiveTopic | None) -> About:
-        """
+    async def classify(self, query: Query, before: ActiveTopic | None) -> ConversationResult:
+        """Classify a conversation.
+
         Args:
-            before: what the conversation is known to have been about before the query's first turn.
+            before: The topic of the conversation before the query's first turn, if it is known.
         """
         if not self._settings.enabled:
-            return _alone(await self._cascade.ask(self._of(query.text, query)))
-        turns = _earlier(query)
-        asker = asker_of(query) if self._tells_apart else None
-        if not turns and before is None:  # most requests begin a conversation, and need nothing of what follows
-            steps = await self._cascade.ask(self._of(query.text, query))
-            self._keep(query, asker, steps)
-            return _alone(steps)
-        known = {text: self._turns.get(text, asker) for _, text in turns}
-        unknown = self._to_ask([text for text, answer in known.items() if answer is None])
-        # The last one first: it is what the request is about, and the others are nearly always known.
-        asked = [self._cascade.ask(self._of(query.text, query))]
-        asked += [self._earlier.ask(self._of(text, query)) for text in unknown]
-        steps, *others = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
-        for text, answer in zip(unknown, others, strict=True):
-            known[text] = (found(answer),)
-            self._turns.put(text, asker, answer)
-        self._keep(query, asker, steps)
-        sure = [(back, answer[0]) for back, text in turns if (answer := known[text]) is not None]
-        return self._about(steps, [(back, one) for back, one in sure if one is not None], before)
+            return _without_affinity(await self._cascade.classify(self._query(query.text, query)))
+        turns = _earlier_turns(query)
+        client = client_key(query) if self._needs_client else None
+        if not turns and before is None:  # fast path: most requests start a conversation
+            steps = await self._cascade.classify(self._query(query.text, query))
+            self._store(query, client, steps)
+            return _without_affinity(steps)
+        cached = {text: self._turns.get(text, client) for _, text in turns}
+        unknown = self._select_unknown([text for text, result in cached.items() if result is None])
+        # The last turn first: it decides, and the results of earlier turns are nearly always cached.
+        calls = [self._cascade.classify(self._query(query.text, query))]
+        calls += [self._earlier_cascade.classify(self._query(text, query)) for text in unknown]
+        steps, *others = [await calls[0]] if len(calls) == 1 else await asyncio.gather(*calls)
+        for text, earlier_steps in zip(unknown, others, strict=True):
+            cached[text] = (accepted_classification(earlier_steps),)
+            self._turns.put(text, client, earlier_steps)
+        self._store(query, client, steps)
+        results = [(turns_ago, result[0]) for turns_ago, text in turns if (result := cached[text]) is not None]
+        accepted = [(turns_ago, result) for turns_ago, result in results if result is not None]
+        return self._result(steps, accepted, before)
 
-    def _keep(self, query: Query, asker: bytes | None, steps: tuple[Step, ...]) -> None:
+    def _store(self, query: Query, client: bytes | None, steps: tuple[Step, ...]) -> None:
         if query.has_text:
-            self._turns.put(query.text, asker, steps)
+            self._turns.put(query.text, client, steps)
 
-    def _about(self, steps: tuple[Step, ...], earlier: list[tuple[int, Found]], before: ActiveTopic | None) -> About:
+    def _result(
+        self, steps: tuple[Step, ...], earlier: list[tuple[int, AcceptedClassification]], before: ActiveTopic | None
+    ) -> ConversationResult:
         margin = self._settings.margin
-        # What is kept of a long conversation is its end, and what it was about when that began.
-        left_out = max(len(earlier) - self._settings.turns, 0)
-        before, _ = told(earlier[:left_out], before, margin)
-        held, turns = told(earlier[left_out:], before, margin)
-        if held is None:
-            return _alone(steps)
-        last = found(steps)
-        after = held if last is None else follow(held, as_turn(last, held), margin)
-        against = None if last is None else last.classification.category
-        stays = after.category == held.category and against != held.category
-        return About(steps, last, after, Affinity(held.category, stays, against, margin, tuple(turns), before))
+        # The record of a long conversation contains its latest turns and the topic before them.
+        omitted = max(len(earlier) - self._settings.turns, 0)
+        before, _ = replay_turns(earlier[:omitted], before, margin)
+        topic, turns = replay_turns(earlier[omitted:], before, margin)
+        if topic is None:
+            return _without_affinity(steps)
+        last = accepted_classification(steps)
+        new_topic = topic if last is None else next_topic(topic, last_turn(last, topic), margin)
+        alternative = None if last is None else last.classification.category
+        kept = new_topic.category == topic.category and alternative != topic.category
+        affinity = Affinity(topic.category, kept, alternative, margin, tuple(turns), before)
+        return ConversationResult(steps, new_topic, affinity)
 
-    def _to_ask(self, texts: Sequence[str]) -> list[str]:
-        """Of turns that nothing is known of, what it began with, however long ago, and what it came to."""
-        most = self._settings.turns - 1
-        return [texts[0], *texts[len(texts) - most + 1 :]] if len(texts) > most else list(texts)
+    def _select_unknown(self, texts: Sequence[str]) -> list[str]:
+        """Return the turns to classify: the first one, whatever its age, and the latest ones."""
+        limit = self._settings.turns - 1
+        return [texts[0], *texts[len(texts) - limit + 1 :]] if len(texts) > limit else list(texts)
 
-    def _of(self, text: str, query: Query) -> Query:
+    def _query(self, text: str, query: Query) -> Query:
+        """Return a query for one turn."""
         text = self._clean(text)
         if query.turns == (text,):
             return query
         return Query(text, (text,), query.api, None, query.client, query.model, query.may_call_tools)
 
 
-def _earlier(query: Query) -> list[tuple[int, str]]:
-    """Turns before the last, oldest first, each with how many turns it stands before the last."""
+def _earlier_turns(query: Query) -> list[tuple[int, str]]:
+    """Return the turns before the last one, oldest first, each with its number of turns before the last one."""
     last = len(query.turns) - 1
-    looked_at = range(last) if last <= LOOKED_AT else (0, *range(last - LOOKED_AT + 1, last))
-    return [(last - number, query.turns[number]) for number in looked_at if query.turns[number].strip()]
+    indexes = range(last) if last <= MAX_TURNS else (0, *range(last - MAX_TURNS + 1, last))
+    return [(last - index, query.turns[index]) for index in indexes if query.turns[index].strip()]
 
 
-def _alone(steps: tuple[Step, ...]) -> About:
-    last = found(steps)
+def _without_affinity(steps: tuple[Step, ...]) -> ConversationResult:
+    last = accepted_classification(steps)
     if last is None:
-        return About(steps, None, None, None)
-    turn = as_turn(last, None)
-    return About(steps, last, ActiveTopic(turn.category, turn.score, turn.method, turn.overrides), None)
+        return ConversationResult(steps, None, None)
+    turn = last_turn(last, None)
+    return ConversationResult(steps, ActiveTopic(turn.category, turn.score, turn.method, turn.overrides), None)

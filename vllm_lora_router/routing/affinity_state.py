@@ -1,4 +1,7 @@
-"""A conversation stays with what it is about: "commit it" and "why?" need no category of their own."""
+"""State of conversations: the active topic, and the caches of earlier turns and of conversations.
+
+A conversation keeps its topic, so that follow-ups such as "commit it" and "why?" need no category of their own.
+"""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -8,135 +11,149 @@ from msgspec import Struct
 
 from vllm_lora_router.types import ActiveTopic, Classification, Method, Query, Step, Turn
 
-# Answers to earlier turns, and conversations whose turns are not in the request, that one process remembers.
-REMEMBERED = 10_000
-# Of these, so many texts of no more characters may wait to be kept.
-WAITING, SHORT = 64, 4096
+# Maximum number of entries of each cache in one process.
+MAX_ENTRIES = 10_000
+# Results that wait to be written into the cache: at most this many, for texts of at most this many characters.
+MAX_PENDING, MAX_PENDING_CHARACTERS = 64, 4096
 
 
-class Found(Struct, frozen=True):
-    """What a method was sure of."""
+class AcceptedClassification(Struct, frozen=True):
+    """An accepted classification and its method."""
 
     method: Method
     classification: Classification
 
 
-def found(steps: Sequence[Step]) -> Found | None:
-    """What the methods found in one turn; None when none was sure."""
+def accepted_classification(steps: Sequence[Step]) -> AcceptedClassification | None:
+    """Return the accepted classification of one turn, or None if no method accepted one."""
     last = steps[-1] if steps else None
     if last is None or last.classification is None or not last.classification.accepted:
         return None
-    return Found(last.method, last.classification)
+    return AcceptedClassification(last.method, last.classification)
 
 
-def told(
-    earlier: Iterable[tuple[int, Found]], before: ActiveTopic | None, margin: float
+def replay_turns(
+    earlier: Iterable[tuple[int, AcceptedClassification]], before: ActiveTopic | None, margin: float
 ) -> tuple[ActiveTopic | None, list[Turn]]:
-    """What the conversation was about before its last turn, and the turns that say so.
+    """Return the topic before the last turn, and the turns that led to it.
 
     Args:
-        earlier: oldest first, each with how many turns it stands before the last one.
+        earlier: The earlier turns, oldest first, each with its number of turns before the last one.
+        before: The topic before the oldest of these turns.
+        margin: See `next_topic`.
     """
-    held, turns = before, list[Turn]()
-    for back, one in earlier:
-        category = one.classification.category
-        assert category is not None, "who is sure names one"
-        score, wish = one.classification.score, one.classification.overrides
-        turn = Turn(back, category, score, one.method, score_of(one, held), wish)
+    topic, turns = before, list[Turn]()
+    for turns_ago, accepted in earlier:
+        turn = _turn(turns_ago, accepted, topic)
         turns.append(turn)
-        held = follow(held, turn, margin)
-    return held, turns
+        topic = next_topic(topic, turn, margin)
+    return topic, turns
 
 
-def follow(held: ActiveTopic | None, turn: Turn, margin: float) -> ActiveTopic:
-    """What the conversation is about after a turn: it is left only for what is better by the margin."""
-    if held is None or turn.category == held.category or round(turn.score - turn.active_topic_score, 4) >= margin:
+def next_topic(topic: ActiveTopic | None, turn: Turn, margin: float) -> ActiveTopic:
+    """Return the topic after a turn. It changes only to a category whose score is better by at least the margin."""
+    if topic is None or turn.category == topic.category or round(turn.score - turn.active_topic_score, 4) >= margin:
         return ActiveTopic(turn.category, turn.score, turn.method, turn.overrides)
-    return held
+    return topic
 
 
-def score_of(one: Found, held: ActiveTopic | None) -> float:
-    """What a classification says of the category that holds; 0 where it says nothing of it."""
-    return one.classification.scores.get(held.category, 0.0) if held is not None else 0.0
+def last_turn(accepted: AcceptedClassification, topic: ActiveTopic | None) -> Turn:
+    """Return the last turn in the form of the earlier ones."""
+    return _turn(0, accepted, topic)
 
 
-def as_turn(last: Found, held: ActiveTopic | None) -> Turn:
-    """The last turn, seen as the earlier ones are."""
-    said = last.classification
-    return Turn(0, said.category or "", said.score, last.method, score_of(last, held), said.overrides)
+class TurnCache:
+    """Classifications of earlier turns, which clients send again with every request.
 
-
-class Turns:
-    """What was found in earlier turns of conversations, which come again with every request.
-
-    What a tool said is known to those who asked it alone: it may have said otherwise to somebody else.
+    The result of an MCP tool is used only for the client that it was made for, because a tool may answer differently
+    for another client.
     """
 
-    def __init__(self, *, apart: bool = False) -> None:
-        """`apart`: what the other methods said, too."""
-        self._apart = apart
-        self._found: LRUCache[bytes, Found | None] = LRUCache(REMEMBERED)
-        self._new: list[tuple[str, bytes | None, Sequence[Step]]] = []  # not yet among them
-
-    def get(self, text: str, asker: bytes | None) -> tuple[Found | None] | None:
-        """What was found in this text, in a tuple; None when it is not known.
+    def __init__(self, *, by_client: bool = False) -> None:
+        """Create a cache.
 
         Args:
-            asker: as `asker_of` says; None where all are told the same.
+            by_client: Keep the results of all methods apart by client, not only those of MCP tools.
         """
-        self._take_in()
-        for key in (_key(text),) if asker is None else (_key(text, asker), _key(text)):
-            if key in self._found:
-                return (self._found[key],)
+        self._by_client = by_client
+        self._entries: LRUCache[bytes, AcceptedClassification | None] = LRUCache(MAX_ENTRIES)
+        self._pending: list[tuple[str, bytes | None, Sequence[Step]]] = []  # not yet written into the cache
+
+    def get(self, text: str, client: bytes | None) -> tuple[AcceptedClassification | None] | None:
+        """Return the result for a text in a tuple, or None if it is not cached.
+
+        Args:
+            client: The `client_key` of the query; None if results do not depend on the client.
+        """
+        self._write_pending()
+        for key in (_key(text),) if client is None else (_key(text, client), _key(text)):
+            if key in self._entries:
+                return (self._entries[key],)
         return None
 
-    def put(self, text: str, asker: bytes | None, steps: Sequence[Step]) -> None:
-        """Keeps what the methods said, unless one of them failed."""
-        self._new.append((text, asker, steps))
-        if len(self._new) == WAITING or len(text) > SHORT:
-            self._take_in()
+    def put(self, text: str, client: bytes | None, steps: Sequence[Step]) -> None:
+        """Store the result of a turn, unless a method failed."""
+        self._pending.append((text, client, steps))
+        if len(self._pending) == MAX_PENDING or len(text) > MAX_PENDING_CHARACTERS:
+            self._write_pending()
 
-    def _take_in(self) -> None:
-        """Most requests begin a conversation, and need nothing that is kept: it is worked in together, when it is."""
-        for text, asker, steps in self._new:
+    def _write_pending(self) -> None:
+        """Write pending results. Writes are deferred, because most requests start a conversation and read no cache."""
+        for text, client, steps in self._pending:
             if not any(step.failure for step in steps):
-                own = self._apart or any(step.method == "mcp" for step in steps)
-                self._found[_key(text, asker if own else None)] = found(steps)
-        self._new.clear()
+                depends_on_client = self._by_client or any(step.method == "mcp" for step in steps)
+                key = _key(text, client if depends_on_client else None)
+                self._entries[key] = accepted_classification(steps)
+        self._pending.clear()
 
 
-def asker_of(query: Query) -> bytes:
-    """Tells apart those to whom a tool may say different things of the same words."""
+def client_key(query: Query) -> bytes:
+    """Return a key that differs for clients for which a tool may answer differently."""
     client = query.client
-    asker = (client.tenant, client.user, client.api_key_fingerprint, sorted(client.headers.items()), query.model)
-    return repr(asker).encode("utf-8", "surrogatepass")
+    values = (client.tenant, client.user, client.api_key_fingerprint, sorted(client.headers.items()), query.model)
+    return repr(values).encode("utf-8", "surrogatepass")
 
 
-class Remembered(Struct, frozen=True):
-    """A conversation whose earlier turns do not come with the request."""
+class StoredConversation(Struct, frozen=True):
+    """A conversation whose next request will not contain its earlier turns."""
 
-    held: ActiveTopic | None
-    key: str | None  # of its A/B draws, where they went by the conversation
-    tenant: str | None = None  # nobody else goes on with it
+    active_topic: ActiveTopic | None
+    assignment_key: str | None  # key of its A/B assignments, if they depend on the conversation
+    tenant: str | None = None  # only requests of this tenant may continue it
 
 
-class Conversations:
-    """By the id of the last response: this process's alone, and the latest of them."""
+class ConversationStore:
+    """The most recent conversations of this process, by the id of their last response."""
 
     def __init__(self) -> None:
-        self._known: LRUCache[str, Remembered] = LRUCache(REMEMBERED)
+        self._entries: LRUCache[str, StoredConversation] = LRUCache(MAX_ENTRIES)
 
-    def get(self, query: Query) -> Remembered | None:
-        """What is known of the conversation that the query goes on with."""
-        remembered = self._known.get(query.previous_response_id) if query.previous_response_id is not None else None
-        return remembered if remembered is not None and remembered.tenant == query.client.tenant else None
+    def get(self, query: Query) -> StoredConversation | None:
+        """Return the conversation that the query continues, or None if it is unknown or belongs to another tenant."""
+        stored = self._entries.get(query.previous_response_id) if query.previous_response_id is not None else None
+        return stored if stored is not None and stored.tenant == query.client.tenant else None
 
-    def put(self, response: str, remembered: Remembered) -> None:
-        self._known[response] = remembered
+    def put(self, response: str, conversation: StoredConversation) -> None:
+        self._entries[response] = conversation
 
 
-def _key(text: str, asker: bytes | None = None) -> bytes:
+def _turn(turns_ago: int, accepted: AcceptedClassification, topic: ActiveTopic | None) -> Turn:
+    classification = accepted.classification
+    assert classification.category is not None, "an accepted classification names a category"
+    # 0 if the classification does not score the topic's category.
+    topic_score = classification.scores.get(topic.category, 0.0) if topic is not None else 0.0
+    return Turn(
+        turns_ago,
+        classification.category,
+        classification.score,
+        accepted.method,
+        topic_score,
+        classification.overrides,
+    )
+
+
+def _key(text: str, client: bytes | None = None) -> bytes:
     key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
-    if asker is not None:
-        key.update(b"\0" + hashlib.sha256(asker).digest())
+    if client is not None:
+        key.update(b"\0" + hashlib.sha256(client).digest())
     return key.digest()

@@ -1,4 +1,4 @@
-"""What serves each category, best first, and what serves everything else."""
+"""The candidates of each category, best first, and the fallback."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,27 +7,27 @@ from msgspec.structs import replace
 
 from vllm_lora_router.config.schema import Category, Config, ModelScore
 from vllm_lora_router.config.served_base import ServedBase
-from vllm_lora_router.routing.ab_assignment import Sticky, draw, order
-from vllm_lora_router.routing.mcp_overrides import Wishes
+from vllm_lora_router.routing.ab_assignment import AssignmentKey, assign_arm, rank_arms
+from vllm_lora_router.routing.mcp_overrides import McpOverrides
 from vllm_lora_router.types import Assignment, Candidate, Overrides
 
 
 @dataclass(frozen=True)
 class Arms:
-    """A category's A/B test: its candidates by the name of their arm, and the weight of each."""
+    """The A/B test of a category: the candidate and the weight of each arm."""
 
     candidates: Mapping[str, Candidate]
     weights: Mapping[str, float]
 
 
 class Candidates:
-    """The candidates of every category, made once for a configuration."""
+    """The candidates of all categories, built once for each configuration."""
 
     def __init__(self, config: Config, base: ServedBase) -> None:
-        self.default = (_default(config, base),)
-        self._wishes = Wishes(config, base, self.default[0])
+        self.default = (_default_candidate(config, base),)
+        self._overrides = McpOverrides(config, base, self.default[0])
         self.by_category: Mapping[str, tuple[Candidate, ...]] = {
-            category.name: tuple(_of(category, base)) for category in config.categories
+            category.name: tuple(_candidates(category, base)) for category in config.categories
         }
         self.arms: Mapping[str, Arms] = {
             category.name: arms
@@ -35,50 +35,52 @@ class Candidates:
             if category.selection == "weighted" and (arms := _arms(category, base)) is not None
         }
 
-    def of(
-        self, category: str | None, sticky: Callable[[], Sticky], wish: Overrides | None = None
+    def for_category(
+        self, category: str | None, key: Callable[[], AssignmentKey], overrides: Overrides | None = None
     ) -> tuple[tuple[Candidate, ...], Assignment | None]:
-        """The candidates in the order in which they are tried, `default_model` last, and the draw that ordered them.
+        """Return the candidates in the order in which they are tried, and the A/B assignment that ordered them.
+
+        The last candidate is `default_model`.
 
         Args:
-            sticky: what an A/B test goes by; asked only where the category has one.
-            wish: what a tool asked for with the category.
+            key: Returns the key for A/B tests. It is called only if the category has an A/B test.
+            overrides: The overrides that a tool returned with the category.
         """
         if category is None:
             return self.default, None
-        own, draw = self._of_category(category, sticky)
-        if wish is not None:
-            own, draw = self._wishes.obey(wish, category, own, draw, sticky)
-        return (*own, *self.default), draw
+        candidates, assignment = self._configured(category, key)
+        if overrides is not None:
+            candidates, assignment = self._overrides.apply(overrides, category, candidates, assignment, key)
+        return (*candidates, *self.default), assignment
 
-    def _of_category(
-        self, category: str, sticky: Callable[[], Sticky]
+    def _configured(
+        self, category: str, key: Callable[[], AssignmentKey]
     ) -> tuple[tuple[Candidate, ...], Assignment | None]:
         if (arms := self.arms.get(category)) is None:
             return self.by_category.get(category, ()), None  # a tool may have categories of its own
-        found = sticky()
-        drawn = tuple(arms.candidates[arm] for arm in order(found.key, category, arms.weights))
-        return drawn, draw(found, category, arms.weights)
+        assignment_key = key()
+        ordered = tuple(arms.candidates[arm] for arm in rank_arms(assignment_key.key, category, arms.weights))
+        return ordered, assign_arm(assignment_key, category, arms.weights)
 
 
-def _of(category: Category, base: ServedBase) -> list[Candidate]:
+def _candidates(category: Category, base: ServedBase) -> list[Candidate]:
     entries = [entry for entry in category.model_scores if entry.model == base.alias]
-    entries.sort(key=lambda entry: -entry.score)  # stable: of equal scores the first listed wins
+    entries.sort(key=lambda entry: -entry.score)  # the sort is stable: of equal scores the first listed wins
     return [_candidate(entry, category, base) for entry in entries]
 
 
 def _arms(category: Category, base: ServedBase) -> Arms | None:
-    """None where this base has no arm with a weight."""
+    """Return the A/B test of a category, or None if no arm with a weight belongs to this base model."""
     candidates: dict[str, Candidate] = {}
     weights: dict[str, float] = {}
     for entry in category.model_scores:
         if entry.model == base.alias:
             name = entry.lora_name or base.alias
-            # The same adapter may stand there again, with reasoning say.
-            same = sum(one.split("#")[0] == name for one in candidates)
+            # The same adapter may be several arms, for example with and without reasoning.
+            same = sum(arm.split("#")[0] == name for arm in candidates)
             arm = f"{name}#{same + 1}" if same else name
-            why = f"category {category.name}, arm {arm} of weight {entry.score:g}"
-            candidates[arm] = replace(_candidate(entry, category, base), arm=arm, source=why)
+            source = f"category {category.name}, arm {arm} of weight {entry.score:g}"
+            candidates[arm] = replace(_candidate(entry, category, base), arm=arm, source=source)
             weights[arm] = entry.score
     return Arms(candidates, weights) if any(weights.values()) else None
 
@@ -94,7 +96,7 @@ def _candidate(entry: ModelScore, category: Category, base: ServedBase) -> Candi
     )
 
 
-def _default(config: Config, base: ServedBase) -> Candidate:
-    # `default_model` may name another server's base: here that is this server's.
+def _default_candidate(config: Config, base: ServedBase) -> Candidate:
+    # If `default_model` names the base model of another server, this server's base model is used.
     adapter = None if config.default_model in config.bases else config.default_model
     return Candidate(adapter or base.served_name, adapter, source="default_model")

@@ -1,4 +1,4 @@
-"""The router: one configuration with its models loaded, built once and never changed."""
+"""The router: plans requests for one configuration whose models are loaded. It never changes after construction."""
 
 import asyncio
 import re
@@ -10,181 +10,208 @@ from msgspec.structs import replace
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.classifiers.deadline import deadline_ms
 from vllm_lora_router.classifiers.factory import Classifiers, build
-from vllm_lora_router.config.loader import Loaded
+from vllm_lora_router.config.loader import LoadedConfig
 from vllm_lora_router.config.served_base import ServedBase
-from vllm_lora_router.protocols.ids import new_id
-from vllm_lora_router.routing.ab_assignment import Sticky, share_of, sticky
-from vllm_lora_router.routing.affinity import Conversation
-from vllm_lora_router.routing.affinity_state import Conversations, Remembered
+from vllm_lora_router.ids import new_id
+from vllm_lora_router.routing.ab_assignment import AssignmentKey, assignment_key, traffic_share
+from vllm_lora_router.routing.affinity import ConversationClassifier
+from vllm_lora_router.routing.affinity_state import ConversationStore, StoredConversation
 from vllm_lora_router.routing.candidates import Candidates
 from vllm_lora_router.types import ANONYMOUS, Candidate, Client, Plan, Query, Reason, Step
 
-TOGETHER = 32  # prompts of one request that are classified at once
+MAX_CONCURRENT_PROMPTS = 32  # prompts of one request that are classified at once
 
 
 class Router:
-    """Says for a request which adapter or base should serve it, and why."""
+    """Plans which adapter or base model serves a request, and records why."""
 
     def __init__(
-        self, loaded: Loaded, base: ServedBase, classifiers: Classifiers, conversations: Conversations | None = None
+        self,
+        loaded: LoadedConfig,
+        base: ServedBase,
+        classifiers: Classifiers,
+        conversations: ConversationStore | None = None,
     ) -> None:
-        """`conversations` are those of the router before: they outlive it."""
+        """Create a router.
+
+        Args:
+            conversations: The conversations of the previous router, which a reload keeps.
+        """
         config = loaded.config
         self.loaded = loaded
         self.base = base
         self.classifiers = classifiers
         self.version = loaded.version
         self.auto_names = config.auto_names
-        self.rejects_failures = config.router.on_error == "reject"
+        self.rejects_on_error = config.router.on_error == "reject"
         self.logs_decisions = config.router.log == "decisions"
-        self.observes = config.router.mode == "observe"
+        self.observe_only = config.router.mode == "observe"
         self.max_wait_s = config.router.adapters.max_wait_ms / 1000
-        self.tenant_header = _header(config.router.tenant)
-        self.isolates = config.router.tenant_cache == "isolated"
-        self.places = tuple(config.router.ab.key)
+        self.tenant_header = _header_name(config.router.tenant)
+        self.isolates_tenants = config.router.tenant_cache == "isolated"
+        self.ab_key_sources = tuple(config.router.ab.key)
         tool = config.classifier.mcp_category_model
-        self.asks_tool = classifiers.tool is not None
-        # Each with the name that ASGI knows it by.
-        self.forwarded = tuple((name, name.encode()) for name in tool.forward_headers) if self.asks_tool else ()
-        self.salt = config.router.ab.salt
-        self.conversations = conversations or Conversations()
+        self.uses_mcp = classifiers.mcp_tool is not None
+        # Each header with its name in ASGI, which is bytes.
+        self.forwarded_headers = tuple((name, name.encode()) for name in tool.forward_headers) if self.uses_mcp else ()
+        self.ab_salt = config.router.ab.salt
+        self.conversations = conversations or ConversationStore()
         self._off = config.router.mode == "off"
         self._share = config.router.share
         self._routes_base = config.router.route_base_model
         self._cascade = classifiers.cascade
-        self._longest_s = (self._cascade.deadline_ms / 1000) + (tool.timeout_seconds if self.asks_tool else 0)
+        self._time_limit_s = (self._cascade.deadline_ms / 1000) + (tool.timeout_seconds if self.uses_mcp else 0)
         self._candidates = Candidates(config, base)
         self._fallback_category = config.classifier.category_model.fallback_category
         self._drop = [re.compile(pattern) for pattern in config.router.text.drop]
-        self._conversation = Conversation(config.router.affinity, self._cascade, self._clean, apart=self.isolates)
+        self._conversation_classifier = ConversationClassifier(
+            config.router.affinity, self._cascade, self._clean, by_client=self.isolates_tenants
+        )
 
     @classmethod
-    def build(cls, loaded: Loaded, base: ServedBase, before: "Router | None" = None) -> "Router":
-        """Loads the models that the configuration needs; takes seconds, so never on the event loop.
+    def build(cls, loaded: LoadedConfig, base: ServedBase, before: "Router | None" = None) -> "Router":
+        """Build a router and load the models that the configuration needs.
+
+        This takes seconds, so it must not run on the event loop.
 
         Args:
-            before: the router in force, with which models that did not change are shared.
+            before: The router in effect. Models that did not change are shared with it.
 
         Raises:
-            ClassifierError: a model is missing, does not fit its settings, or has no room beside those in force.
+            ClassifierError: A model is missing, does not match its settings, or does not fit into memory together
+                with the models in effect.
         """
         conversations = before.conversations if before is not None else None
         if loaded.config.router.mode == "off":
-            nothing = Classifiers(Cascade((), deadline_ms(loaded.config, {})), ())
-            return cls(loaded, base, nothing, conversations)
+            no_classifiers = Classifiers(Cascade((), deadline_ms(loaded.config, {})), ())
+            return cls(loaded, base, no_classifiers, conversations)
         classifiers = build(loaded, before.classifiers if before is not None else None, base.served_name)
         return cls(loaded, base, classifiers, conversations)
 
-    def takes(self, model: str | None, served_names: Sequence[str]) -> bool:
-        """Whether a request for `model` (None: it names none) is ours to route."""
+    def routes(self, model: str | None, served_names: Sequence[str]) -> bool:
+        """Return whether requests with this `model` are routed.
+
+        Args:
+            model: The model that the client requested; None if the request has no `model`.
+            served_names: The served names of the base model.
+        """
         return model in self.auto_names or (self._routes_base and (model is None or model in served_names))
 
     async def plan(
-        self, queries: Sequence[Query], client: Client = ANONYMOUS, *, model: str | None = None, calls: bool = True
+        self,
+        queries: Sequence[Query],
+        client: Client = ANONYMOUS,
+        *,
+        model: str | None = None,
+        may_call_tools: bool = True,
     ) -> Plan:
-        """The plan for a request; with several prompts, one that suits them all within the time of one.
+        """Return the plan for a request.
+
+        Several prompts get one plan that fits all of them, within the time limit of a single prompt.
 
         Args:
-            model: what the client names.
-            calls: whether a tool may be called for it.
+            model: The model that the client requested.
+            may_call_tools: Whether an MCP tool may be called for the request.
         """
         if self._off:
             return self.fallback("off")
 
-        def whole(query: Query) -> Query:
-            return Query(query.text, query.turns, query.api, query.previous_response_id, client, model, calls)
+        def with_client(query: Query) -> Query:
+            return Query(query.text, query.turns, query.api, query.previous_response_id, client, model, may_call_tools)
 
-        sticky = cache(lambda: self._sticky(whole(queries[0])))
-        share = share_of(sticky(), self._share) if self._share < 1 else None
+        key = cache(lambda: self._assignment_key(with_client(queries[0])))
+        share = traffic_share(key(), self._share) if self._share < 1 else None
         if share is not None and share.position >= share.share:
             return replace(self.fallback("not_in_share"), share=share)
-        plan = await self._plan_all(queries, whole, sticky)
+        plan = await self._plan_all(queries, with_client, key)
         return plan if share is None else replace(plan, share=share)
 
     def fallback(self, reason: Reason) -> Plan:
-        """The plan for a request that is not classified."""
+        """Return the plan for a request that is not classified."""
         return Plan((), reason, None, None, None, self._candidates.default, self.version)
 
     @property
     def default(self) -> tuple[Candidate, ...]:
-        """What serves where nothing is applied."""
+        """Return the candidates of requests without a category."""
         return self._candidates.default
 
     @property
-    def base_alone(self) -> Candidate:
-        """What serves when not even `default_model` can: the base itself always does."""
-        return Candidate(self.base.served_name, None, source="the base: default_model cannot be served")
+    def base_only(self) -> Candidate:
+        """Return the base model as a candidate, for the case that `default_model` cannot be served."""
+        return Candidate(self.base.served_name, None, source="the base model: default_model cannot be served")
 
     def remember(self, response: str, queries: Sequence[Query], client: Client, plan: Plan) -> None:
-        """Keeps what a conversation is about for the request that will name this response and not bring its turns."""
-        key = self._sticky(replace(queries[0], client=client))
-        remembered = Remembered(plan.active_topic, key.key if key.by == "conversation" else None, client.tenant)
-        self.conversations.put(response, remembered)
+        """Store the topic of a conversation for the request that refers to this response and omits earlier turns."""
+        key = self._assignment_key(replace(queries[0], client=client))
+        conversation_key = key.key if key.source == "conversation" else None
+        self.conversations.put(response, StoredConversation(plan.active_topic, conversation_key, client.tenant))
 
     async def _plan_all(
-        self, queries: Sequence[Query], whole: Callable[[Query], Query], sticky: Callable[[], Sticky]
+        self, queries: Sequence[Query], with_client: Callable[[Query], Query], key: Callable[[], AssignmentKey]
     ) -> Plan:
         if len(queries) == 1:
-            return await self._plan(whole(queries[0]), sticky)
+            return await self._plan(with_client(queries[0]), key)
         plans: list[Plan] = []
         distinct = list({(query.text, query.turns): query for query in queries}.values())
         try:
-            async with asyncio.timeout(self._longest_s):
-                for start in range(0, len(distinct), TOGETHER):
-                    together = (self._plan(whole(query), sticky) for query in distinct[start : start + TOGETHER])
-                    plans += await asyncio.gather(*together)
+            async with asyncio.timeout(self._time_limit_s):
+                for start in range(0, len(distinct), MAX_CONCURRENT_PROMPTS):
+                    chunk = distinct[start : start + MAX_CONCURRENT_PROMPTS]
+                    plans += await asyncio.gather(*(self._plan(with_client(query), key) for query in chunk))
                     first = plans[0]
                     if any(
                         plan.category != first.category or plan.candidates != first.candidates for plan in plans[start:]
                     ):
                         steps = tuple(step for plan in plans for step in plan.steps)
                         return Plan(steps, "mixed", None, None, None, self._candidates.default, self.version)
-                    await asyncio.sleep(0)  # others have their turn, however many prompts there are
+                    await asyncio.sleep(0)  # lets other requests run between the chunks
         except TimeoutError:
             return self.fallback("timeout")
         return plans[0]
 
-    async def _plan(self, query: Query, sticky: Callable[[], Sticky]) -> Plan:
-        remembered = self.conversations.get(query)
-        about = await self._conversation.ask(query, remembered.held if remembered is not None else None)
-        if (held := about.held) is None:
-            category, reason = self._fallback_category, _why_not(query, about.steps)
-            candidates, draw = self._candidates.of(category, sticky)
-            return Plan(about.steps, reason, category, None, None, candidates, self.version, assignment=draw)
-        candidates, draw = self._candidates.of(held.category, sticky, held.overrides)
-        stays = about.affinity is not None and about.affinity.kept
+    async def _plan(self, query: Query, key: Callable[[], AssignmentKey]) -> Plan:
+        stored = self.conversations.get(query)
+        result = await self._conversation_classifier.classify(
+            query, stored.active_topic if stored is not None else None
+        )
+        if (topic := result.active_topic) is None:
+            category, reason = self._fallback_category, _fallback_reason(query, result.steps)
+            candidates, assignment = self._candidates.for_category(category, key)
+            return Plan(result.steps, reason, category, None, None, candidates, self.version, assignment=assignment)
+        candidates, assignment = self._candidates.for_category(topic.category, key, topic.overrides)
+        kept = result.affinity is not None and result.affinity.kept
         return Plan(
-            about.steps,
-            "affinity" if stays else "routed",
-            held.category,
-            held.score,
-            held.method,
+            result.steps,
+            "affinity" if kept else "routed",
+            topic.category,
+            topic.score,
+            topic.method,
             candidates,
             self.version,
-            affinity=about.affinity,
-            assignment=draw,
-            active_topic=held,
+            affinity=result.affinity,
+            assignment=assignment,
+            active_topic=topic,
         )
 
-    def _sticky(self, query: Query) -> Sticky:
-        remembered = self.conversations.get(query)
+    def _assignment_key(self, query: Query) -> AssignmentKey:
+        stored = self.conversations.get(query)
         beginning = query.turns[0] if query.turns else query.text
-        known = remembered.key if remembered is not None else None
-        return sticky(query.client, beginning, self.places, self.salt, new_id(), known)
+        known = stored.assignment_key if stored is not None else None
+        return assignment_key(query.client, beginning, self.ab_key_sources, self.ab_salt, new_id(), known)
 
     def _clean(self, text: str) -> str:
-        """What is not boilerplate."""
+        """Return a text without the parts that `router.text.drop` matches."""
         for pattern in self._drop:
             text = pattern.sub(" ", text)
         return text
 
 
-def _header(place: str | None) -> bytes | None:
-    """The name of a request header, as ASGI has it, that `header:x-tenant` means."""
-    return None if place is None else place.removeprefix("header:").lower().encode()
+def _header_name(source: str | None) -> bytes | None:
+    """Return the name of a request header in ASGI's form, from a setting such as `header:x-tenant`."""
+    return None if source is None else source.removeprefix("header:").lower().encode()
 
 
-def _why_not(query: Query, steps: Sequence[Step]) -> Reason:
+def _fallback_reason(query: Query, steps: Sequence[Step]) -> Reason:
     for step in steps:
         if step.failure is not None:
             return step.failure

@@ -1,13 +1,13 @@
-"""Configurations for classifiers, in a folder of their own."""
+"""Configurations for the tests of classifiers."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from vllm_lora_router.config import Loaded, load
+from vllm_lora_router.config import LoadedConfig, load
 
-Load = Callable[[str], Loaded]
+Load = Callable[[str], LoadedConfig]
 
 REST = """
 model_config: {base: {loras: [{name: technical-lora}, {name: medical-lora}]}}
@@ -23,9 +23,9 @@ categories:
 
 @pytest.fixture
 def loaded(tmp_path: Path) -> Load:
-    """Loads a configuration; what it leaves out of base, default and categories is added."""
+    """Load a configuration. The base model, the default model and the categories are added if they are missing."""
 
-    def write_and_load(text: str) -> Loaded:
+    def write_and_load(text: str) -> LoadedConfig:
         file = tmp_path / "config.yaml"
         file.write_text(f"{text}\n{REST}{'' if 'categories:' in text else CATEGORIES}", "utf-8")
         return load(file)

@@ -1,4 +1,4 @@
-"""The domain model: what its files must say, and how its labels become categories."""
+"""The domain model: checks of its files, and the scores of categories from its labels."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from vllm_lora_router.classifiers import ClassifierError, domain
-from vllm_lora_router.classifiers.domain import DomainScorer, check_files, read_labels
-from vllm_lora_router.classifiers.labels import Mapped
-from vllm_lora_router.classifiers.models.registry import Models
+from vllm_lora_router.classifiers.domain import DomainScorer
+from vllm_lora_router.classifiers.labels import LabelMapping, check_files, read_labels
+from vllm_lora_router.classifiers.models.registry import ModelRegistry
 
 if TYPE_CHECKING:
     from .conftest import Load
@@ -31,19 +31,20 @@ def write(file: Path, value: Any) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model as transformers saves it, but for its weights."""
+    """A folder with a model as transformers saves it, without weights."""
     write(tmp_path / "model/config.json", {"id2label": ID2LABEL})
     write(tmp_path / "model/model.safetensors", "")
     return tmp_path / "model"
 
 
-def refused(loaded: Load, settings: str = SETTINGS) -> str:
+def check_error(loaded: Load, settings: str = SETTINGS) -> str:
+    """Return the message of the error that `check_files` raises."""
     with pytest.raises(ClassifierError) as error:
         check_files(loaded(settings))
     return str(error.value)
 
 
-def test_the_labels_are_the_models_own_in_the_order_of_its_outputs(loaded: Load, folder: Path) -> None:
+def test_labels_come_from_the_model_in_the_order_of_its_outputs(loaded: Load, folder: Path) -> None:
     labels = ["law", "health", *(f"label {number}" for number in range(2, 10)), "other"]
     assert read_labels(loaded(SETTINGS)) == labels
     assert check_files(loaded(SETTINGS)) == labels
@@ -52,30 +53,30 @@ def test_the_labels_are_the_models_own_in_the_order_of_its_outputs(loaded: Load,
 MAPPING = {"category_to_idx": {"Größe": 0, "health": 1}, "idx_to_category": {"1": "health", "0": "Größe"}}
 
 
-def test_a_mapping_beside_the_model_counts_before_its_own_labels(loaded: Load, folder: Path) -> None:
+def test_a_mapping_in_the_model_folder_takes_precedence_over_id2label(loaded: Load, folder: Path) -> None:
     write(folder / "category_mapping.json", MAPPING)
     assert read_labels(loaded(SETTINGS)) == ["Größe", "health"]
 
 
-def test_the_mapping_that_the_configuration_names_counts_before_all(loaded: Load, folder: Path) -> None:
+def test_category_mapping_path_takes_precedence(loaded: Load, folder: Path) -> None:
     write(folder / "category_mapping.json", {"idx_to_category": {"0": "not this"}})
     write(folder.parent / "mapping.json", MAPPING)
     assert read_labels(loaded(MAPPED)) == ["Größe", "health"]
 
 
-def test_a_mapping_that_does_not_exist_says_where_it_was_looked_for(loaded: Load, folder: Path) -> None:
-    said = refused(loaded, MAPPED)
-    assert said.startswith(
+def test_a_missing_mapping_is_reported_with_the_folders_that_were_tried(loaded: Load, folder: Path) -> None:
+    message = check_error(loaded, MAPPED)
+    assert message.startswith(
         f"{folder.parent}/config.yaml: classifier.category_model.category_mapping_path: no such file"
     )
-    assert f"'mapping.json' (tried in {folder.parent} and {Path.cwd()})" in said
+    assert f"'mapping.json' (tried in {folder.parent} and {Path.cwd()})" in message
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "problem"),
     [
         ("not json", "cannot be read as JSON: "),
-        ("[]", "must hold a JSON object"),
+        ("[]", "must contain a JSON object"),
         ({}, 'idx_to_category must be an object such as {"0": "biology", "1": "business"}'),
         ({"idx_to_category": {}}, "idx_to_category must be an object"),
         ({"idx_to_category": ["law"]}, "idx_to_category must be an object"),
@@ -91,57 +92,55 @@ def test_a_mapping_that_does_not_exist_says_where_it_was_looked_for(loaded: Load
     ],
 )
 @pytest.mark.parametrize("place", ["mapping.json", "model/category_mapping.json"])
-def test_a_mapping_of_a_wrong_form_is_named_with_what_it_must_be(
-    loaded: Load, folder: Path, content: Any, what: str, place: str
+def test_a_mapping_with_the_wrong_structure_is_reported(
+    loaded: Load, folder: Path, content: Any, problem: str, place: str
 ) -> None:
     file = write(folder.parent / place, content)
-    said = refused(loaded, MAPPED if place == "mapping.json" else SETTINGS)
-    assert str(file) in said
-    assert what in said
+    message = check_error(loaded, MAPPED if place == "mapping.json" else SETTINGS)
+    assert str(file) in message
+    assert problem in message
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, MAPPED])
 @pytest.mark.parametrize("config", [{}, {"id2label": None}, {"id2label": ["law"]}, {"id2label": 5}, "{", "[]"])
-def test_a_model_without_labels_of_the_right_form_is_named(
-    loaded: Load, folder: Path, config: Any, settings: str
-) -> None:
+def test_a_model_without_valid_labels_is_reported(loaded: Load, folder: Path, config: Any, settings: str) -> None:
     write(folder / "config.json", config)
     write(folder.parent / "mapping.json", {"idx_to_category": {"0": "a", "1": "b", "2": "c"}})
-    assert str(folder) in refused(loaded, settings)
+    assert str(folder) in check_error(loaded, settings)
 
 
-def test_a_mapping_of_bytes_that_are_no_text_is_named(loaded: Load, folder: Path) -> None:
+def test_a_mapping_that_is_not_utf8_is_reported(loaded: Load, folder: Path) -> None:
     (folder / "category_mapping.json").write_bytes(b'{"idx_to_category": {"0": "Gr\xf6\xdfe"}}')
-    assert f"{folder}/category_mapping.json cannot be read as JSON" in refused(loaded)
+    assert f"{folder}/category_mapping.json cannot be read as JSON" in check_error(loaded)
 
 
-def test_a_folder_in_place_of_a_mapping_is_named(loaded: Load, folder: Path) -> None:
+def test_a_folder_instead_of_a_mapping_is_reported(loaded: Load, folder: Path) -> None:
     (folder.parent / "mapping.json").mkdir()
-    assert f"{folder.parent}/mapping.json cannot be read as JSON: " in refused(loaded, MAPPED)
+    assert f"{folder.parent}/mapping.json cannot be read as JSON: " in check_error(loaded, MAPPED)
 
 
-def test_a_mapping_with_another_number_of_labels_than_the_model_is_refused(loaded: Load, folder: Path) -> None:
+def test_a_mapping_with_a_different_number_of_labels_is_refused(loaded: Load, folder: Path) -> None:
     write(folder.parent / "mapping.json", MAPPING)
-    assert f"the model in {folder} has 11 labels, its mapping names 2" in refused(loaded, MAPPED)
+    assert f"the model in {folder} has 11 labels, but its mapping names 2" in check_error(loaded, MAPPED)
 
 
 @pytest.mark.parametrize(
-    ("file", "what"),
-    [("config.json", "holds no config.json; it must be a model saved by transformers"),
-     ("model.safetensors", "holds no *.safetensors; save the model with save_pretrained")],
+    ("file", "problem"),
+    [("config.json", "has no config.json; it must be a model saved by transformers"),
+     ("model.safetensors", "has no *.safetensors; save the model with save_pretrained")],
 )  # fmt: skip
-def test_a_folder_that_holds_no_model_is_named(loaded: Load, folder: Path, file: str, what: str) -> None:
+def test_a_folder_without_a_model_is_reported(loaded: Load, folder: Path, file: str, problem: str) -> None:
     (folder / file).unlink()
-    assert refused(loaded) == f"{folder.parent}/config.yaml: classifier.category_model.model_id: {folder} {what}"
+    assert check_error(loaded) == f"{folder.parent}/config.yaml: classifier.category_model.model_id: {folder} {problem}"
 
 
-class Network:
-    """Gives each text the probabilities that stand in it, such as `0.5 0.3 0.2`."""
+class FakeModel:
+    """Returns the probabilities that each text contains, such as `0.5 0.3 0.2`."""
 
     tokenizer = None
-    longest = 128
+    max_length = 128
     runs_on = "test, cpu"
-    on_any_thread = False
+    thread_safe = False
 
     def __call__(self, texts: Sequence[str], max_tokens: int) -> np.ndarray:
         assert max_tokens == 128
@@ -149,35 +148,37 @@ class Network:
 
 
 LABELS = ["law", "health", "biology"]
-STAND_FOR = [Mapped("law", None, "rest"), Mapped("health", "medical", "name"), Mapped("biology", "medical", "meaning")]
+MAPPING_OF_LABELS = [
+    LabelMapping("law", None, "fallback"),
+    LabelMapping("health", "medical", "name"),
+    LabelMapping("biology", "medical", "similarity"),
+]
 
 
 def scorer(
-    loaded: Load, monkeypatch: pytest.MonkeyPatch, labels: Sequence[str], mapped: Sequence[Mapped]
+    loaded: Load, monkeypatch: pytest.MonkeyPatch, labels: Sequence[str], mapping: Sequence[LabelMapping]
 ) -> DomainScorer:
-    monkeypatch.setattr(domain, "_load", lambda loaded, source, device: Network())
+    monkeypatch.setattr(domain, "_load", lambda loaded, source, device: FakeModel())
     monkeypatch.setattr(domain, "model_folder", lambda loaded: Path("model"))
     configured = loaded("classifier: {category_model: {model_id: model, threshold: 0.7}}")
-    return DomainScorer(configured, labels, mapped, Models())
+    return DomainScorer(configured, labels, mapping, ModelRegistry())
 
 
-def test_a_categorys_probability_is_the_sum_over_its_labels(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = scorer(loaded, monkeypatch, LABELS, STAND_FOR)
-    assert [(choice.category, choice.threshold) for choice in model.parts[0].choices] == [("medical", 0.7)]
+def test_the_score_of_a_category_is_the_sum_over_its_labels(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = scorer(loaded, monkeypatch, LABELS, MAPPING_OF_LABELS)
+    assert [(column.category, column.threshold) for column in model.groups[0].columns] == [("medical", 0.7)]
     (scores,) = model.score(["0.25 0.45 0.3", "0.8 0.05 0.15"])
     assert scores.values.ravel().tolist() == pytest.approx([0.75, 0.2], abs=1e-6)
 
 
-def test_the_evidence_is_the_labels_with_the_highest_probabilities_first(
+def test_the_evidence_lists_the_labels_with_the_highest_probabilities(
     loaded: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (scores,) = scorer(loaded, monkeypatch, LABELS, STAND_FOR).score(["0.25 0.45 0.3"])
+    (scores,) = scorer(loaded, monkeypatch, LABELS, MAPPING_OF_LABELS).score(["0.25 0.45 0.3"])
     labels: Any = scores.evidence[0]["labels"]
     assert list(labels.items()) == [("health", 0.45), ("biology", 0.3), ("law", 0.25)]
 
 
-def test_a_model_with_another_number_of_outputs_than_labels_is_refused(
-    loaded: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ClassifierError, match="model has 3 labels, its mapping names 2"):
-        scorer(loaded, monkeypatch, LABELS[:2], STAND_FOR[:2])
+def test_a_model_with_a_different_number_of_outputs_is_refused(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ClassifierError, match="model has 3 labels, but its mapping names 2"):
+        scorer(loaded, monkeypatch, LABELS[:2], MAPPING_OF_LABELS[:2])

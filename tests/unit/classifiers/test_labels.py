@@ -1,4 +1,4 @@
-"""Which category each label of a domain model stands for."""
+"""Mapping of the domain model's labels to categories."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from vllm_lora_router.classifiers.labels import Encode, Mapped, map_labels, unreached
+from vllm_lora_router.classifiers.labels import Encode, LabelMapping, map_labels, unreachable_categories
 
 if TYPE_CHECKING:
     from .conftest import Load
@@ -28,25 +28,25 @@ categories:
 
 
 def no_model() -> Encode:
-    raise AssertionError("a model was loaded though every label was certain")
+    raise AssertionError("a model was loaded although no label needs it")
 
 
-class Meaning:
-    """Vectors of one coordinate: the cosine with `medical: Health care`."""
+class FakeEncoder:
+    """Returns vectors of one coordinate: the cosine with `medical: Health care`."""
 
     def __init__(self, **cosines: float) -> None:
         self.cosines = {"medical: Health care": 1.0, **cosines}
-        self.seen: list[str] = []
+        self.texts: list[str] = []
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        self.seen += texts
+        self.texts += texts
         return np.array([[self.cosines.get(text, 0.0)] for text in texts])
 
 
-def test_a_label_of_a_categorys_name_is_that_category_however_it_is_spelt(loaded: Load) -> None:
+def test_a_label_is_mapped_to_the_category_of_the_same_name(loaded: Load) -> None:
     labels = ["computer science", "Computer_Science", "computer-science", "MEDICAL", "general"]
-    mapped = map_labels(labels, loaded(CATEGORIES).config, no_model)
-    assert [(one.category, one.how) for one in mapped] == [
+    mapping = map_labels(labels, loaded(CATEGORIES).config, no_model)
+    assert [(label.category, label.source) for label in mapping] == [
         ("computer science", "name"),
         ("computer science", "name"),
         ("computer science", "name"),
@@ -55,63 +55,67 @@ def test_a_label_of_a_categorys_name_is_that_category_however_it_is_spelt(loaded
     ]
 
 
-def test_a_label_that_a_category_lists_is_that_category_and_no_model_is_asked(loaded: Load) -> None:
-    mapped = map_labels(["health", "engineering"], loaded(CATEGORIES).config, no_model)
-    assert mapped == [
-        Mapped("health", "computer science", "mmlu_categories"),
-        Mapped("engineering", "computer science", "mmlu_categories"),
+def test_a_label_in_mmlu_categories_is_mapped_without_a_model(loaded: Load) -> None:
+    mapping = map_labels(["health", "engineering"], loaded(CATEGORIES).config, no_model)
+    assert mapping == [
+        LabelMapping("health", "computer science", "mmlu_categories"),
+        LabelMapping("engineering", "computer science", "mmlu_categories"),
     ]
 
 
-def test_a_name_counts_before_a_list(loaded: Load) -> None:
+def test_a_category_name_takes_precedence_over_mmlu_categories(loaded: Load) -> None:
     text = CATEGORIES.replace("[engineering, Health]", "[medical]")
-    assert map_labels(["medical"], loaded(text).config, no_model) == [Mapped("medical", "medical", "name")]
+    assert map_labels(["medical"], loaded(text).config, no_model) == [LabelMapping("medical", "medical", "name")]
 
 
-def test_what_is_left_goes_by_meaning_from_0_40_on_and_the_rest_to_the_category_without_adapter(loaded: Load) -> None:
-    meaning = Meaning(biology=0.40, psychology=0.399, nursing=0.87)
-    mapped = map_labels(["biology", "psychology", "nursing", "medical"], loaded(CATEGORIES).config, lambda: meaning)
-    assert mapped == [
-        Mapped("biology", "medical", "meaning", 0.4),
-        Mapped("psychology", "general", "rest"),
-        Mapped("nursing", "medical", "meaning", 0.87),
-        Mapped("medical", "medical", "name"),
+def test_other_labels_are_mapped_by_similarity_or_to_the_category_without_adapter(
+    loaded: Load,
+) -> None:
+    encoder = FakeEncoder(biology=0.40, psychology=0.399, nursing=0.87)
+    mapping = map_labels(["biology", "psychology", "nursing", "medical"], loaded(CATEGORIES).config, lambda: encoder)
+    assert mapping == [
+        LabelMapping("biology", "medical", "similarity", 0.4),
+        LabelMapping("psychology", "general", "fallback"),
+        LabelMapping("nursing", "medical", "similarity", 0.87),
+        LabelMapping("medical", "medical", "name"),
     ]
-    assert meaning.seen == [
+    assert encoder.texts == [
         *("biology", "psychology", "nursing"),
         *("computer science: Programming", "medical: Health care", "general"),
     ]
 
 
-def test_without_a_category_for_the_base_the_rest_goes_to_the_default(loaded: Load) -> None:
+def test_without_a_category_for_the_base_model_the_fallback_is_the_default_model(loaded: Load) -> None:
     text = CATEGORIES.partition("  - name: general")[0]
-    assert map_labels(["history"], loaded(text).config, Meaning) == [Mapped("history", None, "rest")]
+    assert map_labels(["history"], loaded(text).config, FakeEncoder) == [LabelMapping("history", None, "fallback")]
 
 
-def test_a_category_that_prefers_an_adapter_does_not_take_the_rest(loaded: Load) -> None:
+def test_a_category_that_prefers_an_adapter_is_not_the_fallback(loaded: Load) -> None:
     prefers = "[{model: base, score: 0.2}, {model: base, lora_name: medical-lora, score: 0.8}]"
     text = CATEGORIES.replace("model_scores: [{model: base}]", f"model_scores: {prefers}")
-    assert map_labels(["history"], loaded(text).config, Meaning)[0].category is None
+    assert map_labels(["history"], loaded(text).config, FakeEncoder)[0].category is None
 
 
-def test_a_category_that_the_domain_model_may_not_choose_takes_no_label(loaded: Load) -> None:
+def test_a_category_whose_methods_exclude_domain_gets_no_label(loaded: Load) -> None:
     text = CATEGORIES.replace("  - name: medical", "  - methods: [keyword]\n    name: medical")
     config = loaded(text).config
-    assert map_labels(["medical", "biology"], config, lambda: Meaning(biology=0.9)) == [
-        Mapped("medical", "general", "rest"),
-        Mapped("biology", "general", "rest"),
+    assert map_labels(["medical", "biology"], config, lambda: FakeEncoder(biology=0.9)) == [
+        LabelMapping("medical", "general", "fallback"),
+        LabelMapping("biology", "general", "fallback"),
     ]
-    assert "medical" not in unreached([], config)
+    assert "medical" not in unreachable_categories([], config)
 
 
 @pytest.mark.parametrize(
-    ("labels", "left"),
+    ("labels", "unreachable"),
     [
         (["health"], ["medical", "general"]),
         (["medical", "general"], ["computer science"]),
         (["medical", "general", "engineering"], []),
     ],
 )
-def test_categories_that_no_label_leads_to_are_known(loaded: Load, labels: list[str], left: list[str]) -> None:
+def test_unreachable_categories_are_those_without_a_label(
+    loaded: Load, labels: list[str], unreachable: list[str]
+) -> None:
     config = loaded(CATEGORIES).config
-    assert unreached(map_labels(labels, config, no_model), config) == left
+    assert unreachable_categories(map_labels(labels, config, no_model), config) == unreachable

@@ -1,11 +1,11 @@
-"""Routers over keyword rules, which need no model."""
+"""Routers with keyword rules, which need no model."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from vllm_lora_router.config import Loaded, load
+from vllm_lora_router.config import LoadedConfig, load
 from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.routing.router import Router
 
@@ -42,8 +42,8 @@ categories:
 
 
 @pytest.fixture
-def loaded(tmp_path: Path) -> Callable[[str], Loaded]:
-    def write_and_load(text: str) -> Loaded:
+def loaded(tmp_path: Path) -> Callable[[str], LoadedConfig]:
+    def write_and_load(text: str) -> LoadedConfig:
         file = tmp_path / "config.yaml"
         file.write_text(text, "utf-8")
         return load(file)
@@ -52,8 +52,8 @@ def loaded(tmp_path: Path) -> Callable[[str], Loaded]:
 
 
 @pytest.fixture
-def router(loaded: Callable[[str], Loaded]) -> Route:
-    """Builds a router of the configuration above, with parts of it replaced and lines added."""
+def router(loaded: Callable[[str], LoadedConfig]) -> Route:
+    """Build a router from the configuration above, with replaced parts and added lines."""
 
     def build(*replacements: tuple[str, str], more: str = "") -> Router:
         text = CONFIG

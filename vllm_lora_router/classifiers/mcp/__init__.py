@@ -1,1 +1,1 @@
-"""Your own logic: a tool that speaks MCP says which category a request is of, and which adapter it is to get."""
+"""The MCP classifier: an MCP tool with custom logic returns the category of a request and optionally an adapter."""

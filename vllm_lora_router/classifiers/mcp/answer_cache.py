@@ -1,4 +1,4 @@
-"""Answers that a tool allows to be given again, to those whom it allows."""
+"""Cache of tool answers, for answers whose `keep` field allows it."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from cachetools import TLRUCache
 from msgspec.structs import replace
 
-from vllm_lora_router.classifiers.mcp.answers import Keep
+from vllm_lora_router.classifiers.mcp.answers import CachePolicy
 from vllm_lora_router.types import Classification, Query
 
-MOST = 50_000  # tenants, and texts of tenants
+MAX_ENTRIES = 50_000  # one for each tenant, or for each tenant and text
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,35 +19,36 @@ class _Entry:
     seconds: float
 
 
-class Kept:
-    """Of one process. A tenant is never given what was answered to another, whatever the tool says."""
+class AnswerCache:
+    """The answer cache of one process. Tenants never share answers, whatever the tool allows."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.hits = 0
-        self._found: TLRUCache[Hashable, _Entry] = TLRUCache(
-            MOST, ttu=lambda _, entry, now: now + entry.seconds, timer=clock
+        self._entries: TLRUCache[Hashable, _Entry] = TLRUCache(
+            MAX_ENTRIES, ttu=lambda _, entry, now: now + entry.seconds, timer=clock
         )
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._entries)
 
     def get(self, query: Query) -> Classification | None:
-        """What was answered before and still holds."""
-        entry = self._found.get(_by_tenant(query)) or self._found.get(_by_text(query))
+        """Return an earlier classification that is still valid, or None."""
+        entry = self._entries.get(_tenant_key(query)) or self._entries.get(_text_key(query))
         if entry is None:
             return None
         self.hits += 1
         return entry.classification
 
-    def put(self, query: Query, classification: Classification, keep: Keep | None) -> None:
-        if keep is not None and keep.by != "nothing" and keep.seconds > 0:
-            key = _by_tenant(query) if keep.by == "tenant" else _by_text(query)
-            self._found[key] = _Entry(replace(classification, cached=True), keep.seconds)
+    def put(self, query: Query, classification: Classification, policy: CachePolicy | None) -> None:
+        """Store a classification if the tool's answer allows it."""
+        if policy is not None and policy.by != "nothing" and policy.seconds > 0:
+            key = _tenant_key(query) if policy.by == "tenant" else _text_key(query)
+            self._entries[key] = _Entry(replace(classification, cached=True), policy.seconds)
 
 
-def _by_tenant(query: Query) -> Hashable:
+def _tenant_key(query: Query) -> Hashable:
     return (query.client.tenant,)
 
 
-def _by_text(query: Query) -> Hashable:
+def _text_key(query: Query) -> Hashable:
     return (query.client.tenant, query.text)

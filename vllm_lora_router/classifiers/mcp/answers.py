@@ -1,4 +1,4 @@
-"""What a tool may say: checked as strictly as a configuration."""
+"""The answers of an MCP tool, validated as strictly as a configuration."""
 
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
@@ -8,29 +8,32 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from vllm_lora_router.adapters.files.vllm_limits import UNPRINTABLE, refuse_reason
+from vllm_lora_router.config.adapter_names import UNPRINTABLE, invalid_name_reason
 from vllm_lora_router.config.schema import Config, Effort, Threshold
 
-MOST_BYTES = 64 * 1024  # of an answer
-MOST_LIST_BYTES = 2 * 1024 * 1024  # of the list of categories, with their system prompts
-MOST_MODELS = 16
-MOST_PROMPT = 32_768  # characters
-MOST_CATEGORIES = 10_000
-MOST_NAME = 256  # characters, as in a configuration
-LONGEST_KEEP_S = 86_400.0
+MAX_ANSWER_BYTES = 64 * 1024
+MAX_LIST_BYTES = 2 * 1024 * 1024  # of the list of categories, including their system prompts
+MAX_MODELS = 16
+MAX_PROMPT_CHARACTERS = 32_768
+MAX_CATEGORIES = 10_000
+MAX_NAME_CHARACTERS = 256  # as in a configuration
+MAX_KEEP_S = 86_400.0
 
 
-class BadAnswer(Exception):
-    """What a tool said cannot be used; the message says why, and quotes the tool only behind its first colon."""
+class InvalidAnswerError(Exception):
+    """An answer of a tool cannot be used.
+
+    The message states the reason. It quotes the tool's text only after its first colon.
+    """
 
 
-def _one_line(name: str) -> str:
+def _single_line(name: str) -> str:
     if any(unicodedata.category(character) in UNPRINTABLE for character in name):
         raise ValueError("contains a line break or a control character")
     return name
 
 
-def _readable(text: str) -> str:
+def _printable(text: str) -> str:
     if any(
         unicodedata.category(character) in UNPRINTABLE - {"Zl", "Zp"} for character in text if character not in "\n\r\t"
     ):
@@ -38,64 +41,66 @@ def _readable(text: str) -> str:
     return text
 
 
-Name = Annotated[str, Field(min_length=1, max_length=MOST_NAME), AfterValidator(_one_line)]
-Prompt = Annotated[str, Field(max_length=MOST_PROMPT), AfterValidator(_readable)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(_single_line)]
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS), AfterValidator(_printable)]
 
 
-class _Said(BaseModel):
-    # What a tool says beside the contract is its own.
+class _ToolMessage(BaseModel):
+    # Fields outside the contract are ignored, because a tool may return more than the router reads.
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
-T = TypeVar("T", bound=_Said)
+T = TypeVar("T", bound=_ToolMessage)
 
 
-class Keep(_Said):
-    """Who may be given an answer again, and for how long."""
+class CachePolicy(_ToolMessage):
+    """The `keep` field: for which queries and for how long an answer may be reused."""
 
     by: Literal["tenant", "text", "nothing"]
-    seconds: float = Field(default=0, ge=0, le=LONGEST_KEEP_S)
+    seconds: float = Field(default=0, ge=0, le=MAX_KEEP_S)
 
 
-class WishedModel(_Said):
+class RequestedModel(_ToolMessage):
+    """An entry of the `models` field."""
+
     model: Name
     score: float = Field(ge=0)
 
 
-class Answer(_Said):
-    """What `classify_text` says."""
+class Answer(_ToolMessage):
+    """The answer of `classify_text`."""
 
-    class_: Annotated[int, Field(ge=0)] | Name = Field(alias="class")  # a place in the tool's list, or a name
+    class_: Annotated[int, Field(ge=0)] | Name = Field(alias="class")  # an index into the tool's list, or a name
     confidence: Threshold
     probabilities: list[Threshold] | dict[Name, Threshold] | None = None
     model: Name | None = None
-    models: list[WishedModel] = Field(default=[], max_length=MOST_MODELS)
+    models: list[RequestedModel] = Field(default=[], max_length=MAX_MODELS)
     use_reasoning: bool | None = None
     reasoning_effort: Effort | None = None
     system_prompt: Prompt | None = None
-    keep: Keep | None = None
+    keep: CachePolicy | None = None
 
 
-class Categories(_Said):
-    """What `list_categories` says."""
+class CategoryList(_ToolMessage):
+    """The answer of `list_categories`."""
 
-    categories: list[Name] = Field(min_length=1, max_length=MOST_CATEGORIES)
+    categories: list[Name] = Field(min_length=1, max_length=MAX_CATEGORIES)
     category_system_prompts: dict[Name, Prompt] = {}
-    category_descriptions: dict[Name, Prompt] = {}
+    category_descriptions: dict[Name, Prompt] = {}  # shown in the evidence of a classification
 
 
 @dataclass(frozen=True)
-class Known:
-    """What an answer may speak of."""
+class KnownNames:
+    """The names that an answer may refer to."""
 
-    categories: Collection[str]  # of the configuration
-    not_by_tool: Collection[str]  # those of them whose `methods` leave mcp out
-    names: Collection[str]  # of bases and declared adapters: they alone may have a slash
+    categories: Collection[str]  # all categories of the configuration
+    excluded_categories: Collection[str]  # categories whose `methods` do not include mcp
+    names: Collection[str]  # base models and declared adapters; only these may contain a slash
     auto_names: Collection[str]
 
     @classmethod
-    def of(cls, config: Config, served_name: str | None) -> "Known":
-        """What a configuration knows, and what its base is served as."""
+    def from_config(cls, config: Config, served_name: str | None) -> "KnownNames":
+        """Return the names of a configuration and the served name of its base model."""
         adapters = (lora.name for base in config.bases.values() for lora in base.loras)
         return cls(
             frozenset(category.name for category in config.categories),
@@ -105,76 +110,77 @@ class Known:
         )
 
 
-def read_answer(content: str | Mapping[str, Any], known: Known, listed: Sequence[str]) -> tuple[Answer, str]:
-    """An answer and its category.
+def read_answer(content: str | Mapping[str, Any], known: KnownNames, listed: Sequence[str]) -> tuple[Answer, str]:
+    """Validate an answer of `classify_text` and return it with its category.
 
     Args:
-        listed: the tool's own categories, in their order.
+        listed: The tool's own categories, in order.
 
     Raises:
-        BadAnswer: it is too long, no answer, or speaks of what nobody knows.
+        InvalidAnswerError: The answer is too long, has an unexpected structure, or refers to unknown names.
     """
-    said = _object(content, MOST_BYTES)
-    answer = _checked(Answer, said)
+    answer = _validate(Answer, _parse_object(content, MAX_ANSWER_BYTES))
     category = answer.class_
     if isinstance(category, int):
         if category >= len(listed):
-            raise BadAnswer(f"class is {category}, and the tool lists {len(listed)} categories")
+            raise InvalidAnswerError(f"class is {category}, but the tool lists {len(listed)} categories")
         category = listed[category]
     elif category not in known.categories and category not in listed:
-        raise BadAnswer(f"class is no category of the configuration or of the tool's list: {category!r}")
+        raise InvalidAnswerError(f"class is not a category of the configuration or of the tool's list: {category!r}")
     if isinstance(answer.probabilities, list) and len(answer.probabilities) != len(listed):
-        said_of = f"{len(answer.probabilities)} probabilities are given"
-        raise BadAnswer(f"{said_of}, and the tool lists {len(listed)} categories")
-    for name in (answer.model, *(one.model for one in answer.models)):
+        count = len(answer.probabilities)
+        raise InvalidAnswerError(f"probabilities has {count} entries, but the tool lists {len(listed)} categories")
+    for name in (answer.model, *(requested.model for requested in answer.models)):
         if name is not None and name not in known.names:
-            _check_adapter(name, known)
-    if len({one.model for one in answer.models}) < len(answer.models):
-        raise BadAnswer("models names one twice")
+            _check_adapter_name(name, known)
+    if len({requested.model for requested in answer.models}) < len(answer.models):
+        raise InvalidAnswerError("models names a model twice")
     return answer, category
 
 
-def read_categories(content: str | Mapping[str, Any]) -> Categories:
-    """The tool's list of categories.
+def read_categories(content: str | Mapping[str, Any]) -> CategoryList:
+    """Validate an answer of `list_categories` and return it.
 
     Raises:
-        BadAnswer: it is too long, or no such list.
+        InvalidAnswerError: The answer is too long or has an unexpected structure.
     """
-    found = _checked(Categories, _object(content, MOST_LIST_BYTES))
-    if len(set(found.categories)) < len(found.categories):
-        raise BadAnswer("categories names one twice")
-    return found
+    category_list = _validate(CategoryList, _parse_object(content, MAX_LIST_BYTES))
+    if len(set(category_list.categories)) < len(category_list.categories):
+        raise InvalidAnswerError("categories names a category twice")
+    return category_list
 
 
-def _check_adapter(name: str, known: Known) -> None:
-    problem = refuse_reason(name, (), known.auto_names)
+def _check_adapter_name(name: str, known: KnownNames) -> None:
+    problem = invalid_name_reason(name, (), known.auto_names)
     if problem is None and ("/" in name or "\\" in name or name.startswith(".")):
-        problem = f"{name!r} is a path, and an adapter is asked for by its name"
+        problem = f"{name!r} is a path, but an adapter must be requested by its name"
     if problem is not None:
-        raise BadAnswer(f"model: {problem}")
+        raise InvalidAnswerError(f"model: {problem}")
 
 
-def _object(content: str | Mapping[str, Any], most_bytes: int) -> Mapping[str, Any]:
+def _parse_object(content: str | Mapping[str, Any], max_bytes: int) -> Mapping[str, Any]:
     if not isinstance(content, str):
-        # What the SDK has parsed: as JSON it is what the tool has sent.
+        # The SDK has parsed the answer already. Encoded again, it has the size that the tool sent.
         content = msgspec.json.encode(content).decode()
-    if (size := len(content.encode("utf-8", "replace"))) > most_bytes:
-        raise BadAnswer(f"it is {size:,} bytes long, and at most {most_bytes:,} are read")
+    if (size := len(content.encode("utf-8", "replace"))) > max_bytes:
+        raise InvalidAnswerError(f"it has {size:,} bytes, but at most {max_bytes:,} are allowed")
     try:
-        said = msgspec.json.decode(content)
+        value = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise BadAnswer(f"it is not JSON: {error}") from None
-    if not isinstance(said, dict):
-        raise BadAnswer("it is no JSON object")
-    if "error" in said and "class" not in said and "categories" not in said:
-        raise BadAnswer(f"the tool reports an error: {str(said['error'])[:200]!r}")
-    return said
+        raise InvalidAnswerError(f"it is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidAnswerError("it is not a JSON object")
+    if "error" in value and "class" not in value and "categories" not in value:
+        raise InvalidAnswerError(f"the tool reports an error: {str(value['error'])[:200]!r}")
+    return value
 
 
-def _checked(kind: type[T], said: Mapping[str, Any]) -> T:
+def _validate(kind: type[T], value: Mapping[str, Any]) -> T:
     try:
-        return kind.model_validate(said)
+        return kind.model_validate(value)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)[:3]
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))} {one['msg'][:1].lower()}{one['msg'][1:]}" for one in found)
-        raise BadAnswer(f"{wrong.replace(':', ',')}") from None
+        problems = "; ".join(
+            f"{'.'.join(map(str, detail['loc']))} {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+            for detail in error.errors(include_url=False, include_input=False)[:3]
+        )
+        raise InvalidAnswerError(f"{problems.replace(':', ',')}") from None

@@ -1,4 +1,4 @@
-"""The classifier that asks a tool."""
+"""The classifier that calls an MCP tool."""
 
 import asyncio
 import hashlib
@@ -7,149 +7,158 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vllm_lora_router.classifiers import Unavailable
-from vllm_lora_router.classifiers.mcp.answer_cache import Kept
-from vllm_lora_router.classifiers.mcp.answers import Answer, BadAnswer, Known, read_answer
-from vllm_lora_router.classifiers.mcp.circuit_breaker import Breaker, Open
-from vllm_lora_router.classifiers.mcp.server import Refused
-from vllm_lora_router.classifiers.mcp.session import CONNECT_S, Found, Session
-from vllm_lora_router.classifiers.mcp.transports import transport_of
-from vllm_lora_router.classifiers.thresholds import DIGITS
-from vllm_lora_router.config.loader import Loaded
+from vllm_lora_router.classifiers import UnavailableError
+from vllm_lora_router.classifiers.mcp.answer_cache import AnswerCache
+from vllm_lora_router.classifiers.mcp.answers import Answer, InvalidAnswerError, KnownNames, read_answer
+from vllm_lora_router.classifiers.mcp.circuit_breaker import CircuitBreaker, CircuitOpenError
+from vllm_lora_router.classifiers.mcp.server import ToolCallError
+from vllm_lora_router.classifiers.mcp.session import CONNECT_TIMEOUT_S, Session, ToolInfo
+from vllm_lora_router.classifiers.mcp.transports import build_transport
+from vllm_lora_router.classifiers.thresholds import SCORE_DIGITS
+from vllm_lora_router.config.loader import LoadedConfig
 from vllm_lora_router.config.schema import Config, McpCategoryModel
 from vllm_lora_router.types import Classification, Method, Overrides, Query
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
-MOST_TEXT = 65_536  # characters that a tool is sent of a message: half from its beginning, half from its end
+MAX_TEXT_CHARACTERS = 65_536  # of a message sent to a tool: half from its beginning, half from its end
+MAX_DESCRIPTION_CHARACTERS = 200  # of a category's description in the evidence
 
 
 @dataclass
-class Tool:
-    """What outlives a configuration that leaves the tool as it is: the session with it, and how it did."""
+class McpTool:
+    """The session with a tool and its state. Configurations with the same tool settings share it."""
 
     settings: McpCategoryModel
     session: Session
-    breaker: Breaker = field(default_factory=Breaker)
+    breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     calls: int = 0
-    kept: Kept = field(default_factory=Kept)  # under the configuration in force: another may read answers otherwise
+    # Each configuration has its own cache, because another configuration may interpret answers differently.
+    answer_cache: AnswerCache = field(default_factory=AnswerCache)
 
     def status(self) -> dict[str, Any]:
-        """What can be said of it, for JSON."""
-        found, breaker = self.session.found, self.breaker
+        """Return the state as JSON for /v1/router/health."""
+        info, breaker = self.session.info, self.breaker
         return {
             "server": self.session.name,
-            "tool": found and found.tool.name,
+            "tool": info and info.tool.name,
             "connected": self.session.is_connected,
             "problem": self.session.failure,
             "calls": self.calls,
-            "failures_in_a_row": breaker.failures,
-            "left_alone_s": round(breaker.left_s, 1),
-            "kept": {"entries": len(self.kept), "hits": self.kept.hits},
+            "consecutive_failures": breaker.failures,
+            "circuit_open_s": round(breaker.remaining_s, 1),
+            "cache": {"entries": len(self.answer_cache), "hits": self.answer_cache.hits},
         }
 
 
-def open_tool(loaded: Loaded, before: Tool | None) -> Tool:
-    """A tool with its session, tried once: a tool that is away is no reason not to serve.
+def open_tool(loaded: LoadedConfig, before: McpTool | None) -> McpTool:
+    """Return a tool after one attempt to connect. An unreachable tool does not prevent the server from starting.
 
     Args:
-        before: the one in force, which is kept where the settings are the same.
+        before: The tool in effect. Its session is kept if the settings are the same.
 
     Raises:
-        ClassifierError: the settings can never lead to a tool.
+        ClassifierError: The settings can never work.
     """
     settings = loaded.config.classifier.mcp_category_model
     if before is not None and before.settings == settings:
-        return replace(before, kept=Kept())
-    session = Session(transport_of(settings, loaded.file.parent), settings.tool_name)
-    if session.wait(CONNECT_S) and (found := session.found) is not None:
-        logger.info("mcp classifier ready (%s: %s, %d categories)", session.name, found.tool.name, len(found.listed))
-    return Tool(settings, session)
+        return replace(before, answer_cache=AnswerCache())
+    session = Session(build_transport(settings, loaded.file.parent), settings.tool_name)
+    if session.wait(CONNECT_TIMEOUT_S) and (info := session.info) is not None:
+        count = len(info.category_names)
+        logger.info("mcp classifier: ready (%s: %s, %d categories)", session.name, info.tool.name, count)
+    return McpTool(settings, session)
 
 
-class ToolClassifier:
-    """Asks the tool about what is said now, once a request, and obeys what it wishes."""
+class McpClassifier:
+    """Calls the tool once for each request, with the last user message, and applies the overrides that it returns."""
 
     method: Method = "mcp"
     reads = frozenset({"text", "client", "model"})
 
-    def __init__(self, config: Config, tool: Tool, served_name: str | None = None) -> None:
+    def __init__(self, config: Config, tool: McpTool, served_name: str | None = None) -> None:
         settings = config.classifier.mcp_category_model
         self.tool = tool
         self.fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()
         self._threshold = settings.threshold
         self._timeout_s = settings.timeout_seconds
-        self._known = Known.of(config, served_name)
-        self._prompted = frozenset(category.name for category in config.categories if category.system_prompt)
+        self._known = KnownNames.from_config(config, served_name)
+        self._with_own_prompt = frozenset(category.name for category in config.categories if category.system_prompt)
 
     async def classify(self, queries: Sequence[Query]) -> list[Classification]:
-        """One classification a query; a query that may not call is answered by what is known.
+        """Return one classification for each query. Queries that may not call tools are answered from the cache only.
 
         Raises:
-            Unavailable: the tool cannot be reached, answers what it must not, or is left alone for a while.
-            TimeoutError: it does not answer in its time.
+            UnavailableError: The tool is not reachable, its answer is invalid, or the circuit breaker is open.
+            TimeoutError: The tool did not answer within its timeout.
         """
         if len(queries) == 1:
-            return [await self._one(queries[0])]
-        return list(await asyncio.gather(*map(self._one, queries)))
+            return [await self._classify_query(queries[0])]
+        return list(await asyncio.gather(*map(self._classify_query, queries)))
 
-    async def _one(self, query: Query) -> Classification:
-        if (kept := self.tool.kept.get(query)) is not None:
-            return kept
+    async def _classify_query(self, query: Query) -> Classification:
+        if (cached := self.tool.answer_cache.get(query)) is not None:
+            return cached
         if not query.may_call_tools:
-            return self._unsure({"not_asked": "no tool is called for such a request"})
-        found = self.tool.session.found
-        if not query.has_text and not (found is not None and "tenant" in found.tool.properties):
-            return self._unsure({"not_asked": "there are no words in it"})
-        return await self._ask(query)
+            return self._no_category({"not_called": "tools are not called for this kind of request"})
+        info = self.tool.session.info
+        if not query.has_text and not (info is not None and "tenant" in info.tool.properties):
+            return self._no_category({"not_called": "the request has no text"})
+        return await self._call_tool(query)
 
-    async def _ask(self, query: Query) -> Classification:
+    async def _call_tool(self, query: Query) -> Classification:
         breaker = self.tool.breaker
         try:
-            breaker.enter()
-        except Open as is_open:
-            text = f"the tool is left alone for {is_open.left_s:.1f} s more after {breaker.failures} failures in a row"
-            raise Unavailable(text) from None
+            breaker.acquire()
+        except CircuitOpenError as circuit:
+            text = (
+                f"the circuit breaker is open for {circuit.remaining_s:.1f} s more after {breaker.failures} "
+                "consecutive failures"
+            )
+            raise UnavailableError(text) from None
         self.tool.calls += 1
         try:
             async with asyncio.timeout(self._timeout_s):
-                found, said = await self.tool.session.call(lambda found: arguments(query, found))
-            answer, category = read_answer(said, self._known, found.listed)
+                info, content = await self.tool.session.call(lambda info: arguments(query, info))
+            answer, category = read_answer(content, self._known, info.category_names)
         except TimeoutError:
             text = f"no answer within classifier.mcp_category_model.timeout_seconds ({self._timeout_s:g} s)"
-            if self._failed(text):
-                self.tool.session.renew()  # it may hang for good
+            if self._record_failure(text):
+                self.tool.session.reconnect()  # the tool may never answer again
             raise TimeoutError(text) from None
-        except (Unavailable, Refused) as error:
-            self._failed(str(error))
-            raise Unavailable(str(error)) from None
-        except BadAnswer as bad:
-            text = f"the tool's answer cannot be used: {bad}"
-            self._failed(text)
-            raise Unavailable(text) from None
+        except (UnavailableError, ToolCallError) as error:
+            self._record_failure(str(error))
+            raise UnavailableError(str(error)) from None
+        except InvalidAnswerError as invalid:
+            text = f"the tool's answer is invalid: {invalid}"
+            self._record_failure(text)
+            raise UnavailableError(text) from None
         except BaseException:
-            breaker.gave_up()
+            breaker.record_cancelled()
             raise
-        if breaker.succeeded():
-            logger.info("mcp: %s answers again", self.tool.session.name)
-        classification = self._classification(answer, category, found)
-        self.tool.kept.put(query, classification, answer.keep)
+        if breaker.record_success():
+            logger.info("mcp: %s: answers again; the circuit breaker is closed", self.tool.session.name)
+        classification = self._classification(answer, category, info)
+        self.tool.answer_cache.put(query, classification, answer.keep)
         return classification
 
-    def _failed(self, why: str) -> bool:
-        """Whether the tool is left alone now."""
-        pause_s = self.tool.breaker.failed()
+    def _record_failure(self, why: str) -> bool:
+        """Record a failed call and return whether it opened the circuit breaker."""
+        pause_s = self.tool.breaker.record_failure()
         if pause_s is not None:
-            text = "mcp: %s is left alone for %g s, %d failures in a row, the last: %s"
+            text = (
+                "mcp: %s: circuit breaker open for %g s after %d consecutive failures; requests use the next method "
+                "meanwhile; last failure: %s"
+            )
             logger.warning(text, self.tool.session.name, pause_s, self.tool.breaker.failures, why)
         return pause_s is not None
 
-    def _classification(self, answer: Answer, category: str, found: Found) -> Classification:
-        evidence = _evidence(answer, category, found)
-        if category in self._known.not_by_tool:
-            return self._unsure({**evidence, "not_by": f"the methods of {category!r} leave mcp out"})
-        score = round(answer.confidence, DIGITS)
-        scores = {category: score, **_others(answer, category, found, score)}
+    def _classification(self, answer: Answer, category: str, info: ToolInfo) -> Classification:
+        evidence = _evidence(answer, category, info)
+        if category in self._known.excluded_categories:
+            return self._no_category({**evidence, "excluded": f"the methods of {category!r} do not include mcp"})
+        score = round(answer.confidence, SCORE_DIGITS)
+        scores = {category: score, **_other_scores(answer, category, info, score)}
         return Classification(
             category,
             score,
@@ -159,29 +168,29 @@ class ToolClassifier:
             score >= self._threshold,
             evidence,
             thresholds=dict.fromkeys(scores, self._threshold),
-            overrides=self._wish(answer, category, found),
+            overrides=self._overrides(answer, category, info),
         )
 
-    def _wish(self, answer: Answer, category: str, found: Found) -> Overrides | None:
+    def _overrides(self, answer: Answer, category: str, info: ToolInfo) -> Overrides | None:
         prompt = answer.system_prompt
-        if prompt is None and category not in self._prompted and found.categories is not None:
-            prompt = found.categories.category_system_prompts.get(category)
-        models = {one.model: one.score for one in answer.models}
-        wish = Overrides(answer.model, models, answer.use_reasoning, answer.reasoning_effort, prompt)
-        return None if wish == Overrides() else wish
+        if prompt is None and category not in self._with_own_prompt and info.categories is not None:
+            prompt = info.categories.category_system_prompts.get(category)
+        models = {requested.model: requested.score for requested in answer.models}
+        overrides = Overrides(answer.model, models, answer.use_reasoning, answer.reasoning_effort, prompt)
+        return None if overrides == Overrides() else overrides
 
-    def _unsure(self, evidence: Mapping[str, object]) -> Classification:
+    def _no_category(self, evidence: Mapping[str, object]) -> Classification:
         return Classification(None, 0.0, {}, "probability", self._threshold, False, evidence)
 
 
-def arguments(query: Query, found: Found) -> dict[str, Any]:
-    """What the tool is told: what its schema has room for, of what is known."""
+def arguments(query: Query, info: ToolInfo) -> dict[str, Any]:
+    """Return the arguments of a tool call: the values that the tool's schema declares."""
     text = query.text
-    if len(text) > MOST_TEXT:
-        text = text[: MOST_TEXT // 2] + text[-MOST_TEXT // 2 :]
+    if len(text) > MAX_TEXT_CHARACTERS:
+        text = text[: MAX_TEXT_CHARACTERS // 2] + text[-MAX_TEXT_CHARACTERS // 2 :]
     client = query.client
-    known: dict[str, Any] = {
-        # Half of an emoji, which a client can send, is no text to any JSON writer.
+    available: dict[str, Any] = {
+        # A client can send a lone surrogate, which JSON writers cannot encode.
         "text": text.encode("utf-8", "replace").decode(),
         "with_probabilities": True,
         "tenant": client.tenant,
@@ -189,23 +198,28 @@ def arguments(query: Query, found: Found) -> dict[str, Any]:
         "headers": dict(client.headers),
         "model": query.model,
     }
-    properties = found.tool.properties or {"text": {}, "with_probabilities": {}}
-    taken = {name: value for name, value in known.items() if name in properties and value is not None}
-    # A tool that insists on what is not known is told that it is empty.
-    return {**{name: "" for name in found.tool.required if name in known}, **taken}
+    properties = info.tool.properties or {"text": {}, "with_probabilities": {}}
+    declared = {name: value for name, value in available.items() if name in properties and value is not None}
+    # A required argument without a value is sent as an empty string.
+    return {**{name: "" for name in info.tool.required if name in available}, **declared}
 
 
-def _others(answer: Answer, category: str, found: Found, score: float) -> dict[str, float]:
-    # A tool that gives another category more than the one it names contradicts itself: then the name counts.
-    said = answer.probabilities
-    if isinstance(said, list):
-        said = dict(zip(found.listed, said, strict=True))
-    rounded = {name: round(value, DIGITS) for name, value in (said or {}).items() if name != category}
+def _other_scores(answer: Answer, category: str, info: ToolInfo, score: float) -> dict[str, float]:
+    # Probabilities that give another category a higher score contradict `class`, so they are ignored.
+    probabilities = answer.probabilities
+    if isinstance(probabilities, list):
+        probabilities = dict(zip(info.category_names, probabilities, strict=True))
+    rounded = {name: round(value, SCORE_DIGITS) for name, value in (probabilities or {}).items() if name != category}
     return rounded if all(value <= score for value in rounded.values()) else {}
 
 
-def _evidence(answer: Answer, category: str, found: Found) -> dict[str, object]:
-    said = answer.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"probabilities", "system_prompt"})
+def _evidence(answer: Answer, category: str, info: ToolInfo) -> dict[str, object]:
+    """Return the answer for reports, with the tool's own description of the category."""
+    fields = answer.model_dump(
+        mode="json", by_alias=True, exclude_unset=True, exclude={"probabilities", "system_prompt"}
+    )
     if answer.system_prompt is not None:
-        said["system_prompt"] = f"{len(answer.system_prompt)} characters"
-    return {"tool": found.tool.name, **said, "class": category}
+        fields["system_prompt"] = f"{len(answer.system_prompt)} characters"
+    if info.categories is not None and (text := info.categories.category_descriptions.get(category)):
+        fields["description"] = text[:MAX_DESCRIPTION_CHARACTERS]
+    return {"tool": info.tool.name, **fields, "class": category}

@@ -1,52 +1,55 @@
-"""What a tool server is to those who ask it, whatever the way to it."""
+"""The interface of a tool server, independent of its transport."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-MOST_PAGES = 20  # of a server's list of tools
+MAX_PAGES = 20  # of a server's list of tools
 
 
-class Refused(Exception):
-    """The tool server answered, and did not do what it was asked to."""
+class ToolCallError(Exception):
+    """The tool server answered that it did not execute the call."""
 
 
 @dataclass(frozen=True)
-class Offered:
-    """A tool that a server has."""
+class ToolDescription:
+    """A tool that a server offers."""
 
     name: str
-    properties: Mapping[str, Any]  # of its input; empty where its schema says nothing
+    properties: Mapping[str, Any]  # properties of its input; empty if the schema does not name any
     required: Sequence[str] = ()
 
     @classmethod
-    def of(cls, name: str, schema: Mapping[str, Any] | None) -> "Offered":
-        """By the JSON schema of its input."""
+    def from_schema(cls, name: str, schema: Mapping[str, Any] | None) -> "ToolDescription":
+        """Return the description of a tool with this JSON schema for its input."""
         schema = schema or {}
         properties, required = schema.get("properties"), schema.get("required")
         return cls(
             name,
             properties if isinstance(properties, dict) else {},
-            [one for one in required if isinstance(one, str)] if isinstance(required, list) else (),
+            [name for name in required if isinstance(name, str)] if isinstance(required, list) else (),
         )
 
 
-class Server(Protocol):
-    """A tool server that answers. Whatever it raises ends the connection, but for `Refused` and `BadAnswer`."""
+class ToolServer(Protocol):
+    """A connected tool server.
 
-    async def tools(self) -> Sequence[Offered]:
-        """What it offers."""
+    Exceptions other than `ToolCallError` and `InvalidAnswerError` mean that the connection has failed.
+    """
+
+    async def tools(self) -> Sequence[ToolDescription]:
+        """Return the tools that the server offers."""
         ...
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> str | Mapping[str, Any]:
-        """What the tool answers: a text, or an object where the server says that it is one."""
+        """Return the answer of a tool: a text, or an object if the server declares structured content."""
         ...
 
 
 @dataclass(frozen=True)
 class Transport:
-    """A way to a server."""
+    """A way to connect to a server."""
 
     name: str  # for messages
-    connect: Callable[[], AbstractAsyncContextManager[Server]]  # a connection, which ends with the context
+    connect: Callable[[], AbstractAsyncContextManager[ToolServer]]  # the connection ends with the context

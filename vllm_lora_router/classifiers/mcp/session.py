@@ -1,4 +1,4 @@
-"""One long-lived connection to a tool server, made again when it breaks."""
+"""A long-lived connection to a tool server, which reconnects when it fails."""
 
 import asyncio
 import atexit
@@ -15,54 +15,58 @@ from typing import Any
 import anyio
 from anyio.from_thread import start_blocking_portal
 
-from vllm_lora_router.classifiers import Unavailable
-from vllm_lora_router.classifiers.mcp.answers import BadAnswer, Categories, read_categories
-from vllm_lora_router.classifiers.mcp.server import Offered, Refused, Server, Transport
+from vllm_lora_router.classifiers import UnavailableError
+from vllm_lora_router.classifiers.mcp.answers import CategoryList, InvalidAnswerError, read_categories
+from vllm_lora_router.classifiers.mcp.server import ToolCallError, ToolDescription, ToolServer, Transport
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
-CONNECT_S = 10.0  # to start a tool server and hear what it offers; importing Python packages takes seconds
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # before another try, when a server could not be reached
-LIST = "list_categories"
-# By these names a tool that classifies is found where none is configured.
-USUAL = ("classify_text", "classify", "categorize_text", "categorize")
+CONNECT_TIMEOUT_S = 10.0  # to start a tool server and list its tools; importing Python packages takes seconds
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0  # before the next attempt to connect
+LIST_CATEGORIES = "list_categories"
+# Names of the tool that classifies, if the configuration names none.
+DEFAULT_TOOL_NAMES = ("classify_text", "classify", "categorize_text", "categorize")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a tool server was found to be."""
+class ToolInfo:
+    """The tool that classifies and its categories, as listed when the connection was made."""
 
-    tool: Offered
-    categories: Categories | None  # None: it does not list any
+    tool: ToolDescription
+    categories: CategoryList | None  # None: the server does not list categories
 
     @property
-    def listed(self) -> Sequence[str]:
-        """Its categories, in their order."""
+    def category_names(self) -> Sequence[str]:
+        """Return the tool's categories in order."""
         return () if self.categories is None else self.categories.categories
 
 
 class Session:
-    """Calls a tool from any event loop; the connection lives on a thread of its own.
+    """Calls a tool from any event loop. The connection runs on a thread of its own.
 
-    There a large answer, and everything that the protocol needs, keeps nobody's stream waiting. The thread and the
-    tool's process end with the last reference to this, or with the server's process.
+    A large answer or the protocol itself therefore cannot delay streams on the caller's event loop. The thread and the
+    tool's process end with the last reference to the session or with the server's process.
     """
 
     def __init__(self, transport: Transport, tool: str | None) -> None:
-        """`tool` is its name; None looks for one that classifies."""
+        """Start to connect.
+
+        Args:
+            tool: Name of the tool; None: a tool that classifies is selected.
+        """
         self.name = transport.name
         self._connection = _Connection(transport, tool)
-        running = start_blocking_portal("asyncio", name="lora-router-tool")
-        self._portal = running.__enter__()
-        self._portal.start_task_soon(self._connection.keep)
-        ending = self._ending = weakref.finalize(self, _end, running)
-        ending.atexit = False
-        _OPEN.add(self)
+        portal_context = start_blocking_portal("asyncio", name="lora-router-tool")
+        self._portal = portal_context.__enter__()
+        self._portal.start_task_soon(self._connection.run)
+        finalizer = self._finalizer = weakref.finalize(self, _close_in_thread, portal_context)
+        finalizer.atexit = False
+        _OPEN_SESSIONS.add(self)
 
     @property
-    def found(self) -> Found | None:
-        """What was found when it was last connected; None when it never was."""
-        return self._connection.found
+    def info(self) -> ToolInfo | None:
+        """Return the tool of the last connection; None if the session was never connected."""
+        return self._connection.info
 
     @property
     def is_connected(self) -> bool:
@@ -70,156 +74,164 @@ class Session:
 
     @property
     def failure(self) -> str | None:
-        """Why it is not connected."""
+        """Return why the session is not connected, or None."""
         return self._connection.failure
 
     def wait(self, timeout_s: float) -> bool:
-        """Until the first try to connect is over; whether it is connected. Blocks."""
-        self._connection.tried.wait(timeout_s)
+        """Wait for the first attempt to connect and return whether the session is connected. Blocks."""
+        self._connection.attempted.wait(timeout_s)
         return self.is_connected
 
-    async def call(self, arguments: Callable[[Found], Mapping[str, Any]]) -> tuple[Found, str | Mapping[str, Any]]:
-        """What the tool answers, and what was known of it then.
+    async def call(
+        self, arguments: Callable[[ToolInfo], Mapping[str, Any]]
+    ) -> tuple[ToolInfo, str | Mapping[str, Any]]:
+        """Call the tool and return its answer with the tool info at the time of the call.
 
         Args:
-            arguments: makes them from what the tool takes.
+            arguments: Returns the arguments for a tool.
 
         Raises:
-            Unavailable: the server cannot be reached, or ended the connection twice.
-            Refused, BadAnswer: it answered something else.
+            UnavailableError: The server is not reachable, or the connection failed twice.
+            ToolCallError, InvalidAnswerError: The server did not return an answer.
         """
         return await asyncio.wrap_future(self._portal.start_task_soon(self._connection.call, arguments))
 
-    def renew(self) -> None:
-        """Ends the connection, and a tool's process with it, and makes another: this one does not answer."""
+    def reconnect(self) -> None:
+        """End the connection and the tool's process and connect again, because the tool does not answer."""
         self._portal.start_task_soon(self._connection.end)
 
     def close(self) -> None:
-        """Ends the connection, the tool's process and the thread. Blocks for as long as the process takes."""
-        if (found := self._ending.detach()) is not None:
-            _, _, (running,), _ = found
-            running.__exit__(GeneratorExit, GeneratorExit(), None)
+        """End the connection, the tool's process and the thread. Blocks until the process has ended."""
+        if (finalizer := self._finalizer.detach()) is not None:
+            _, _, (portal_context,), _ = finalizer
+            portal_context.__exit__(GeneratorExit, GeneratorExit(), None)
 
 
-def _end(running: AbstractContextManager[object]) -> None:
-    # Whoever let go of the last reference does not wait: it may be the event loop.
-    threading.Thread(target=running.__exit__, args=(GeneratorExit, GeneratorExit(), None), daemon=True).start()
+def _close_in_thread(portal_context: AbstractContextManager[object]) -> None:
+    # In a thread, because the last reference may be dropped on the event loop, which must not block.
+    threading.Thread(target=portal_context.__exit__, args=(GeneratorExit, GeneratorExit(), None), daemon=True).start()
 
 
-_OPEN: "weakref.WeakSet[Session]" = weakref.WeakSet()
+_OPEN_SESSIONS: "weakref.WeakSet[Session]" = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
-    for session in list(_OPEN):
+    for session in list(_OPEN_SESSIONS):
         session.close()
 
 
 class _Connection:
-    """The session's end on its own thread."""
+    """The part of a session that runs on the session's thread."""
 
     def __init__(self, transport: Transport, tool: str | None) -> None:
-        self._transport, self._tool = transport, tool
-        self.server: Server | None = None
-        self.found: Found | None = None
+        self._transport, self._tool_name = transport, tool
+        self.server: ToolServer | None = None
+        self.info: ToolInfo | None = None
         self.failure: str | None = None
-        self.tried = threading.Event()
-        self._try_again_at = 0.0  # `time.monotonic()`
-        self._changed = anyio.Event()  # connected, or failed to
-        self._over = anyio.Event()  # of this connection
+        self.attempted = threading.Event()  # set after the first attempt to connect
+        self._next_attempt_at = 0.0  # `time.monotonic()`
+        self._state_changed = anyio.Event()  # set when the connection is made or the attempt fails
+        self._ended = anyio.Event()  # set to end this connection
 
-    async def keep(self) -> None:
-        """Connects, and connects again, until this is cancelled."""
+    async def run(self) -> None:
+        """Connect, and connect again after each failure, until the task is cancelled."""
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                await self._connected()
+                await self._connect()
                 pause_s = FIRST_PAUSE_S
             except Exception as error:
-                self._fail(error, pause_s)
+                self._record_failure(error, pause_s)
                 await anyio.sleep(pause_s * random.uniform(0.8, 1.2))
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                pause_s = min(pause_s * 2, MAX_PAUSE_S)
             finally:
                 self.server = None
 
-    async def _connected(self) -> None:
-        self._over = anyio.Event()
-        with anyio.CancelScope(deadline=anyio.current_time() + CONNECT_S) as scope:
+    async def _connect(self) -> None:
+        self._ended = anyio.Event()
+        with anyio.CancelScope(deadline=anyio.current_time() + CONNECT_TIMEOUT_S) as scope:
             async with self._transport.connect() as server:
-                found = await self._look(server)
+                info = await self._read_info(server)
                 scope.deadline = float("inf")
-                if self.failure is not None or self.found is None or found.tool != self.found.tool:
-                    logger.info("mcp: %s is connected; its tool is %s", self._transport.name, found.tool.name)
-                self.server, self.found, self.failure = server, found, None
-                self._tell()
-                await self._over.wait()
+                if self.failure is not None or self.info is None or info.tool != self.info.tool:
+                    logger.info("mcp: %s: connected; using the tool %s", self._transport.name, info.tool.name)
+                self.server, self.info, self.failure = server, info, None
+                self._notify()
+                await self._ended.wait()
                 self.server = None
         if scope.cancelled_caught:
-            raise TimeoutError(f"it did not say what it offers within {CONNECT_S:g} s")
+            raise TimeoutError(f"it did not list its tools within {CONNECT_TIMEOUT_S:g} s")
 
-    async def _look(self, server: Server) -> Found:
+    async def _read_info(self, server: ToolServer) -> ToolInfo:
         tools = await server.tools()
-        tool = _choose(tools, self._tool)
-        if not any(one.name == LIST for one in tools):
-            return Found(tool, None)
-        return Found(tool, read_categories(await server.call(LIST, {})))
+        tool = _select_tool(tools, self._tool_name)
+        if not any(offered.name == LIST_CATEGORIES for offered in tools):
+            return ToolInfo(tool, None)
+        return ToolInfo(tool, read_categories(await server.call(LIST_CATEGORIES, {})))
 
-    def _fail(self, error: Exception, pause_s: float) -> None:
-        first, self.failure = self.failure is None, _said(error)
-        self._try_again_at = time.monotonic() + pause_s
+    def _record_failure(self, error: Exception, pause_s: float) -> None:
+        first, self.failure = self.failure is None, _describe(error)
+        self._next_attempt_at = time.monotonic() + pause_s
         if first:
-            text = "mcp: %s cannot be used: %s; it is tried again and again, and requests take the next candidate"
+            text = "mcp: %s: cannot be used: %s; reconnecting until it succeeds, requests use the next method meanwhile"
             logger.warning(text, self._transport.name, self.failure)
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
-        self.tried.set()
-        self._changed.set()
-        self._changed = anyio.Event()
+    def _notify(self) -> None:
+        self.attempted.set()
+        self._state_changed.set()
+        self._state_changed = anyio.Event()
 
-    async def call(self, arguments: Callable[[Found], Mapping[str, Any]]) -> tuple[Found, str | Mapping[str, Any]]:
+    async def call(
+        self, arguments: Callable[[ToolInfo], Mapping[str, Any]]
+    ) -> tuple[ToolInfo, str | Mapping[str, Any]]:
+        """Call the tool. If the connection fails, the call is repeated once on the next connection."""
         for last in (False, True):
             while self.server is None:
                 if self.failure is not None:
-                    left_s = max(self._try_again_at - time.monotonic(), 0)
-                    raise Unavailable(f"it is not connected, the next try is in {left_s:.1f} s: {self.failure}")
-                await self._changed.wait()
-            server, found = self.server, self.found
-            assert found is not None, "set before the server is"
+                    remaining_s = max(self._next_attempt_at - time.monotonic(), 0)
+                    raise UnavailableError(
+                        f"the tool server is not connected, next attempt in {remaining_s:.1f} s: {self.failure}"
+                    )
+                await self._state_changed.wait()
+            server, info = self.server, self.info
+            assert info is not None, "set before the server is"
             try:
-                return found, await server.call(found.tool.name, arguments(found))
-            except (Refused, BadAnswer):
+                return info, await server.call(info.tool.name, arguments(info))
+            except (ToolCallError, InvalidAnswerError):
                 raise
             except Exception as error:
                 if self.server is server:
                     await self.end()
                 if last:
-                    raise Unavailable(f"the connection broke: {_said(error)}") from None
-        raise AssertionError("the second try returns or raises")
+                    raise UnavailableError(f"the connection failed: {_describe(error)}") from None
+        raise AssertionError("the second attempt returns or raises")
 
     async def end(self) -> None:
-        """Ends this connection; another is made. One that is being made is left to it."""
+        """End this connection, which makes `run` connect again. A connection that is being made is not affected."""
         if self.server is not None:
             self.server = None
-            self._over.set()
+            self._ended.set()
 
 
-def _choose(tools: Sequence[Offered], name: str | None) -> Offered:
+def _select_tool(tools: Sequence[ToolDescription], name: str | None) -> ToolDescription:
     by_name = {tool.name: tool for tool in tools}
     offered = ", ".join(by_name) or "none"
     if name is not None:
         if name not in by_name:
-            raise Refused(f"it has no tool {name!r}; it offers {offered}")
+            raise ToolCallError(f"it has no tool {name!r}; it offers {offered}")
         return by_name[name]
-    if usual := [by_name[one] for one in USUAL if one in by_name]:
-        return usual[0]
-    takes_text = [tool for tool in tools if "text" in tool.properties]
-    if len(takes_text) != 1:
-        raise Refused(f"which of its tools classifies is not clear: it offers {offered}; say it by tool_name")
-    return takes_text[0]
+    if defaults := [by_name[default] for default in DEFAULT_TOOL_NAMES if default in by_name]:
+        return defaults[0]
+    with_text = [tool for tool in tools if "text" in tool.properties]
+    if len(with_text) != 1:
+        raise ToolCallError(f"the tool that classifies is ambiguous: it offers {offered}; set tool_name")
+    return with_text[0]
 
 
-def _said(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return f"{error}" if isinstance(error, Refused | BadAnswer | TimeoutError) else f"{type(error).__name__}: {error}"
+    is_message = isinstance(error, ToolCallError | InvalidAnswerError | TimeoutError)
+    return f"{error}" if is_message else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""The ways to a tool server: its standard streams, streamable HTTP, or a plain POST for each call."""
+"""The transports to a tool server: standard streams, streamable HTTP, or a plain POST for each call."""
 
 import os
 import shutil
@@ -19,28 +19,28 @@ from pydantic import ValidationError
 
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.mcp import plain_http
-from vllm_lora_router.classifiers.mcp.answers import BadAnswer
+from vllm_lora_router.classifiers.mcp.answers import InvalidAnswerError
 from vllm_lora_router.classifiers.mcp.bounded_http import http_client
-from vllm_lora_router.classifiers.mcp.server import MOST_PAGES, Offered, Refused, Server, Transport
+from vllm_lora_router.classifiers.mcp.server import MAX_PAGES, ToolCallError, ToolDescription, ToolServer, Transport
 from vllm_lora_router.config.schema import McpCategoryModel
 
-# Errors that are about one call: the connection stays.
-OF_THE_CALL = frozenset({INVALID_PARAMS, METHOD_NOT_FOUND, INTERNAL_ERROR})
+# Errors that concern a single call, after which the connection can still be used.
+CALL_ERRORS = frozenset({INVALID_PARAMS, METHOD_NOT_FOUND, INTERNAL_ERROR})
 
 
-def transport_of(settings: McpCategoryModel, folder: Path) -> Transport:
-    """The way that a configuration names.
+def build_transport(settings: McpCategoryModel, folder: Path) -> Transport:
+    """Return the transport that a configuration names.
 
     Args:
-        folder: the configuration's: files that `args` name are looked for there first.
+        folder: The configuration's folder. Files that `command` and `args` name are looked up there first.
 
     Raises:
-        ClassifierError: the command is not there, or a header's environment variable is empty.
+        ClassifierError: The command does not exist, or the environment variable of a header is empty.
     """
     if settings.transport_type == "stdio":
         return _stdio(settings, folder)
-    assert settings.url is not None, "the schema asks for it"
-    headers = {name: _variable(name, variable) for name, variable in settings.headers_env.items()}
+    assert settings.url is not None, "the schema requires it"
+    headers = {name: _header_value(name, variable) for name, variable in settings.headers_env.items()}
     name = str(httpx2.URL(settings.url).copy_with(username=None, password=None))
     if settings.transport_type == "http":
         return Transport(name, partial(plain_http.connect, settings.url.rstrip("/"), headers))
@@ -49,80 +49,80 @@ def transport_of(settings: McpCategoryModel, folder: Path) -> Transport:
 
 def _stdio(settings: McpCategoryModel, folder: Path) -> Transport:
     command = settings.command or ""
-    found = sys.executable if command in ("python", "python3") else _located(command, folder)
-    if shutil.which(found) is None:
+    executable = sys.executable if command in ("python", "python3") else _locate(command, folder)
+    if shutil.which(executable) is None:
         raise ClassifierError(
-            f"classifier.mcp_category_model.command: {command!r} is not found; write the whole path, or install it"
+            f"classifier.mcp_category_model.command: {command!r} does not exist; use its full path, or install it"
         )
-    args = [_located(one, folder) for one in settings.args]
-    parameters = StdioServerParameters(command=found, args=args, env=settings.env)
-    return Transport(" ".join([command, *settings.args]), lambda: _connected(stdio_client(parameters)))
+    args = [_locate(arg, folder) for arg in settings.args]
+    parameters = StdioServerParameters(command=executable, args=args, env=settings.env)
+    return Transport(" ".join([command, *settings.args]), lambda: _connect(stdio_client(parameters)))
 
 
 @asynccontextmanager
-async def _streamable_http(url: str, headers: Mapping[str, str]) -> AsyncIterator[Server]:
+async def _streamable_http(url: str, headers: Mapping[str, str]) -> AsyncIterator[ToolServer]:
     async with (
         http_client(headers) as http,
-        _connected(streamable_http_client(url, http_client=http)) as server,
+        _connect(streamable_http_client(url, http_client=http)) as server,
     ):
         yield server
 
 
 @asynccontextmanager
-async def _connected(transport: Any) -> AsyncIterator[Server]:
-    # Answers are kept by ourselves, who know for whom they are.
+async def _connect(transport: Any) -> AsyncIterator[ToolServer]:
+    # Without the SDK's cache, because only `AnswerCache` keeps the answers of tenants apart.
     async with Client(transport, cache=None) as client:
-        yield _Session(client)
+        yield _McpServer(client)
 
 
-class _Session:
-    """Over the official SDK."""
+class _McpServer:
+    """A tool server that the official SDK is connected to."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def tools(self) -> Sequence[Offered]:
-        found: list[Offered] = []
+    async def tools(self) -> Sequence[ToolDescription]:
+        descriptions: list[ToolDescription] = []
         cursor: str | None = None
-        for _ in range(MOST_PAGES):
+        for _ in range(MAX_PAGES):
             page = await self._client.list_tools(cursor=cursor)
-            found += [Offered.of(tool.name, tool.input_schema) for tool in page.tools]
+            descriptions += [ToolDescription.from_schema(tool.name, tool.input_schema) for tool in page.tools]
             if (cursor := page.next_cursor) is None:
                 break
-        return found
+        return descriptions
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> str | Mapping[str, Any]:
         try:
             result = await self._client.call_tool(tool, dict(arguments))
         except MCPError as error:
-            if error.code not in OF_THE_CALL:
+            if error.code not in CALL_ERRORS:
                 raise
-            raise Refused(f"the tool server refuses the call: {error.message[:200]!r}") from None
+            raise ToolCallError(f"the tool server refused the call: {error.message[:200]!r}") from None
         except (RuntimeError, ValidationError) as error:
-            # The SDK holds the result against the tool's own schema.
-            raise BadAnswer(f"it is not as the tool's schema says: {str(error)[:200]!r}") from None
+            # The SDK validates the result against the tool's own schema.
+            raise InvalidAnswerError(f"it does not match the tool's schema: {str(error)[:200]!r}") from None
         texts = [part.text for part in result.content if part.type == "text"]
         if result.is_error:
-            raise Refused(f"the tool reports an error: {' '.join(texts)[:200]!r}")
+            raise ToolCallError(f"the tool reports an error: {' '.join(texts)[:200]!r}")
         structured = result.structured_content
         if isinstance(structured, dict) and ("class" in structured or "categories" in structured):
             return structured
         if not texts:
-            raise BadAnswer("it has no text")
+            raise InvalidAnswerError("it has no text")
         return texts[0]
 
 
-def _located(text: str, folder: Path) -> str:
-    """A relative path in the configuration's folder, where there is such a file."""
+def _locate(text: str, folder: Path) -> str:
+    """Return the path of a file in the configuration's folder, or the text itself if there is no such file."""
     if text.startswith("-") or Path(text).is_absolute() or not (folder / text).is_file():
         return text
     return str(folder / text)
 
 
-def _variable(header: str, variable: str) -> str:
+def _header_value(header: str, variable: str) -> str:
     if not (value := os.environ.get(variable, "")):
         raise ClassifierError(
-            f"classifier.mcp_category_model.headers_env: {header} is to be what the environment variable {variable} "
-            "says, and that is empty"
+            f"classifier.mcp_category_model.headers_env: {header}: the environment variable {variable} is not set; set "
+            "it to the value of the header"
         )
     return value

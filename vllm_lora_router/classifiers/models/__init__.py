@@ -1,4 +1,4 @@
-"""Models as functions from texts to rows of numbers, whatever runs them."""
+"""Models as functions from texts to rows of numbers, independent of the runtime."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -6,29 +6,29 @@ from typing import Any, Protocol
 import numpy as np
 
 
-class Network(Protocol):
-    """A loaded model."""
+class TextModel(Protocol):
+    """A loaded model: an encoder or a sequence classifier."""
 
     @property
     def tokenizer(self) -> Any:
-        """A fast tokenizer of transformers."""
+        """Return a fast tokenizer from transformers."""
         ...
 
     @property
-    def longest(self) -> int:
-        """The tokens that it can read, special ones included."""
+    def max_length(self) -> int:
+        """Return the maximum number of tokens that the model reads, including special tokens."""
         ...
 
     @property
     def runs_on(self) -> str:
-        """Runtime and device, such as "torch, cuda"."""
+        """Return runtime and device, such as "torch, cuda"."""
         ...
 
     @property
-    def on_any_thread(self) -> bool:
-        """Whether it may be called on any thread, and on several at once; else on one, always the same."""
+    def thread_safe(self) -> bool:
+        """Return whether any thread may call the model, and several at once. Otherwise one thread makes all calls."""
         ...
 
     def __call__(self, texts: Sequence[str], max_tokens: int) -> np.ndarray:
-        """float32 [texts, outputs]; what is longer than `max_tokens` is cut."""
+        """Return float32 [texts, outputs]. Texts with more than `max_tokens` tokens are truncated."""
         ...

@@ -1,32 +1,33 @@
-"""Which runtime a model gets."""
+"""Selection of a model's runtime: torch or ONNX Runtime."""
 
 from collections.abc import Callable
 
 from vllm_lora_router.classifiers import ClassifierError
-from vllm_lora_router.classifiers.models import Network, onnx_runtime
+from vllm_lora_router.classifiers.models import TextModel, onnx_runtime
 from vllm_lora_router.classifiers.models.pytorch import LOAD_LOCK
 from vllm_lora_router.config.schema import Runtime
 
 
-def load_network(
+def load_model(
     place: str,
-    kind: onnx_runtime.Kind,
+    kind: onnx_runtime.ModelKind,
     source: str,
     runtime: Runtime,
     device: str,
-    load_torch: Callable[[], Network],
+    load_torch: Callable[[], TextModel],
     threads: int = 1,
-) -> Network:
-    """The model by the runtime that was asked for.
+) -> TextModel:
+    """Load a model with the configured runtime.
 
     Args:
-        place: the model's settings, for messages.
-        source: a folder or a hub id.
-        device: a torch device.
-        threads: how many cores it may use on a CPU; torch is told by the thread that runs the model.
+        place: The model's settings, for error messages.
+        source: A folder or a hub id.
+        device: A torch device.
+        load_torch: Loads the model with torch.
+        threads: Number of CPU cores that ONNX Runtime may use. For torch, the worker thread sets this limit.
 
     Raises:
-        ClassifierError: that runtime is not installed, cannot run the model, or not on this device.
+        ClassifierError: The runtime is not installed, or it cannot run the model or does not support the device.
     """
     if runtime == "torch":
         with LOAD_LOCK:
@@ -39,14 +40,14 @@ def load_network(
 
 
 def check_runtime(place: str, runtime: Runtime, device: str) -> None:
-    """Without loading anything.
+    """Check a runtime without loading a model.
 
     Raises:
-        ClassifierError: the runtime is not installed, or not one for this device.
+        ClassifierError: The runtime is not installed or does not support the device.
     """
     if runtime == "torch":
         return
     if device not in ("cpu", "auto"):
-        raise ClassifierError(f"{place}.runtime: {runtime} runs on the CPU alone, not on {device}: set device: cpu")
-    if problem := onnx_runtime.missing():
+        raise ClassifierError(f"{place}.runtime: {runtime} runs only on the CPU, not on {device}; set device: cpu")
+    if problem := onnx_runtime.missing_packages():
         raise ClassifierError(f"{place}.runtime: {runtime} {problem}")

@@ -1,4 +1,4 @@
-"""Texts that wait while a model is busy go together in its next batch; a lone one never waits."""
+"""Dynamic batching: texts that arrive while a model is busy form the next batch. A single text never waits."""
 
 import asyncio
 import threading
@@ -7,44 +7,44 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from vllm_lora_router.classifiers import Overload, Stuck
+from vllm_lora_router.classifiers import OverloadError, StuckModelError
 from vllm_lora_router.classifiers.models.worker import Worker
 
 T = TypeVar("T")
 
-LIMIT = 256  # texts that may wait
-MOST = 64  # texts of one batch
+QUEUE_LIMIT = 256  # texts that may wait
+MAX_BATCH_SIZE = 64  # texts of one batch
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a batch takes, as measured when the model was loaded."""
+class BatchCost:
+    """The duration of a batch, as measured when the model was loaded."""
 
     overhead_s: float = 0.0
     per_character_s: float = 0.0
 
     @classmethod
-    def measure(cls, answer: Callable[[Sequence[str]], object], text: str, *, together: int = 8) -> "Cost":
-        """By a lone text and by several of them, each tried three times. Blocks; for the model's thread."""
-        lone, several = (min(_seconds(answer, [text] * count) for _ in range(3)) for count in (1, together))
-        per_text_s = max(several - lone, 0.0) / (together - 1)
-        return cls(max(lone - per_text_s, 0.0), per_text_s / max(len(text), 1))
+    def measure(cls, answer: Callable[[Sequence[str]], object], text: str, *, together: int = 8) -> "BatchCost":
+        """Measure a single text and a batch of several, three times each. Blocks; runs on the model's thread."""
+        single, several = (min(_duration_s(answer, [text] * count) for _ in range(3)) for count in (1, together))
+        per_text_s = max(several - single, 0.0) / (together - 1)
+        return cls(max(single - per_text_s, 0.0), per_text_s / max(len(text), 1))
 
     def seconds(self, count: int, longest: int) -> float:
-        """Of `count` texts, padded to `longest` characters."""
+        """Return the expected duration for `count` texts that are padded to `longest` characters."""
         return self.overhead_s + self.per_character_s * count * longest
 
 
 @dataclass(eq=False)
-class _Waiting(Generic[T]):
+class _Item(Generic[T]):
     text: str
     answer: "asyncio.Future[T]"
     loop: asyncio.AbstractEventLoop
 
 
 @dataclass
-class Batched:
-    """What was done so far, for /v1/router/health."""
+class BatchStats:
+    """Counters for /v1/router/health."""
 
     batches: int = 0
     texts: int = 0
@@ -54,134 +54,134 @@ class Batched:
 
 @dataclass
 class Batcher(Generic[T]):
-    """One model's queue. Its thread takes the next batch by itself, so that the device waits for no event loop.
+    """The queue of one model. The model's thread takes the next batch itself, so the device waits for no event loop.
 
     Args:
-        worker: the thread that runs the model.
-        answer: answers texts, in their order; runs on that thread.
-        cost: what batches take.
-        budget_s: a batch takes no longer, if that can be: who comes while it runs has to wait for it. A single text is
-            a batch, however long it takes.
-        limit: texts that may wait.
-        told: called after each batch with its texts, 0 where all had been given up, and with the texts that still
-            wait; on the worker's thread, or on the loop of who was answered at once.
+        worker: The thread that runs the model.
+        answer: Returns the answers to texts, in the same order. Runs on that thread.
+        cost: The expected duration of batches.
+        budget_s: Maximum duration of a batch, because texts that arrive during the batch wait for its end. A single
+            text always forms a batch, even if it takes longer.
+        limit: Number of texts that may wait.
+        on_batch: Called after each batch with the number of its texts (0 if all of them were cancelled) and the number
+            of texts that still wait. Runs on the worker thread, or on the caller's event loop after `run_inline`.
     """
 
     worker: Worker
     answer: Callable[[Sequence[str]], Sequence[T]]
-    cost: Cost = Cost()
+    cost: BatchCost = BatchCost()
     budget_s: float = 0.025
-    limit: int = LIMIT
-    done: Batched = field(default_factory=Batched)
-    told: Callable[[int, int], None] = lambda texts, waiting: None
+    limit: int = QUEUE_LIMIT
+    stats: BatchStats = field(default_factory=BatchStats)
+    on_batch: Callable[[int, int], None] = lambda texts, waiting: None
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: dict[_Waiting[T], None] = {}  # in the order in which they came
-        self._called = False  # whether the thread will look
+        self._queue: dict[_Item[T], None] = {}  # in the order of arrival
+        self._scheduled = False  # whether the worker has a call that takes the next batch
 
-    async def ask(self, text: str) -> T:
-        """The answer to one text; one that is given up leaves the queue.
+    async def submit(self, text: str) -> T:
+        """Return the answer to one text. A cancelled text leaves the queue.
 
         Raises:
-            Overload: `limit` texts wait already.
-            Stuck: the forward pass under way does not return.
+            OverloadError: The queue is full.
+            StuckModelError: The running forward pass does not return.
         """
         if (stuck_s := self.worker.stuck_s) is not None:
-            raise Stuck(f"its model has not returned for {stuck_s:.0f} s")
+            raise StuckModelError(f"the model call has not returned for {stuck_s:.0f} s")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(text, loop.create_future(), loop)
+        item = _Item(text, loop.create_future(), loop)
         with self._lock:
-            if len(self._waiting) >= self.limit:
-                raise Overload(f"{len(self._waiting)} texts wait already")
-            self._waiting[waiting] = None
-            call, self._called = not self._called, True
-        if call:
-            self.worker.submit(self._run_one)
+            if len(self._queue) >= self.limit:
+                raise OverloadError(f"{len(self._queue)} texts are waiting already")
+            self._queue[item] = None
+            schedule, self._scheduled = not self._scheduled, True
+        if schedule:
+            self.worker.submit(self._run_next_batch)
         try:
-            return await waiting.answer
+            return await item.answer
         finally:
             with self._lock:
-                self._waiting.pop(waiting, None)
+                self._queue.pop(item, None)
 
-    def at_once(self, text: str) -> T:
-        """The answer to one text, on the event loop that asks; for models that run on any thread, and take less than a
-        hop.
+    def run_inline(self, text: str) -> T:
+        """Return the answer to one text on the calling event loop.
 
-        Raises what the model raises.
+        Only for models that are thread-safe and faster than handing a text to the worker thread. Exceptions of the
+        model are raised.
         """
-        self.done.batches += 1
-        self.done.texts += 1
-        self.done.largest = max(self.done.largest, 1)
+        self.stats.batches += 1
+        self.stats.texts += 1
+        self.stats.largest = max(self.stats.largest, 1)
         try:
             (answer,) = self.answer([text])
         except Exception:
-            self.done.failed += 1
+            self.stats.failed += 1
             raise
-        # Later: what it raises is not this text's fault.
-        asyncio.get_running_loop().call_soon(self.told, 1, len(self._waiting))
+        # Deferred, so that an exception in `on_batch` does not fail this text.
+        asyncio.get_running_loop().call_soon(self.on_batch, 1, len(self._queue))
         return answer
 
-    def _run_one(self) -> None:
+    def _run_next_batch(self) -> None:
         with self._lock:
-            batch = self._choose()
-            for one in batch:
-                del self._waiting[one]
+            batch = self._select_batch()
+            for item in batch:
+                del self._queue[item]
         if batch:
             self._answer(batch)
         with self._lock:
-            waiting = len(self._waiting)
-            self._called = waiting > 0
+            waiting = len(self._queue)
+            self._scheduled = waiting > 0
         if waiting:
-            # Behind what others want of the same model.
-            self.worker.submit(self._run_one)
-        self.told(len(batch), waiting)  # last: what it raises holds nobody up
+            # A new call instead of a loop, so that other users of the same worker can run in between.
+            self.worker.submit(self._run_next_batch)
+        self.on_batch(len(batch), waiting)  # last, so that an exception in it delays no text
 
-    def _choose(self) -> list[_Waiting[T]]:
-        """The one that has waited longest, with those nearest to it in length: padding is work for nothing."""
-        if not self._waiting:
+    def _select_batch(self) -> list[_Item[T]]:
+        """Return the oldest text and the texts of the most similar length, which need the least padding."""
+        if not self._queue:
             return []
-        oldest = len(next(iter(self._waiting)).text)
-        batch: list[_Waiting[T]] = []
+        oldest = len(next(iter(self._queue)).text)
+        batch: list[_Item[T]] = []
         longest = 0
-        for one in sorted(self._waiting, key=lambda one: abs(len(one.text) - oldest)):
-            longest = max(longest, len(one.text))
-            if batch and (len(batch) == MOST or self.cost.seconds(len(batch) + 1, longest) > self.budget_s):
+        for item in sorted(self._queue, key=lambda item: abs(len(item.text) - oldest)):
+            longest = max(longest, len(item.text))
+            if batch and (len(batch) == MAX_BATCH_SIZE or self.cost.seconds(len(batch) + 1, longest) > self.budget_s):
                 break
-            batch.append(one)
+            batch.append(item)
         return batch
 
-    def _answer(self, batch: Sequence[_Waiting[T]]) -> None:
+    def _answer(self, batch: Sequence[_Item[T]]) -> None:
         try:
-            answers: Sequence[T] | Exception = self.answer([one.text for one in batch])
+            answers: Sequence[T] | Exception = self.answer([item.text for item in batch])
         except Exception as error:
             answers = error
-            self.done.failed += 1
-        self.done.batches += 1
-        self.done.texts += len(batch)
-        self.done.largest = max(self.done.largest, len(batch))
+            self.stats.failed += 1
+        self.stats.batches += 1
+        self.stats.texts += len(batch)
+        self.stats.largest = max(self.stats.largest, len(batch))
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[T], T | Exception]]] = {}
-        for index, one in enumerate(batch):
-            found = answers if isinstance(answers, Exception) else answers[index]
-            by_loop.setdefault(one.loop, []).append((one.answer, found))
-        for loop, found in by_loop.items():
+        for index, item in enumerate(batch):
+            result = answers if isinstance(answers, Exception) else answers[index]
+            by_loop.setdefault(item.loop, []).append((item.answer, result))
+        for loop, results in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_deliver, found)
+                loop.call_soon_threadsafe(_deliver, results)
             except RuntimeError:
-                continue  # the loop is closed: nobody waits any more
+                continue  # the loop is closed, so nothing awaits these results
 
 
-def _deliver(found: "Sequence[tuple[asyncio.Future[T], T | Exception]]") -> None:
-    for future, answer in found:
+def _deliver(results: "Sequence[tuple[asyncio.Future[T], T | Exception]]") -> None:
+    for future, result in results:
         if future.done():
             continue
-        if isinstance(answer, Exception):
-            future.set_exception(answer)
+        if isinstance(result, Exception):
+            future.set_exception(result)
         else:
-            future.set_result(answer)
+            future.set_result(result)
 
 
-def _seconds(answer: Callable[[Sequence[str]], object], texts: Sequence[str]) -> float:
+def _duration_s(answer: Callable[[Sequence[str]], object], texts: Sequence[str]) -> float:
     began = time.perf_counter()
     answer(texts)
     return time.perf_counter() - began

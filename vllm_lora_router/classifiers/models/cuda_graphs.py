@@ -1,7 +1,7 @@
-"""Forward passes as CUDA graphs, one for each size of batch.
+"""Forward passes as CUDA graphs, one graph for each batch shape.
 
-An encoder of 22 layers has a few hundred kernels, which take Python longer to launch than the device to run; and while
-it launches them it holds the interpreter lock that the server's event loop waits for. A graph is one launch.
+An encoder with 22 layers launches a few hundred kernels. Launching them from Python takes longer than the device needs
+to run them, and meanwhile Python holds the interpreter lock that the server's event loop needs. A graph is one launch.
 """
 
 import logging
@@ -11,11 +11,12 @@ from typing import Any
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
-COUNTS = (1, 2, 4, 8, 16, 32, 64)
-LENGTHS = (16, 32, 64, 128, 256, 512)
-# Beyond, the device takes longer for the kernels than Python for launching them.
-MOST_TOKENS = 16384
-# Between a graph and the same pass launched one by one, as a part of the largest output: bfloat16 has eight bits.
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+SEQUENCE_LENGTHS = (16, 32, 64, 128, 256, 512)
+# Beyond this size, running the kernels takes longer than launching them from Python.
+MAX_GRAPH_TOKENS = 16384
+# Maximum difference between a graph and the same pass without a graph, relative to the largest output: bfloat16 has
+# eight bits of precision.
 TOLERANCE = 0.02
 
 Forward = Callable[[Any, Any], Any]
@@ -23,18 +24,18 @@ Capture = Callable[[Callable[[], Any]], Callable[[], Any]]
 
 
 @dataclass(frozen=True)
-class _Bucket:
-    """A pass over tensors that never move."""
+class _CapturedGraph:
+    """A captured pass and its input tensors, whose addresses never change."""
 
-    ids: Any  # int64 [count, length]
-    mask: Any  # int64 [count, length]
-    replay: Callable[[], Any]  # [count, outputs]
+    ids: Any  # int64 [texts, tokens]
+    mask: Any  # int64 [texts, tokens]
+    replay: Callable[[], Any]  # [texts, outputs]
 
 
-class Graphs:
-    """A forward pass from token ids and mask to one row a text, which replays what it has captured.
+class CudaGraphs:
+    """A forward pass from token ids and mask to one row for each text, which replays captured graphs.
 
-    What fits into no bucket is launched as without graphs, and so is everything when the model cannot be captured.
+    Batches that exceed every captured shape run without a graph. If the capture fails, all batches do.
     """
 
     def __init__(
@@ -45,95 +46,105 @@ class Graphs:
         device: str,
         longest: int,
         capture: Capture,
-        counts: Sequence[int] = COUNTS,
-        lengths: Sequence[int] = LENGTHS,
+        counts: Sequence[int] = BATCH_SIZES,
+        lengths: Sequence[int] = SEQUENCE_LENGTHS,
     ) -> None:
-        """Captures all buckets, the largest first: the others find room in what it took.
+        """Capture a graph for each shape, the largest first, so that the other graphs reuse its memory.
 
         Args:
-            forward: int64 [texts, tokens] twice, ids and mask, to [texts, outputs]; must not look at what is in them.
-            pad: the token that fills rows up.
-            longest: the tokens that the model reads.
-            capture: makes of a pass over tensors that stay where they are one that can be repeated.
+            forward: Maps ids and mask, each int64 [texts, tokens], to [texts, outputs]. It must not depend on the
+                values in Python.
+            pad: Token id that fills up rows.
+            longest: Maximum number of tokens that the model reads.
+            capture: Turns a pass over fixed tensors into a function that repeats it.
+            counts: Numbers of texts to capture.
+            lengths: Numbers of tokens to capture.
         """
         self._forward, self._pad = forward, pad
-        self._buckets: dict[tuple[int, int], _Bucket] = {}
-        sizes = [
+        self._graphs: dict[tuple[int, int], _CapturedGraph] = {}
+        shapes = [
             (count, length)
             for count in sorted(counts, reverse=True)
             for length in sorted(lengths, reverse=True)
-            if length <= longest and count * length <= MOST_TOKENS
+            if length <= longest and count * length <= MAX_GRAPH_TOKENS
         ]
-        self._counts = sorted({count for count, _ in sizes})
-        self._lengths = sorted({length for _, length in sizes})
+        self._counts = sorted({count for count, _ in shapes})
+        self._lengths = sorted({length for _, length in shapes})
         try:
-            for size in sizes:
-                self._buckets[size] = self._captured(size, device, capture)
+            for shape in shapes:
+                self._graphs[shape] = self._capture(shape, device, capture)
         except Exception as error:
-            self._buckets.clear()
-            logger.warning("the model runs without CUDA graphs: %s: %s", type(error).__name__, error)
+            self._graphs.clear()
+            logger.warning(
+                "CUDA graphs: capture failed (%s: %s); the model runs without graphs", type(error).__name__, error
+            )
 
     def __len__(self) -> int:
-        return len(self._buckets)
+        return len(self._graphs)
 
     def __call__(self, ids: Any, mask: Any) -> Any:
-        """[texts, outputs], valid until the next call."""
-        bucket = self._bucket(*ids.shape)
-        return self._forward(ids, mask) if bucket is None else self._replay(bucket, ids, mask)
+        """Return [texts, outputs], which is valid until the next call."""
+        graph = self._graph_for(*ids.shape)
+        return self._forward(ids, mask) if graph is None else self._replay(graph, ids, mask)
 
-    def _bucket(self, count: int, length: int) -> _Bucket | None:
-        size = (_at_least(self._counts, count), _at_least(self._lengths, length))
-        return None if size[0] is None or size[1] is None else self._buckets.get((size[0], size[1]))
+    def _graph_for(self, count: int, length: int) -> _CapturedGraph | None:
+        shape = (_next_size(self._counts, count), _next_size(self._lengths, length))
+        return None if shape[0] is None or shape[1] is None else self._graphs.get((shape[0], shape[1]))
 
-    def _replay(self, bucket: _Bucket, ids: Any, mask: Any) -> Any:
+    def _replay(self, graph: _CapturedGraph, ids: Any, mask: Any) -> Any:
         count, length = ids.shape
-        bucket.ids.fill_(self._pad)
-        bucket.mask.zero_()
-        bucket.mask[:, 0] = 1  # attention over nothing is not a number, in rows of no text, too
-        bucket.ids[:count, :length] = ids
-        bucket.mask[:count, :length] = mask
-        return bucket.replay()[:count]
+        graph.ids.fill_(self._pad)
+        graph.mask.zero_()
+        graph.mask[:, 0] = 1  # attention over zero tokens is NaN, also in rows without a text
+        graph.ids[:count, :length] = ids
+        graph.mask[:count, :length] = mask
+        return graph.replay()[:count]
 
-    def _captured(self, size: tuple[int, int], device: str, capture: Capture) -> _Bucket:
+    def _capture(self, shape: tuple[int, int], device: str, capture: Capture) -> _CapturedGraph:
         import torch
 
-        ids = torch.full(size, self._pad, dtype=torch.int64, device=device)
-        mask = torch.zeros(size, dtype=torch.int64, device=device)
-        mask[:, : max(size[1] // 2, 1)] = 1
-        bucket = _Bucket(ids, mask, capture(lambda: self._forward(ids, mask)))
-        right, found = self._forward(ids, mask).float(), bucket.replay().float()
-        off = float((found - right).abs().max() / right.abs().max().clamp(min=1e-6))
-        if not off <= TOLERANCE:
-            raise RuntimeError(f"a graph of {size[0]} texts of {size[1]} tokens is off by {off:.2g}")
-        return bucket
+        ids = torch.full(shape, self._pad, dtype=torch.int64, device=device)
+        mask = torch.zeros(shape, dtype=torch.int64, device=device)
+        mask[:, : max(shape[1] // 2, 1)] = 1
+        graph = _CapturedGraph(ids, mask, capture(lambda: self._forward(ids, mask)))
+        expected, actual = self._forward(ids, mask).float(), graph.replay().float()
+        difference = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+        if not difference <= TOLERANCE:
+            raise RuntimeError(
+                f"the graph for {shape[0]} texts of {shape[1]} tokens differs by {difference:.2g} from the model"
+            )
+        return graph
 
 
 def cuda_capture() -> Capture:
-    """Captures on the current CUDA device; all graphs share their memory, since only one runs at a time."""
+    """Return a capture function for the current CUDA device.
+
+    All graphs share their memory, because only one of them runs at a time.
+    """
     import torch
 
-    # One side stream for all: what torch keeps for its warm-ups is kept by stream.
+    # One side stream for all captures, because torch keeps the memory of its warm-ups for each stream.
     pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def capture(run: Callable[[], Any]) -> Callable[[], Any]:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2):  # libraries make their plans and take their workspaces before
+            for _ in range(2):  # before a capture, libraries have to create their plans and workspaces
                 run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # The engine is another process, but other threads of this one may use the device.
+        # The engine is another process, but other threads of this process may use the device.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            found = run()
+            outputs = run()
 
         def replay() -> Any:
             graph.replay()
-            return found
+            return outputs
 
         return replay
 
     return capture
 
 
-def _at_least(sizes: Sequence[int], size: int) -> int | None:
-    return next((one for one in sizes if one >= size), None)
+def _next_size(sizes: Sequence[int], size: int) -> int | None:
+    return next((candidate for candidate in sizes if candidate >= size), None)

@@ -1,4 +1,7 @@
-"""`python -m vllm_lora_router.classifiers.models.onnx_export KIND MODEL FOLDER`: a model as ONNX, exact and int8."""
+"""Export a model to ONNX in float32 and int8.
+
+Usage: python -m vllm_lora_router.classifiers.models.onnx_export KIND MODEL FOLDER
+"""
 
 import json
 import logging
@@ -8,28 +11,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_lora_router.classifiers.models.onnx_runtime import ABOUT, EXACT, INT8, Exported, OnnxNetwork
-from vllm_lora_router.classifiers.models.pytorch import longest
+from vllm_lora_router.classifiers.models.onnx_runtime import (
+    FLOAT32_FILE,
+    INT8_FILE,
+    METADATA_FILE,
+    ExportedModel,
+    OnnxModel,
+)
+from vllm_lora_router.classifiers.models.pytorch import max_length
 
-# Texts of several lengths, in one batch: what the graph must say the same of as torch.
+# Texts of different lengths in one batch. The graph and torch must give the same outputs for them.
 TEXTS = ("What does this mean?", "Why?", "My landlord keeps my deposit, and I do not know what to do about it. " * 4)
 TOLERANCE = 1e-3
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes `model.onnx`, `model.int8.onnx` and `export.json`; ends with an error when they say other than torch."""
+    """Write `model.onnx`, `model.int8.onnx` and `export.json`. Exit with an error if the graph differs from torch."""
     kind, source, folder = argv
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    module, tokenizer, about = _load(kind, source)
+    module, tokenizer, metadata = _load(kind, source)
     _write(module, tokenizer, Path(folder))
-    (Path(folder) / ABOUT).write_text(json.dumps(about))
-    exported = Exported(Path(folder), about["longest"], about["prompt"])
-    _check(module, tokenizer, OnnxNetwork(exported, tokenizer, int8=False), about)
+    (Path(folder) / METADATA_FILE).write_text(json.dumps(metadata))
+    exported = ExportedModel(Path(folder), metadata["longest"], metadata["prompt"])
+    _check(module, tokenizer, OnnxModel(exported, tokenizer, int8=False), metadata)
 
 
 def _load(kind: str, source: str) -> tuple[Any, Any, dict[str, Any]]:
-    """A module from `input_ids` and `attention_mask` to one row a text, its tokenizer, and what is not in the graph."""
+    """Return a module from ids and mask to one row for each text, its tokenizer, and the settings outside the graph."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -53,13 +62,13 @@ def _load(kind: str, source: str) -> tuple[Any, Any, dict[str, Any]]:
     tokenizer = AutoTokenizer.from_pretrained(source)
     if kind == "domain":
         model = AutoModelForSequenceClassification.from_pretrained(source, use_safetensors=True)
-        return Logits(model).eval(), tokenizer, {"longest": longest(tokenizer, model.config), "prompt": ""}
+        return Logits(model).eval(), tokenizer, {"longest": max_length(tokenizer, model.config), "prompt": ""}
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(source, device="cpu")
     prompt = model.prompts.get(model.default_prompt_name or "", "")
-    about = {"longest": int(model.max_seq_length or 512), "prompt": prompt}
-    return Embedding(model).eval(), model.tokenizer, about
+    metadata = {"longest": int(model.max_seq_length or 512), "prompt": prompt}
+    return Embedding(model).eval(), model.tokenizer, metadata
 
 
 def _write(module: Any, tokenizer: Any, folder: Path) -> None:
@@ -72,7 +81,7 @@ def _write(module: Any, tokenizer: Any, folder: Path) -> None:
         torch.onnx.export(
             module,
             (batch["input_ids"], batch["attention_mask"]),
-            str(folder / EXACT),
+            str(folder / FLOAT32_FILE),
             input_names=["input_ids", "attention_mask"],
             output_names=["outputs"],
             dynamic_shapes=(shape, shape),
@@ -80,20 +89,22 @@ def _write(module: Any, tokenizer: Any, folder: Path) -> None:
             external_data=False,
             verbose=False,
         )
-    # Without VNNI a CPU adds two products of full range in sixteen bits, which overflows.
-    quantize_dynamic(folder / EXACT, folder / INT8, weight_type=QuantType.QInt8, reduce_range=True, per_channel=True)
+    # Reduced range, because a CPU without VNNI adds two full-range products in 16 bits, which overflows.
+    quantize_dynamic(
+        folder / FLOAT32_FILE, folder / INT8_FILE, weight_type=QuantType.QInt8, reduce_range=True, per_channel=True
+    )
 
 
-def _check(module: Any, tokenizer: Any, network: OnnxNetwork, about: dict[str, Any]) -> None:
+def _check(module: Any, tokenizer: Any, model: OnnxModel, metadata: dict[str, Any]) -> None:
     import torch
 
     for texts in (TEXTS, TEXTS[:1], TEXTS[1:2]):
-        batch = tokenizer([about["prompt"] + text for text in texts], padding=True, return_tensors="pt")
+        batch = tokenizer([metadata["prompt"] + text for text in texts], padding=True, return_tensors="pt")
         with torch.inference_mode():
-            right = module(batch["input_ids"], batch["attention_mask"]).numpy()
-        off = float(abs(network(texts, about["longest"]) - right).max())
-        if not off <= TOLERANCE:
-            sys.exit(f"its graph is off by {off:.2g} from what torch says")
+            expected = module(batch["input_ids"], batch["attention_mask"]).numpy()
+        difference = float(abs(model(texts, metadata["longest"]) - expected).max())
+        if not difference <= TOLERANCE:
+            sys.exit(f"the ONNX graph differs by {difference:.2g} from torch")
 
 
 if __name__ == "__main__":

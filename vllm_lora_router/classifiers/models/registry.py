@@ -1,4 +1,4 @@
-"""Models that are loaded once and shared by every configuration that asks for the same."""
+"""Loaded models, shared by all configurations that need the same model."""
 
 import hashlib
 from collections.abc import Callable, Hashable
@@ -10,95 +10,110 @@ import psutil
 from rich.filesize import decimal
 
 from vllm_lora_router.classifiers import ClassifierError
+from vllm_lora_router.classifiers.models.gpu_memory import model_bytes, suggest_utilization
 from vllm_lora_router.classifiers.models.worker import Worker, limit_cores
-from vllm_lora_router.config.schema import Text
+from vllm_lora_router.config.schema import TextSettings
 
 T = TypeVar("T")
 
-# Weights are read into host memory and converted on their way to a device.
-LOADING = 1.5
+# Host memory needed to load a model, relative to its files: weights are read into host memory and converted there.
+LOADING_FACTOR = 1.5
 
 
-class Model(NamedTuple):
-    """A loaded model and the one thread that may run it: a tokenizer in two threads at once is an error."""
+class LoadedModel(NamedTuple):
+    """A loaded model and the only thread that may run it, because a tokenizer must not run in two threads at once."""
 
-    parts: Any
+    model: Any
     worker: Worker
-    fingerprint: str  # of where it came from, and of the files that lay there
+    fingerprint: str  # digest of the model's source, its settings and its files
 
 
-class Models:
+class ModelRegistry:
     """The models of one configuration."""
 
-    def __init__(self, before: "Models | None" = None) -> None:
-        """`before` are those of the configuration in force, which stays in memory until the new one is."""
+    def __init__(self, before: "ModelRegistry | None" = None) -> None:
+        """Create a registry.
+
+        Args:
+            before: The models of the configuration in effect. They stay in memory until the new configuration
+                replaces it.
+        """
         self._before = before._models if before is not None else None
-        self._models: dict[Hashable, Model] = {}
+        self._models: dict[Hashable, LoadedModel] = {}
 
     def get(
         self, method: str, source: str, settings: Hashable, device: str, load: Callable[[], Any], threads: int = 1
-    ) -> Model:
-        """The model at `source`, a folder or a hub id; `settings` are what else makes it another one.
+    ) -> LoadedModel:
+        """Return a model, and load it if no configuration has it yet.
 
         Args:
-            threads: how many cores it may use on a CPU.
+            source: A folder or a hub id.
+            settings: Other settings that distinguish this model from others with the same source.
+            load: Loads the model.
+            threads: Number of CPU cores that the model may use.
 
         Raises:
-            ClassifierError: it would not fit beside those in force, or beside the engine on a GPU, or what `load`
-                raises.
+            ClassifierError: The model does not fit into memory together with the models in effect, or together with
+                the engine on a GPU. Errors of `load` are raised, too.
         """
-        key = (method, source, settings, threads, device, _files(source))
+        key = (method, source, settings, threads, device, _file_states(source))
         model = self._models.get(key) or (self._before or {}).get(key)
         if model is None or model.worker.stuck_s is not None:
-            _check_room(method, source, device, beside=self._before is not None)
+            _check_memory(method, source, device, beside=self._before is not None)
             fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()
-            model = Model(load(), Worker(method, prepare=partial(limit_cores, threads)), fingerprint)
+            model = LoadedModel(load(), Worker(method, prepare=partial(limit_cores, threads)), fingerprint)
         self._models[key] = model
         return model
 
 
-def _files(source: str) -> Hashable:
-    """What changes when somebody writes another model into the folder."""
+def _file_states(source: str) -> Hashable:
+    """Return the state of the files in a folder, which changes when another model is written into it."""
     files = [file for file in Path(source).iterdir() if file.is_file()] if Path(source).is_dir() else []
-    found = ((file.name, file.stat()) for file in files)
-    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found))
+    states = ((file.name, file.stat()) for file in files)
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in states))
 
 
-def _check_room(method: str, source: str, device: str, *, beside: bool) -> None:
-    """On a GPU a model also needs room when nothing is `beside` it: the engine has taken its share before."""
+def _check_memory(method: str, source: str, device: str, *, beside: bool) -> None:
+    """Check that a model fits into memory.
+
+    On a GPU this is checked even for the first configuration, because the engine has allocated its share already.
+
+    Args:
+        beside: Whether the models of a configuration in effect stay loaded next to this model.
+    """
     if beside:
-        needed = sum(file.stat().st_size for file in Path(source).glob("*.safetensors"))  # none: a hub id
-        if needed * LOADING > (free := psutil.virtual_memory().available):
-            raise _no_room_beside(source, needed, "host memory", free)
+        needed = sum(file.stat().st_size for file in Path(source).glob("*.safetensors"))  # 0 for a hub id
+        if needed * LOADING_FACTOR > (free := psutil.virtual_memory().available):
+            raise _no_room_error(source, needed, "host memory", free)
     if not device.startswith("cuda"):
         return
-    # Not at the top: it counts what the modules load that load their models by this one.
-    from vllm_lora_router.classifiers.models.gpu_memory import lower, model_bytes
-
-    needed = model_bytes(method, source, Text().max_tokens)
+    needed = model_bytes(method, source, TextSettings().max_tokens)
     if needed is None:
         return
     try:
         import torch
 
         free, total = torch.cuda.mem_get_info(device)
-        own = torch.cuda.memory_reserved(device)
+        reserved = torch.cuda.memory_reserved(device)
     except Exception:
-        return  # whoever loads it says what is wrong with torch or the device
+        return  # loading the model reports what is wrong with torch or the device
     if needed <= free:
         return
     if beside:
-        raise _no_room_beside(source, needed, device, free)
-    figure, by = lower(total, free, own, needed)
-    way = f"start with --gpu-memory-utilization {figure:.2f} or lower, and at least {by:.2f} lower than now, or "
+        raise _no_room_error(source, needed, device, free)
+    utilization, reduction = suggest_utilization(total, free, reserved, needed)
+    remedy = (
+        f"start with --gpu-memory-utilization {utilization:.2f} or lower, and at least {reduction:.2f} lower than now, "
+        "or "
+    )
     raise ClassifierError(
         f"the model in {source} needs {decimal(needed)} of {device}'s {decimal(total)} for its weights and a batch, "
-        f"and {decimal(free)} are free; {way if figure else ''}set device: cpu"
+        f"but {decimal(free)} are free; {remedy if utilization else ''}set device: cpu"
     )
 
 
-def _no_room_beside(source: str, needed: int, place: str, free: int) -> ClassifierError:
+def _no_room_error(source: str, needed: int, place: str, free: int) -> ClassifierError:
     return ClassifierError(
-        f"the model in {source} ({decimal(needed)}) does not fit beside those in force: {place} has "
-        f"{decimal(free)} left; restart the server with the new configuration"
+        f"the model in {source} ({decimal(needed)}) does not fit next to the models in effect: {place} has "
+        f"{decimal(free)} free; restart the server with the new configuration"
     )

@@ -1,22 +1,22 @@
-"""The parts of a long text that a model reads: windows of its tokens, the head and the tail always among them."""
+"""Windows of a long text: parts that fit the model, always including the head and the tail."""
 
 from collections.abc import Sequence
 from typing import Any
 
-# Tokenising megabytes to throw most of them away would take longer than the model does; no tokenizer in use takes more
-# characters to a token on average.
+# A text is shortened before it is tokenized, because tokenizing megabytes takes longer than the model does. No
+# tokenizer in use has more characters per token on average.
 _CHARACTERS_PER_TOKEN = 16
 
 
 def windows(text: str, tokenizer: Any, max_tokens: int, count: int) -> list[str]:
-    """At most `count` parts of `text`, each of at most `max_tokens` tokens, special ones included.
+    """Return at most `count` parts of a text, each with at most `max_tokens` tokens including special tokens.
 
     Args:
-        text: any length; one that fits comes back as it is.
-        tokenizer: a fast tokenizer of transformers.
+        text: A text of any length. A text that fits is returned unchanged.
+        tokenizer: A fast tokenizer from transformers.
     """
     if len(text) <= max_tokens - 4 and len(text.encode("utf-8", "replace")) <= max_tokens - 4:
-        return [text]  # no tokenizer makes more tokens than bytes, but for the special ones
+        return [text]  # apart from special tokens, no tokenizer produces more tokens than bytes
     size = max_tokens - tokenizer.num_special_tokens_to_add()
     limit = size * count * _CHARACTERS_PER_TOKEN
     if len(text) > limit:

@@ -1,4 +1,4 @@
-"""Where a model's forward passes run: a thread of its own, off the event loop."""
+"""The thread that runs a model, so that forward passes do not block the event loop."""
 
 import queue
 import threading
@@ -11,45 +11,49 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# A forward pass that has not returned by then never will: a driver that hangs, a deadlock in a library.
+# A forward pass that takes longer than this never returns: the driver hangs or a library has a deadlock.
 STUCK_S = 10.0
 
 
 class Worker:
-    """Runs calls one at a time in the order they came; a call that was given up before it began never runs.
+    """Runs calls one at a time in the order of submission. A call that is cancelled before it starts never runs.
 
-    The thread ends with the last reference to this. Nothing waits for it at the process's end: one that never returns
-    would keep the server from stopping.
+    The thread ends when the last reference to the worker is gone. The process does not wait for the thread when it
+    exits: a call that never returns would prevent the server from stopping.
     """
 
     def __init__(self, name: str, *, prepare: Callable[[], None] = lambda: None) -> None:
-        """`prepare` runs once, on the thread, before the first call."""
+        """Start the thread.
+
+        Args:
+            prepare: Runs once on the thread before the first call.
+        """
         self._calls: _Calls = queue.SimpleQueue()
-        self._under_way = _UnderWay()
+        self._running = _RunningCall()
         threading.Thread(
-            target=_run, args=(self._calls, self._under_way, prepare), name=f"lora-router-{name}", daemon=True
+            target=_run, args=(self._calls, self._running, prepare), name=f"lora-router-{name}", daemon=True
         ).start()
         weakref.finalize(self, self._calls.put, None)
 
     @property
     def stuck_s(self) -> float | None:
-        """For how long the call under way has not returned, when that is longer than any call takes."""
-        since = self._under_way.since
+        """Return the seconds since the running call started if it is stuck, otherwise None."""
+        since = self._running.since
         took_s = 0.0 if since is None else time.monotonic() - since
         return took_s if took_s > STUCK_S else None
 
     def submit(self, call: Callable[[], T]) -> "Future[T]":
-        """The call's result, some time."""
+        """Return a future for the result of a call."""
         future: Future[T] = Future()
         self._calls.put((future, call))
         return future
 
     def run_blocking(self, call: Callable[[], T]) -> T:
-        """The call's result, for those who are not on an event loop."""
+        """Return the result of a call. Blocks, so it must not be used on an event loop."""
         return self.submit(call).result()
 
     def close(self) -> None:
-        """Ends the thread once the calls before are done."""
+        """End the thread after the calls that are already queued."""
         self._calls.put(None)
 
 
@@ -57,26 +61,26 @@ _Calls = queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
 
 
 @dataclass
-class _UnderWay:
-    since: float | None = None  # `time.monotonic()`
+class _RunningCall:
+    since: float | None = None  # start time, as `time.monotonic()`
 
 
-def _run(calls: _Calls, under_way: _UnderWay, prepare: Callable[[], None]) -> None:
+def _run(calls: _Calls, running: _RunningCall, prepare: Callable[[], None]) -> None:
     prepare()
-    while (found := calls.get()) is not None:
-        future, call = found
+    while (item := calls.get()) is not None:
+        future, call = item
         if future.set_running_or_notify_cancel():
-            under_way.since = time.monotonic()
+            running.since = time.monotonic()
             try:
                 future.set_result(call())
             except BaseException as error:
                 future.set_exception(error)
-            under_way.since = None
-        del found, future, call  # nothing of a request is kept while there is nothing to do
+            running.since = None
+        del item, future, call  # an idle worker keeps no reference to a request
 
 
 def limit_cores(count: int) -> None:
-    """Keeps torch on the calling thread to so many cores: on a CPU the engine needs the others."""
+    """Limit torch on the calling thread to a number of cores, because the engine on a CPU needs the other cores."""
     import torch
 
     torch.set_num_threads(count)

@@ -1,11 +1,11 @@
-"""Embeddings made by chance: categories are places on a sphere, and what is asked of them lies around."""
+"""Random embeddings: each category is a point on a sphere, and its texts are close to that point."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from vllm_lora_router.classifiers.heads.kernel_ridge import Labelled
+from vllm_lora_router.classifiers.heads.kernel_ridge import LabelledEmbeddings
 
 Around = Callable[..., np.ndarray]
 DIMENSIONS = 16
@@ -13,20 +13,20 @@ DIMENSIONS = 16
 
 @pytest.fixture
 def around() -> Around:
-    """Unit vectors around the place of a category; the same for the same seed."""
+    """Return unit vectors close to the point of a category. The same seed gives the same vectors."""
 
     def vectors(category: int, count: int, seed: int = 0, spread: float = 0.15) -> np.ndarray:
-        place = np.random.default_rng(category).normal(size=DIMENSIONS)
+        center = np.random.default_rng(category).normal(size=DIMENSIONS)
         noise = np.random.default_rng([seed, category]).normal(size=(count, DIMENSIONS))
-        found = place / np.linalg.norm(place) + spread * noise
-        return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+        points = center / np.linalg.norm(center) + spread * noise
+        return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
 
     return vectors
 
 
 @pytest.fixture
-def three(around: Around) -> Labelled:
-    """Eight examples each of three categories, the second of which has two intents."""
+def three(around: Around) -> LabelledEmbeddings:
+    """Three categories with eight examples for each intent. The second category has two intents."""
     vectors = np.concatenate([around(place, 8) for place in range(4)])
     names, categories = ("a", "b one", "b two", "c"), ("a", "b", "b", "c")
-    return Labelled(vectors, np.repeat(np.arange(4), 8), names, categories)
+    return LabelledEmbeddings(vectors, np.repeat(np.arange(4), 8), names, categories)

@@ -1,4 +1,4 @@
-"""Static encoders: what model2vec gives, for texts of any length, in a row of length 1."""
+"""Static encoders give the same embeddings as model2vec, for texts of any length."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from vllm_lora_router.classifiers import ClassifierError
-from vllm_lora_router.classifiers.models import Network
-from vllm_lora_router.classifiers.models.static_embeddings import StaticNetwork, is_static, load_static
+from vllm_lora_router.classifiers.models import TextModel
+from vllm_lora_router.classifiers.models.static_embeddings import StaticEmbeddingModel, is_static, load_static
 from vllm_lora_router.classifiers.models.truncation import windows
 
 installed = pytest.mark.skipif(
@@ -31,9 +31,9 @@ Make = Callable[..., Path]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Writes a static encoder of six known words as model2vec does."""
+    """Write a static encoder with six known words in the format of model2vec."""
 
-    def write(*, dtype: Any = np.float32, normalize: bool = True, framed: bool = False, **more: Any) -> Path:
+    def write(*, dtype: Any = np.float32, normalize: bool = True, special_tokens: bool = False, **options: Any) -> Path:
         from model2vec import StaticModel
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -42,26 +42,26 @@ def make(tmp_path: Path) -> Make:
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer.enable_padding(length=32)
         tokenizer.enable_truncation(8)
-        if framed:
+        if special_tokens:
             tokenizer.post_processor = processors.TemplateProcessing(
                 single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
             )
         vectors = np.random.default_rng(3).normal(size=(len(vocabulary), 5)).astype(dtype)
-        if "token_mapping" in more:
-            vectors = vectors[: max(more["token_mapping"]) + 1]
+        if "token_mapping" in options:
+            vectors = vectors[: max(options["token_mapping"]) + 1]
         config = {"model_type": "model2vec"}
-        StaticModel(vectors, tokenizer, config, normalize=normalize, **more).save_pretrained(tmp_path / "static")
+        StaticModel(vectors, tokenizer, config, normalize=normalize, **options).save_pretrained(tmp_path / "static")
         return tmp_path / "static"
 
     return write
 
 
 def model2vec(folder: Path) -> Any:
-    """The package's own encoding, of texts of any length."""
+    """Return the encoding function of model2vec itself, without its limit on the length of texts."""
     from model2vec import StaticModel
 
     model = StaticModel.from_pretrained(folder, normalize=True)
-    model.tokenizer.no_padding()  # versions before 0.10 leave it to others to turn these off
+    model.tokenizer.no_padding()  # versions before 0.10 do not turn these off themselves
     model.tokenizer.no_truncation()
     return lambda texts: model.encode(texts, max_length=None)
 
@@ -69,9 +69,11 @@ def model2vec(folder: Path) -> Any:
 @installed
 @pytest.mark.parametrize(("dtype", "within"), [(np.float32, 1e-6), (np.float16, 1e-3)])
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("framed", [True, False])
-def test_rows_are_what_model2vec_gives(make: Make, dtype: Any, within: float, normalize: bool, framed: bool) -> None:
-    folder = make(dtype=dtype, normalize=normalize, framed=framed)
+@pytest.mark.parametrize("special_tokens", [True, False])
+def test_rows_equal_those_of_model2vec(
+    make: Make, dtype: Any, within: float, normalize: bool, special_tokens: bool
+) -> None:
+    folder = make(dtype=dtype, normalize=normalize, special_tokens=special_tokens)
     rows = load_static(folder)(TEXTS, 1_000_000)
     assert (rows.dtype, rows.shape) == (np.float32, (len(TEXTS), 5))
     assert rows == pytest.approx(model2vec(folder)(TEXTS).astype(np.float32), abs=within)
@@ -79,81 +81,81 @@ def test_rows_are_what_model2vec_gives(make: Make, dtype: Any, within: float, no
 
 
 @installed
-def test_a_quantized_vocabulary_gives_what_model2vec_gives(make: Make) -> None:
+def test_rows_of_a_quantized_vocabulary_equal_those_of_model2vec(make: Make) -> None:
     from model2vec import StaticModel
 
     if "token_mapping" not in StaticModel.__init__.__annotations__:
-        pytest.skip("this model2vec knows no quantized vocabularies")
+        pytest.skip("this version of model2vec does not support quantized vocabularies")
     folder = make(token_mapping=np.array([0, 0, 0, 0, 1, 1, 2, 2, 3, 3]), weights=np.linspace(0.1, 1.0, 10))
-    network = load_static(folder)
-    rows = network(TEXTS, 1_000_000)
+    model = load_static(folder)
+    rows = model(TEXTS, 1_000_000)
     assert rows == pytest.approx(model2vec(folder)(TEXTS).astype(np.float32), abs=1e-6)
-    # Two words of one vector are not one word: their weights differ.
-    assert not np.allclose(*network(["fever court", "cough court"], 16))
+    # Two words with the same vector still differ, because their weights differ.
+    assert not np.allclose(*model(["fever court", "cough court"], 16))
 
 
 @installed
-def test_a_text_without_a_known_word_is_a_row_of_zeros(make: Make) -> None:
+def test_a_text_without_a_known_word_gives_a_zero_row(make: Make) -> None:
     rows = load_static(make())(["", " \n", "nothing known, here!", "🦄", "fever"], 512)
     assert rows[:4].tolist() == [[0.0] * 5] * 4
     assert np.linalg.norm(rows[4]) == pytest.approx(1)
 
 
 @installed
-def test_no_text_is_no_row(make: Make) -> None:
+def test_an_empty_batch_gives_no_rows(make: Make) -> None:
     assert load_static(make())([], 512).shape == (0, 5)
 
 
 @installed
-def test_unknown_words_do_not_count(make: Make) -> None:
+def test_unknown_words_are_ignored(make: Make) -> None:
     known, mixed = load_static(make())(["fever judge", "the fever of unknown judges and a judge"], 512)
     assert known == pytest.approx(mixed, abs=1e-6)
 
 
 @installed
-def test_a_text_is_cut_at_the_number_of_tokens_and_not_before(make: Make) -> None:
-    network = load_static(make())
+def test_a_text_is_truncated_at_max_tokens(make: Make) -> None:
+    model = load_static(make())
     cut, whole, head = (
-        network([text], most)[0] for text, most in (("fever court", 1), ("fever court", 2), ("fever", 2))
+        model([text], limit)[0] for text, limit in (("fever court", 1), ("fever court", 2), ("fever", 2))
     )
     assert cut == pytest.approx(head, abs=1e-6)
     assert not np.allclose(whole, head)
 
 
 @installed
-def test_a_hundred_thousand_words_are_read_to_the_last(make: Make) -> None:
-    network = load_static(make())
+def test_a_text_of_a_hundred_thousand_words_is_read_completely(make: Make) -> None:
+    model = load_static(make())
     long = "fever " * 50_000 + "court " * 50_000
-    assert network.longest >= 100_000
-    assert network([long], network.longest) == pytest.approx(network(["fever court"], 2), abs=1e-4)
-    assert network([long], 50_000) == pytest.approx(network(["fever"], 1), abs=1e-4)
+    assert model.max_length >= 100_000
+    assert model([long], model.max_length) == pytest.approx(model(["fever court"], 2), abs=1e-4)
+    assert model([long], 50_000) == pytest.approx(model(["fever"], 1), abs=1e-4)
 
 
 @installed
-@pytest.mark.parametrize("framed", [True, False])
-def test_windows_of_a_long_text_are_its_head_and_its_tail(make: Make, framed: bool) -> None:
-    network = load_static(make(framed=framed))
+@pytest.mark.parametrize("special_tokens", [True, False])
+def test_windows_of_a_long_text_are_its_head_and_tail(make: Make, special_tokens: bool) -> None:
+    model = load_static(make(special_tokens=special_tokens))
     long = "fever " * 50_000 + "court " * 49_999 + "judge"
-    special = 2 if framed else 0
-    assert network.tokenizer.num_special_tokens_to_add() == special
-    head, tail = windows(long, network.tokenizer, 3 + special, 2)
+    special = 2 if special_tokens else 0
+    assert model.tokenizer.num_special_tokens_to_add() == special
+    head, tail = windows(long, model.tokenizer, 3 + special, 2)
     assert (head, tail) == ("fever fever fever", "court court judge")
-    everything = network.tokenizer(long, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    everything = model.tokenizer(long, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     assert len(everything["offset_mapping"]) == 100_000
-    network([long], 4)
-    assert windows(long, network.tokenizer, 3 + special, 2) == [head, tail]
+    model([long], 4)
+    assert windows(long, model.tokenizer, 3 + special, 2) == [head, tail]
 
 
 @installed
-def test_it_says_what_it_is(make: Make) -> None:
-    network: Network = load_static(make())
-    assert network.runs_on == "static, cpu"
-    assert isinstance(network, StaticNetwork)
-    assert network.dimensions == 5
+def test_a_static_encoder_reports_its_runtime_and_dimensions(make: Make) -> None:
+    model: TextModel = load_static(make())
+    assert model.runs_on == "static, cpu"
+    assert isinstance(model, StaticEmbeddingModel)
+    assert model.dimensions == 5
 
 
 @installed
-def test_the_folder_of_a_static_encoder_is_told_from_others(make: Make, tmp_path: Path) -> None:
+def test_is_static_recognizes_the_folder_of_a_static_encoder(make: Make, tmp_path: Path) -> None:
     assert is_static(make())
     assert not is_static(tmp_path)
     assert not is_static(tmp_path / "nowhere")
@@ -169,7 +171,7 @@ def test_other_folders_are_not_static_encoders(config: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b'{"model_type": "model2vec"', b"\xff\xfe\x00"])
-def test_a_torn_config_is_not_a_static_encoder(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_config_is_not_a_static_encoder(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
     assert not is_static(tmp_path)
 
@@ -180,48 +182,48 @@ def shorten_table(folder: Path) -> None:
     save_file({"embeddings": np.zeros((3, 5), np.float32)}, folder / "model.safetensors")
 
 
-def spread_numbers(folder: Path) -> None:
+def spread_token_ids(folder: Path) -> None:
     file = folder / "tokenizer.json"
     file.write_text(file.read_text().replace('"loop":9', '"loop":99'))
 
 
 @installed
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda folder: (folder / "model.safetensors").unlink(),
         lambda folder: (folder / "tokenizer.json").unlink(),
         lambda folder: (folder / "config.json").unlink(),
-        lambda folder: (folder / "model.safetensors").write_bytes(b"torn"),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"),
         lambda folder: (folder / "tokenizer.json").write_text("{}"),
         shorten_table,
-        spread_numbers,
+        spread_token_ids,
     ],
 )
-def test_a_folder_that_cannot_be_read_is_named_with_the_way_out(make: Make, spoil: Callable[[Path], Any]) -> None:
+def test_a_damaged_folder_is_reported_with_the_remedy(make: Make, damage: Callable[[Path], Any]) -> None:
     folder = make()
-    spoil(folder)
+    damage(folder)
     with pytest.raises(ClassifierError) as error:
         load_static(folder)
     assert str(error.value).startswith(f"{folder}: cannot be read as a static encoder (")
-    assert str(error.value).endswith("vllm-lora-router distill MODEL FOLDER makes one of any encoder")
+    assert str(error.value).endswith("vllm-lora-router distill MODEL FOLDER creates one")
 
 
 @installed
-def test_what_is_not_a_static_encoder_is_not_looked_for_on_a_hub(tmp_path: Path) -> None:
+def test_other_folders_are_not_looked_up_on_the_hub(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ClassifierError, match=r"its config\.json is missing or does not say model_type"):
+        with pytest.raises(ClassifierError, match=r"its config\.json is missing or does not have model_type"):
             load_static(folder)
 
 
-def test_without_model2vec_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_model2vec_the_error_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "model2vec", None)
     with pytest.raises(ClassifierError, match=r"pip install 'vllm-lora-router\[static\]'"):
         load_static(tmp_path)
 
 
-def test_nothing_that_is_optional_is_imported_with_it() -> None:
+def test_the_module_imports_no_optional_package() -> None:
     check = (
         "import sys, vllm_lora_router.classifiers.models.static_embeddings\n"
         "print([name for name in ('model2vec', 'transformers', 'tokenizers', 'torch') if name in sys.modules])"
