@@ -1,1 +1,1 @@
-"""Views of decisions and outcomes: response headers, the log line, the tally."""
+"""Records of decisions for operators and clients: audit record, metrics, traces, log lines and response headers."""

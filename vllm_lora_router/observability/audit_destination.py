@@ -1,4 +1,4 @@
-"""Where the audit record lies, and what it keeps of the users' words."""
+"""The folder of the audit record, and the key of the text hashes in it."""
 
 import os
 import secrets
@@ -6,65 +6,67 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vllm_lora_router.config.loader import Loaded
-from vllm_lora_router.config.schema import Audit
+from vllm_lora_router.config.loader import LoadedConfig
+from vllm_lora_router.config.schema import AuditSettings
 from vllm_lora_router.observability.audit_files import check_folder
-from vllm_lora_router.observability.audit_schema import Words, by_hmac, in_full, none_at_all
+from vllm_lora_router.observability.audit_schema import TextRetention, keep_full_text, keep_hmac, keep_no_text
 
 KEY_FILE = "hmac.key"
 KEY_BYTES = 32
 
 
-class RecordError(ValueError):
-    """A record that could not be written; the message says why."""
+class AuditDestinationError(ValueError):
+    """The audit record cannot be written. The message gives the reason."""
 
 
 @dataclass(frozen=True)
-class Destination:
-    """What `router.audit` asks for, ready to be written to."""
+class AuditDestination:
+    """The destination that `router.audit` configures, ready for writing."""
 
-    settings: Audit = field(default_factory=Audit)
-    folder: Path | None = None  # None: no record is kept
-    words: Words = none_at_all
+    settings: AuditSettings = field(default_factory=AuditSettings)
+    folder: Path | None = None  # None: no audit record
+    retention: TextRetention = keep_no_text
 
 
-def destination(loaded: Loaded) -> Destination:
-    """Where a configuration's record goes; makes the folder, and the key of its texts. Blocks.
+def prepare_destination(loaded: LoadedConfig) -> AuditDestination:
+    """Return the destination of a configuration's audit record. Create its folder and its HMAC key. Blocks on disk.
 
     Raises:
-        RecordError: nothing can be written there.
+        AuditDestinationError: the folder or the key cannot be created or written.
     """
     settings = loaded.config.router.audit
     if settings.path is None:
-        return Destination()
+        return AuditDestination()
     folder = loaded.locate(settings.path) or loaded.file.parent / Path(settings.path).expanduser()
-    where = f"{loaded.file}: router.audit.path"
-    if wrong := check_folder(folder):
-        raise RecordError(f"{where}: {wrong}")
+    place = f"{loaded.file}: router.audit.path"
+    if problem := check_folder(folder):
+        raise AuditDestinationError(f"{place}: {problem}")
     try:
-        words = by_hmac(hmac_key(folder)) if settings.text == "hmac" else in_full
+        retention = keep_hmac(hmac_key(folder)) if settings.text == "hmac" else keep_full_text
     except OSError as error:
-        raise RecordError(f"{where}: {folder / KEY_FILE}: {error.strerror or error}") from None
-    return Destination(settings, folder, none_at_all if settings.text == "none" else words)
+        raise AuditDestinationError(f"{place}: {folder / KEY_FILE}: {error.strerror or error}") from None
+    return AuditDestination(settings, folder, keep_no_text if settings.text == "none" else retention)
 
 
 def hmac_key(folder: Path) -> bytes:
-    """The key of a record's texts, in `hmac.key` beside it; made once, by the first process that needs it.
+    """Return the key of a record's text hashes from its file `hmac.key`.
+
+    The first process that needs the key creates it.
 
     Raises:
-        OSError: it cannot be read or made.
+        OSError: the file cannot be read or created.
     """
     file = folder / KEY_FILE
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        own = folder / f".{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}"
-        descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        temporary = folder / f".{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.write(descriptor, secrets.token_bytes(KEY_BYTES))
         finally:
             os.close(descriptor)
-        # A link is made whole or not at all, and never in place of another's.
+        # Creating a hard link is atomic and never replaces the key of another process.
         with suppress(FileExistsError):
-            os.link(own, file)
-        own.unlink()
+            os.link(temporary, file)
+        temporary.unlink()
     return file.read_bytes()

@@ -1,4 +1,4 @@
-"""Lines as they are written: numbered JSON, and what was lost between them."""
+"""Encoding of audit lines: numbered JSON, with a line in place of the lines that were lost."""
 
 import json
 import time
@@ -7,49 +7,51 @@ from typing import Any
 
 import msgspec
 
-from vllm_lora_router.observability.audit_schema import rfc3339
+from vllm_lora_router.observability.audit_schema import SCHEMA_VERSION, lost_line
 
 _ENCODER = msgspec.json.Encoder(order=None)
 
 
-class Encoded:
-    """Lines on their way to the disk, each with its number."""
+class LineBuffer:
+    """Encoded lines that are not yet on disk. Each has its number and the schema version."""
 
     def __init__(self, run: str) -> None:
         self.data = bytearray()
-        self.written = 0
-        self.gap = 0  # lines that were lost since the last one here
+        self.written = 0  # lines on disk, without the `lost` lines
+        self.gap = 0  # lines lost since the last line that was added
         self._run = run
-        self._seq = 0  # of the last line here
-        self._on_disk = 0  # the number of the last line there
-        self._gaps: deque[int] = deque()  # the numbers of lines here that tell of a gap
+        self._seq = 0  # number of the last line that was added
+        self._written_seq = 0  # number of the last line on disk
+        self._gap_seqs: deque[int] = deque()  # numbers of the `lost` lines in the buffer
 
     @property
     def lines(self) -> int:
-        return self._seq - self._on_disk - len(self._gaps)
+        """The number of lines in the buffer, without the `lost` lines."""
+        return self._seq - self._written_seq - len(self._gap_seqs)
 
     def add(self, line: dict[str, Any]) -> None:
-        """Raises what encoding raises; then nothing was added."""
+        """Encode a line and append it. If encoding raises, nothing is appended."""
         seq = self._seq + (2 if self.gap else 1)
-        numbered = {"run": self._run, "seq": seq}
+        numbered = {"schema": SCHEMA_VERSION, "run": self._run, "seq": seq}
         encoded = _encode({**numbered, **line, **numbered})
         if self.gap:
-            self.tell_gap()
+            self.add_gap()
         self.data += encoded
         self._seq = seq
 
-    def tell_gap(self) -> None:
+    def add_gap(self) -> None:
+        """Append a `lost` line for the lines that were lost, and reset their count."""
         lost, self.gap = self.gap, 0
-        self.add({"type": "lost", "at": rfc3339(time.time()), "lines": lost})
-        self._gaps.append(self._seq)
+        self.add(lost_line(lost, time.time()))
+        self._gap_seqs.append(self._seq)
 
-    def taken(self, size: int) -> None:
-        """The first `size` bytes are on the disk."""
+    def discard(self, size: int) -> None:
+        """Remove the first `size` bytes, which are now on disk, and count their lines as written."""
         lines = self.data.count(b"\n", 0, size)
         del self.data[:size]
-        self._on_disk += lines
-        while self._gaps and self._gaps[0] <= self._on_disk:
-            self._gaps.popleft()
+        self._written_seq += lines
+        while self._gap_seqs and self._gap_seqs[0] <= self._written_seq:
+            self._gap_seqs.popleft()
             lines -= 1
         self.written += lines
 
@@ -57,7 +59,7 @@ class Encoded:
 def _encode(line: dict[str, Any]) -> bytes:
     try:
         return _ENCODER.encode(line) + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair, which a client can send
+    except UnicodeEncodeError:  # an unpaired surrogate, which a client can send
         text = json.dumps(msgspec.to_builtins(line, str_keys=True))
-        # As msgspec writes what JSON has no number for: null.
+        # Write NaN and infinity as null, as msgspec does.
         return json.dumps(json.loads(text, parse_constant=lambda _: None)).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""The audit log: lines of JSON in a folder, written off the event loop."""
+"""The audit log: JSON lines in a folder, written by a thread of their own so that the event loop never waits."""
 
 import contextlib
 import logging
@@ -13,31 +13,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vllm_lora_router.observability.audit_encoding import Encoded
-from vllm_lora_router.observability.audit_files import Files, create_file
+from vllm_lora_router.observability.audit_encoding import LineBuffer
+from vllm_lora_router.observability.audit_files import AuditFiles, create_file
 
-logger = logging.getLogger("vllm_lora_router.record")
+logger = logging.getLogger("vllm_lora_router.observability")
 
-RETRY_S = 1.0  # between two tries to write what the disk refused
-STUCK_S = 5.0  # a disk that has not answered by then is a problem, though it said nothing
-SAID_AGAIN_S = 60.0
+RETRY_S = 1.0  # time between two attempts after a failed write
+STUCK_S = 5.0  # a write that takes longer is reported as a problem, even without an error
+WARNING_INTERVAL_S = 60.0
 WRITE_BYTES = 1 << 20
-# Python's interpreter lock is let go of after so long, for so long: the event loop would wait for it as long as a
-# whole batch takes.
-HELD_S, PAUSE_S = 0.0003, 0.0001
+# While it builds a batch, the thread pauses for PAUSE_S after every MAX_BUSY_S. Otherwise the event loop would wait for
+# Python's interpreter lock until the whole batch is built.
+MAX_BUSY_S, PAUSE_S = 0.0003, 0.0001
 
 
 class AuditLog:
-    """Lines of JSON in files of this process's own, which nobody who appends ever waits for.
+    """An append-only log of JSON lines, in files that belong to this process. Appending never blocks.
 
-    Each line begins with `run`, which tells the processes apart, and `seq`, which counts 1, 2, 3 within the run: what
-    is missing shows. Where there is no room for more, the newest lines are dropped: they are counted in `lost`, and a
-    line `{"run", "seq", "type": "lost", "at", "lines"}` stands where they would have been.
+    Each line begins with `schema`, `run` and `seq`. `run` identifies the process, and `seq` counts 1, 2, 3 within the
+    run, so that missing lines can be detected. If memory for waiting lines is used up, the newest lines are dropped:
+    they are counted in `lost`, and a line `{"schema", "run", "seq", "type": "lost", "at", "lines"}` takes their place.
 
-    What was written survives the process, even a kill -9. It is not forced to the disk (fsync): only a machine that
-    crashes could lose it, and every line would wait for the disk instead of for the system's memory.
+    Written lines survive the end of the process, including `kill -9`. They are not forced to disk with fsync, so a
+    crash of the machine can lose them; with fsync every line would wait for the disk instead of the page cache.
 
-    The thread ends with `close`, and keeps nobody from ending the process without it.
+    The thread ends with `close`. It is a daemon thread, so the process can exit without `close`.
     """
 
     def __init__(
@@ -47,184 +47,190 @@ class AuditLog:
         rotate_bytes: int,
         rotate_s: float,
         flush_s: float = 0.1,
-        most_bytes: int = 32 << 20,
-        most_lines: int = 50_000,
-        counted: Callable[[int, int], None] = lambda written, lost: None,
+        max_bytes: int = 32 << 20,
+        max_lines: int = 50_000,
+        report: Callable[[int, int], None] = lambda written, lost: None,
         create: Callable[[Path], int] = create_file,
     ) -> None:
-        """Nothing is made in `folder` until there is a line to write.
+        """Start the thread. Nothing is created in `folder` before the first line is written.
 
         Args:
-            rotate_bytes: a file that would grow beyond it is left for a new one.
-            rotate_s: so is a file that is older, once there is something to write.
-            flush_s: how long lines are gathered for one write.
-            most_bytes: of lines that the disk has not taken yet.
-            most_lines: that wait to be built, while the disk does not answer.
-            counted: called on the log's thread with how many more lines were written, and how many more were lost.
-            create: opens a file that is not there yet, for appending.
+            rotate_bytes: start a new file rather than let the current one grow beyond this size.
+            rotate_s: start a new file if the current one is at least this old when a line is written.
+            flush_s: how long lines are collected for one write.
+            max_bytes: maximum size of the encoded lines that are not yet on disk.
+            max_lines: maximum number of lines that wait to be built, for example while the disk does not respond.
+            report: called on the log's thread with the numbers of newly written and newly lost lines.
+            create: opens a new file for appending.
         """
         self.run = secrets.token_hex(4)
         self._folder = folder
         self._flush_s = flush_s
-        self._most_bytes = most_bytes
-        self._room = most_lines  # none once this is closed
-        self._counted = counted
-        self._files = Files(folder, rotate_bytes, rotate_s, create)
-        self._write_bytes = min(WRITE_BYTES, rotate_bytes, most_bytes)
+        self._max_bytes = max_bytes
+        self._capacity = max_lines  # 0 after `close`
+        self._report_counts = report
+        self._files = AuditFiles(folder, rotate_bytes, rotate_s, create)
+        self._write_bytes = min(WRITE_BYTES, rotate_bytes, max_bytes)
 
-        # Each with how many had been refused before it, so that the refused are told of in their place.
-        self._lines: deque[tuple[int, Callable[[], dict[str, Any]]]] = deque()
+        # Each line with the number of lines refused before it, so that the `lost` line gets the right place.
+        self._pending: deque[tuple[int, Callable[[], dict[str, Any]]]] = deque()
         self._refused = 0
-        self._refusing = threading.Lock()  # the log's thread never takes it
+        self._refused_lock = threading.Lock()  # the log's thread never takes it
         self._idle = False
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._deadline: float | None = None  # `time.monotonic()`, once this is closed
+        self._deadline: float | None = None  # `time.monotonic()`; set by `close`
 
         # Only the log's thread writes these.
-        self._encoded = Encoded(self.run)
-        self._refused_told = 0
+        self._buffer = LineBuffer(self.run)
+        self._refused_reported = 0
         self._dropped = 0
         self._failure: str | None = None
-        self._failure_said = False
-        self._asked: float | None = None  # `time.monotonic()`, while the disk has not answered
+        self._failure_logged = False
+        self._write_began: float | None = None  # `time.monotonic()` during a write
         self._reported = (0, 0)
-        self._said: dict[object, float] = {}
+        self._warned: dict[object, float] = {}
         self._thread = threading.Thread(target=self._run, name="lora-router-audit-log", daemon=True)
         self._thread.start()
 
     def append(self, line: Callable[[], dict[str, Any]]) -> None:
-        """Takes a line, to be built by calling `line` on the log's thread; never waits, from whatever thread.
+        """Queue a line. Can be called from any thread and never blocks.
 
-        It gives what msgspec can encode. One that raises is counted as lost.
+        Args:
+            line: called on the log's thread; returns an object that msgspec can encode. If it raises, the line is
+                counted as lost.
         """
-        if len(self._lines) >= self._room:
-            with self._refusing:
+        if len(self._pending) >= self._capacity:
+            with self._refused_lock:
                 self._refused += 1
             return
-        self._lines.append((self._refused, line))
+        self._pending.append((self._refused, line))
         if self._idle:
             self._idle = False
             self._wake.put(None)
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Writes what is left, and waits for that at most so long; lines that come later are counted as lost.
+        """Write the queued lines, and wait for that at most `timeout_s`. Lines appended later are counted as lost.
 
-        What has not been written by then still is, while the process lives and the disk takes it.
+        Lines that are not written within `timeout_s` are still written while the process runs and the disk responds.
         """
-        self._room = 0
+        self._capacity = 0
         if self._deadline is None:
             self._deadline = time.monotonic() + timeout_s
             self._wake.put(None)
         self._thread.join(max(0.0, self._deadline - time.monotonic()))
         if timeout_s and self._thread.is_alive():
-            left = self._encoded.lines + len(self._lines)
-            self._warn("close", "its last %d lines are not written after %g s", left, timeout_s)
+            unwritten = self._buffer.lines + len(self._pending)
+            self._warn("close", "closing timed out after %g s with %d lines not written", timeout_s, unwritten)
 
     @property
     def written(self) -> int:
-        return self._encoded.written
+        """The number of lines on disk."""
+        return self._buffer.written
 
     @property
     def lost(self) -> int:
-        # Whoever was in the middle of `append` when the thread ended has left a line that nobody will write.
-        return self._refused + self._dropped + (0 if self._thread.is_alive() else len(self._lines))
+        """The number of lines that were dropped, refused or could not be built."""
+        # A call of `append` that was running when the thread ended can leave a line that is never written.
+        return self._refused + self._dropped + (0 if self._thread.is_alive() else len(self._pending))
 
     @property
     def problem(self) -> str | None:
-        """What the disk said last, or that it says nothing; None while it takes what it is given."""
-        asked = self._asked
-        waits_s = 0.0 if asked is None else time.monotonic() - asked
-        return f"{self._folder} has not answered for {waits_s:.0f} s" if waits_s > STUCK_S else self._failure
+        """The last write error, or that the disk does not respond. None while writing works."""
+        write_began = self._write_began
+        waits_s = 0.0 if write_began is None else time.monotonic() - write_began
+        return f"{self._folder} has not responded for {waits_s:.0f} s" if waits_s > STUCK_S else self._failure
 
     def _run(self) -> None:
-        while not self._over():
-            self._rest()
+        while not self._is_done():
+            self._wait()
             try:
                 self._flush()
             except Exception as error:
-                self._warn("flush", "%s", _what(error))
+                self._warn("flush", "writing failed (%s)", _describe(error))
                 time.sleep(RETRY_S)
         self._files.close()
-        if left := self._encoded.lines + len(self._lines):
-            self._lines.clear()
-            self._dropped += left
-            self._warn("end", "%d lines were never written", left)
+        if unwritten := self._buffer.lines + len(self._pending):
+            self._pending.clear()
+            self._dropped += unwritten
+            self._warn("end", "closed with %d lines never written", unwritten)
         self._report()
 
-    def _over(self) -> bool:
+    def _is_done(self) -> bool:
         if self._deadline is None:
             return False
         if self._failure is not None and time.monotonic() + RETRY_S > self._deadline:
             return True
-        return not self._lines and not self._encoded.data
+        return not self._pending and not self._buffer.data
 
-    def _rest(self) -> None:
-        """Until there is something to write, and a little longer for what comes with it."""
-        if not self._lines and not self._encoded.data:
+    def _wait(self) -> None:
+        """Wait for a line, then for the lines that follow within `flush_s`."""
+        if not self._pending and not self._buffer.data:
             self._idle = True
-            if not self._lines:  # what came before `_idle` was set woke nobody
+            if not self._pending:  # a line that was appended before `_idle` was set did not wake the thread
                 self._wake.get()
             self._idle = False
-        failing = self._failure is not None
-        if failing or self._deadline is None:
+        is_failing = self._failure is not None
+        if is_failing or self._deadline is None:
             with contextlib.suppress(queue.Empty):
-                self._wake.get(timeout=RETRY_S if failing else self._flush_s)
+                self._wake.get(timeout=RETRY_S if is_failing else self._flush_s)
 
     def _flush(self) -> None:
         since = time.monotonic()
-        for _ in range(len(self._lines)):
-            self._encode(*self._lines.popleft())
-            if time.monotonic() - since > HELD_S:
+        for _ in range(len(self._pending)):
+            self._encode(*self._pending.popleft())
+            if time.monotonic() - since > MAX_BUSY_S:
                 time.sleep(PAUSE_S)
                 since = time.monotonic()
-            if len(self._encoded.data) >= self._write_bytes and self._failure is None:
+            if len(self._buffer.data) >= self._write_bytes and self._failure is None:
                 self._write()
-        if not self._lines:
-            self._tell_refused(self._refused)
+        if not self._pending:
+            self._add_refused(self._refused)
         self._write()
-        if self._encoded.gap and self._failure is None:
-            self._encoded.tell_gap()
+        if self._buffer.gap and self._failure is None:
+            self._buffer.add_gap()
             self._write()
         self._report()
 
     def _encode(self, refused: int, line: Callable[[], dict[str, Any]]) -> None:
-        self._tell_refused(refused)
-        if len(self._encoded.data) >= self._most_bytes:
+        self._add_refused(refused)
+        if len(self._buffer.data) >= self._max_bytes:
             self._drop()
             return
         try:
-            self._encoded.add(line())
+            self._buffer.add(line())
         except Exception as error:
             self._drop()
-            self._warn("build", "a line could not be built: %s", _what(error))
+            self._warn("build", "a line could not be built (%s) and is dropped", _describe(error))
 
     def _drop(self) -> None:
         self._dropped += 1
-        self._encoded.gap += 1
+        self._buffer.gap += 1
 
-    def _tell_refused(self, refused: int) -> None:
-        if refused > self._refused_told:
-            self._encoded.gap += refused - self._refused_told
-            self._refused_told = refused
-            self._warn("refused", "lines came faster than they were taken")
+    def _add_refused(self, refused: int) -> None:
+        if refused > self._refused_reported:
+            self._buffer.gap += refused - self._refused_reported
+            self._refused_reported = refused
+            self._warn("refused", "the queue is full, new lines are dropped")
 
     def _write(self) -> None:
-        data = self._encoded.data
+        data = self._buffer.data
         while data:
             end = data.rfind(b"\n", 0, self._write_bytes) + 1 or data.find(b"\n") + 1
-            self._asked = time.monotonic()
-            taken, error = self._files.append(data[:end])
-            self._asked = None
-            self._encoded.taken(taken)
+            self._write_began = time.monotonic()
+            size, error = self._files.append(data[:end])
+            self._write_began = None
+            self._buffer.discard(size)
             if error is not None:
                 self._failure = f"{error.filename or self._folder}: {error.strerror}"
-                said = self._warn(error.errno, "%s; %d lines wait", self._failure, self._encoded.lines)
-                self._failure_said = self._failure_said or said
+                is_logged = self._warn(
+                    error.errno, "writing failed (%s); %d lines are waiting", self._failure, self._buffer.lines
+                )
+                self._failure_logged = self._failure_logged or is_logged
                 return
         self._failure = None
-        if self._failure_said:
-            self._failure_said = False
-            logger.info("The audit log in %s is written again; %d lines were lost so far", self._folder, self.lost)
+        if self._failure_logged:
+            self._failure_logged = False
+            logger.info("audit log %s: writing works again; %d lines lost so far", self._folder, self.lost)
 
     def _report(self) -> None:
         now = self.written, self.lost
@@ -232,21 +238,21 @@ class AuditLog:
         self._reported = now
         try:
             if written or lost:
-                self._counted(written, lost)
+                self._report_counts(written, lost)
         except Exception as error:
-            self._warn("count", "its lines could not be counted: %s", _what(error))
+            self._warn("count", "lines could not be counted in metrics (%s)", _describe(error))
 
-    def _warn(self, about: object, message: str, *values: object) -> bool:
-        """Says each thing at most once a minute; whether it said it now."""
+    def _warn(self, topic: object, message: str, *values: object) -> bool:
+        """Log a warning, at most once a minute for each topic. Return whether it was logged."""
         now = time.monotonic()
-        if now - self._said.get(about, -math.inf) < SAID_AGAIN_S:
+        if now - self._warned.get(topic, -math.inf) < WARNING_INTERVAL_S:
             return False
-        self._said[about] = now
-        logger.warning(f"The audit log in %s: {message}; %d lines were lost so far", self._folder, *values, self.lost)
+        self._warned[topic] = now
+        logger.warning(f"audit log %s: {message}; %d lines lost so far", self._folder, *values, self.lost)
         return True
 
 
-def _what(error: Exception) -> str:
-    """What went wrong and where, and none of the user's words, which an error's own may hold."""
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {at.filename}:{at.lineno}"
+def _describe(error: Exception) -> str:
+    """Return an error's type and place. Its message may contain user text and is left out."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {frame.filename}:{frame.lineno}"

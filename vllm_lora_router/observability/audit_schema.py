@@ -1,4 +1,4 @@
-"""A decision, its outcome, and what a user thought of it, as lines of the audit record."""
+"""The lines of the audit record: decisions, outcomes and feedback as JSON objects, and how much user text they keep."""
 
 import hashlib
 import hmac
@@ -9,62 +9,68 @@ from typing import Any
 
 from vllm_lora_router.types import Affinity, Classification, Decision, Outcome, Step
 
-Line = dict[str, Any]
-# What is kept of the words that were classified: they themselves, a keyed hash that shows whether a text was this one,
-# or nothing.
-Words = Callable[[Sequence[str]], Line]
+# Every line carries it as `schema`. Lines without it are of version 1, which had other keys; see
+# `vllm_lora_router.tools.audit.upgrade`.
+SCHEMA_VERSION = 2
+
+AuditLine = dict[str, Any]
+# Returns the fields that a decision's line keeps of the classified texts: the texts, a keyed hash of each, or none.
+TextRetention = Callable[[Sequence[str]], AuditLine]
 
 
-def in_full(texts: Sequence[str]) -> Line:
+def keep_full_text(texts: Sequence[str]) -> AuditLine:
+    """Return the texts unchanged, as `text`."""
     return {"text": texts[0] if len(texts) == 1 else list(texts)}
 
 
-def by_hmac(key: bytes) -> Words:
-    """The HMAC-SHA-256 of each text, in hexadecimal."""
+def keep_hmac(key: bytes) -> TextRetention:
+    """Return a function that keeps the HMAC-SHA-256 of each text, in hexadecimal, as `text_hmac`."""
+    keyed = hmac.new(key, digestmod=hashlib.sha256)  # setting up the key takes longer than hashing a text
 
-    keyed = hmac.new(key, digestmod=hashlib.sha256)  # to set it up takes longer than to hash a text
-
-    def hashed(text: str) -> str:
+    def hexdigest(text: str) -> str:
         mac = keyed.copy()
         mac.update(text.encode("utf-8", "surrogatepass"))
         return mac.hexdigest()
 
-    def words(texts: Sequence[str]) -> Line:
-        return {"text_hmac": hashed(texts[0]) if len(texts) == 1 else [hashed(text) for text in texts]}
+    def keep(texts: Sequence[str]) -> AuditLine:
+        return {"text_hmac": hexdigest(texts[0]) if len(texts) == 1 else [hexdigest(text) for text in texts]}
 
-    return words
+    return keep
 
 
-def none_at_all(texts: Sequence[str]) -> Line:
+def keep_no_text(texts: Sequence[str]) -> AuditLine:
+    """Return no fields."""
     return {}
 
 
-def hmac_of(text: str, key: bytes) -> str:
+def text_hmac(text: str, key: bytes) -> str:
+    """Return the HMAC-SHA-256 of one text, in hexadecimal, as `keep_hmac` writes it."""
     return hmac.digest(key, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()
 
 
-def decision_line(decision: Decision, at_s: float, texts: Sequence[str], words: Words) -> Line:
-    """Everything that was decided, and on what: enough to decide it again.
+def decision_line(decision: Decision, at_s: float, texts: Sequence[str], retention: TextRetention) -> AuditLine:
+    """Return a decision's line. It contains everything that is needed to replay the decision.
 
     Args:
-        at_s: when, in seconds since 1970.
-        texts: the words that were classified, one text a prompt.
+        at_s: when the decision was made, in seconds since 1970.
+        texts: the classified user texts, one for each prompt.
+        retention: selects the form in which the line keeps `texts`.
     """
-    plan, asked, candidate = decision.plan, decision.request, decision.candidate
-    ms = {name: round(ms, 3) for name, ms in decision.timings_ms.items()}
-    ms["overhead"] = round(decision.overhead_ms, 3)
-    line: Line = {
+    plan, request, candidate = decision.plan, decision.request, decision.candidate
+    timings_ms = {phase: round(duration_ms, 3) for phase, duration_ms in decision.timings_ms.items()}
+    timings_ms["overhead"] = round(decision.overhead_ms, 3)
+    line: AuditLine = {
         "type": "decision",
         "at": rfc3339(at_s),
         "id": decision.id,
         "config": plan.config_version,
-        "path": asked.path,
-        "api": asked.api,
-        "asked_for": asked.model,
-        "tenant": asked.client.tenant,
-        "client": asked.client.api_key_fingerprint,
-        "prompts": asked.prompts,
-        **(words(texts) if texts else {}),
+        "path": request.path,
+        "api": request.api,
+        "requested_model": request.model,
+        "tenant": request.client.tenant,
+        "client": request.client.api_key_fingerprint,
+        "prompts": request.prompts,
+        **(retention(texts) if texts else {}),
         "reason": decision.reason,
         "plan": {
             "reason": plan.reason,
@@ -72,37 +78,42 @@ def decision_line(decision: Decision, at_s: float, texts: Sequence[str], words: 
             "confidence": plan.confidence,
             "method": plan.method,
             "steps": [_step(step) for step in plan.steps],
-            "candidates": [{"model": one.model, "adapter": one.adapter, "arm": one.arm} for one in plan.candidates],
+            "candidates": [{"model": c.model, "adapter": c.adapter, "arm": c.arm} for c in plan.candidates],
         },
         "served": {
             "model": candidate.model,
             "adapter": candidate.adapter,
             "arm": candidate.arm,
             "version": decision.version,
-            "digest": decision.content_digest,
+            "content_digest": decision.content_digest,
             "system_prompt": decision.applied.system_prompt,
             "reasoning": decision.applied.reasoning,
         },
-        "refused": [{"adapter": adapter, "why": why} for adapter, why in decision.skipped],
-        "ms": ms,
+        "skipped": [{"adapter": adapter, "reason": reason} for adapter, reason in decision.skipped],
+        "timings_ms": timings_ms,
     }
     if plan.affinity is not None:
         line["plan"]["affinity"] = _affinity(plan.affinity)
-    if (draw := plan.assignment) is not None:
-        line["plan"]["draw"] = {
-            "category": draw.category,
-            "key": draw.key,
-            "by": draw.key_source,
-            "arm": draw.arm,
-            "weights": dict(draw.weights),
+    if (assignment := plan.assignment) is not None:
+        line["plan"]["assignment"] = {
+            "category": assignment.category,
+            "key": assignment.key,
+            "key_source": assignment.key_source,
+            "arm": assignment.arm,
+            "weights": dict(assignment.weights),
         }
     if (share := plan.share) is not None:
-        line["plan"]["share"] = {"key": share.key, "by": share.key_source, "share": share.share, "at": share.position}
+        line["plan"]["share"] = {
+            "key": share.key,
+            "key_source": share.key_source,
+            "share": share.share,
+            "position": share.position,
+        }
     return line
 
 
-def outcome_line(outcome: Outcome, at_s: float) -> Line:
-    """How the response went."""
+def outcome_line(outcome: Outcome, at_s: float) -> AuditLine:
+    """Return the line that describes how the response to a decision ended."""
     return {
         "type": "outcome",
         "at": rfc3339(at_s),
@@ -110,71 +121,76 @@ def outcome_line(outcome: Outcome, at_s: float) -> Line:
         "status": outcome.status,
         "first_byte_ms": outcome.first_byte_ms and round(outcome.first_byte_ms, 3),
         "total_ms": round(outcome.total_ms, 3),
-        "finish": outcome.finish_reason,
+        "finish_reason": outcome.finish_reason,
         "aborted": outcome.aborted,
-        # What it was asked with in the end, where vLLM refused what was written at first.
+        # These differ from the decision's line if vLLM refused the edit and the request was sent again without it.
         "system_prompt": outcome.decision.applied.system_prompt,
         "reasoning": outcome.decision.applied.reasoning,
     }
 
 
-def feedback_line(id: str, score: float, comment: str | None, at_s: float) -> Line:
-    """What a user thought of the answer with this id."""
+def feedback_line(id: str, score: float, comment: str | None, at_s: float) -> AuditLine:
+    """Return the line of a user's feedback on the response with this id."""
     return {"type": "feedback", "at": rfc3339(at_s), "id": id, "score": score, "comment": comment}
 
 
+def lost_line(lines: int, at_s: float) -> AuditLine:
+    """Return the line that replaces `lines` lines which could not be written."""
+    return {"type": "lost", "at": rfc3339(at_s), "lines": lines}
+
+
 def rfc3339(at_s: float) -> str:
-    """UTC, with microseconds."""
-    second, rest = divmod(at_s, 1.0)
-    micros = round(rest * 1e6)  # as `datetime` rounds
+    """Format seconds since 1970 as a UTC time with microseconds."""
+    second, fraction = divmod(at_s, 1.0)
+    micros = round(fraction * 1e6)  # rounds as `datetime` does
     if micros == 1_000_000:
         second, micros = second + 1.0, 0
     return f"{_second(second)}.{micros:06d}Z"
 
 
-@lru_cache(4)  # a thousand lines share one
+@lru_cache(4)  # under load, about a thousand lines share a second
 def _second(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat()[:-6]
 
 
-def _step(step: Step) -> Line:
-    line: Line = {"method": step.method, "ms": round(step.duration_ms, 3)}
+def _step(step: Step) -> AuditLine:
+    line: AuditLine = {"method": step.method, "duration_ms": round(step.duration_ms, 3)}
     if step.classification is None:
-        # What comes after an exception's name may hold the user's words.
+        # The message after the exception's name may contain user text.
         return {**line, "failure": step.failure, "error": (step.error or "").partition(":")[0]}
     line.update(_classification(step.classification))
     return line
 
 
-def _classification(found: Classification) -> Line:
+def _classification(classification: Classification) -> AuditLine:
     return {
-        "category": found.category,
-        "score": found.score,
-        "threshold": found.threshold,
-        "sure": found.accepted,
-        "scale": found.scale,
-        "scores": found.scores,
-        "thresholds": found.thresholds,
-        "evidence": found.evidence,
-        "cached": found.cached,
+        "category": classification.category,
+        "score": classification.score,
+        "threshold": classification.threshold,
+        "accepted": classification.accepted,
+        "scale": classification.scale,
+        "scores": classification.scores,
+        "thresholds": classification.thresholds,
+        "evidence": classification.evidence,
+        "cached": classification.cached,
     }
 
 
-def _affinity(affinity: Affinity) -> Line:
-    before = affinity.earlier_topic
+def _affinity(affinity: Affinity) -> AuditLine:
+    earlier = affinity.earlier_topic
     return {
         "category": affinity.category,
-        "held": affinity.kept,
-        "against": affinity.alternative,
+        "kept": affinity.kept,
+        "alternative": affinity.alternative,
         "margin": affinity.margin,
-        "before": before and {"category": before.category, "score": before.score, "method": before.method},
+        "earlier_topic": earlier and {"category": earlier.category, "score": earlier.score, "method": earlier.method},
         "turns": [
             {
-                "back": turn.turns_ago,
+                "turns_ago": turn.turns_ago,
                 "category": turn.category,
                 "score": turn.score,
                 "method": turn.method,
-                "held_score": turn.active_topic_score,
+                "active_topic_score": turn.active_topic_score,
             }
             for turn in affinity.turns
         ],

@@ -1,51 +1,45 @@
-"""One log line a decision."""
+"""Log lines about decisions."""
 
 import logging
 from collections.abc import Mapping
 
+from vllm_lora_router.text import printable
 from vllm_lora_router.types import Decision, Step
 
 logger = logging.getLogger("vllm_lora_router.decisions")
 
 
-def log(decision: Decision) -> None:
-    """`medical -> medical-lora domain 0.91 (health) 3.1 ms chatcmpl-...`, at INFO."""
+def log_decision(decision: Decision) -> None:
+    """Log a decision at INFO, such as `medical -> medical-lora domain 0.91 (health) 3.1 ms chatcmpl-...`."""
     if logger.isEnabledFor(logging.INFO):
-        logger.info("%s", line(decision))
+        logger.info("%s", format_decision(decision))
 
 
-def log_asked_again(decision: Decision) -> None:
-    """That vLLM refused what a decision wrote, at INFO."""
+def log_retry_without_edit(decision: Decision) -> None:
+    """Log at INFO that vLLM refused an edited request, and that it got the request again with only the model set."""
     logger.info(
-        "%s: vLLM answered 400 with the system prompt or reasoning of category %s; asked again without them",
+        "%s: vLLM answered 400 to the system prompt or reasoning setting of category %s; retrying without them",
         printable(decision.id),
         printable(decision.plan.category or "-"),
     )
 
 
-def line(decision: Decision) -> str:
-    """The decision in one line, whatever the names in it hold; the user's words are not in it."""
+def format_decision(decision: Decision) -> str:
+    """Return a decision as one line. It contains no user text, and names in it cannot break the line."""
     plan = decision.plan
-    why = plan.method if decision.reason == "routed" else decision.reason
-    parts = [f"{plan.category or '-'} -> {decision.candidate.model} {why}"]
+    origin = plan.method if decision.reason == "routed" else decision.reason
+    parts = [f"{plan.category or '-'} -> {decision.candidate.model} {origin}"]
     if plan.confidence is not None:
         parts.append(f"{plan.confidence:.2f}")
     if plan.affinity is not None and plan.affinity.kept:
-        parts.append(f"(against {plan.affinity.alternative or 'nothing sure'})")
+        parts.append(f"(instead of {plan.affinity.alternative or '-'})")
     elif plan.steps and (evidence := _evidence(plan.steps[-1])):
         parts.append(f"({evidence})")
     if plan.assignment is not None:
         parts.append(f"[arm {plan.assignment.arm}]")
-    parts += [f"[not {adapter}: {reason}]" for adapter, reason in decision.skipped]
+    parts += [f"[skipped {adapter}: {reason}]" for adapter, reason in decision.skipped]
     parts.append(f"{decision.overhead_ms:.1f} ms {decision.id}")
     return printable(" ".join(parts))
-
-
-def printable(text: str) -> str:
-    """Text with everything that could break a line, or hide one, escaped."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
 def _evidence(step: Step) -> str:

@@ -1,4 +1,4 @@
-"""What Prometheus is told, beside vLLM's own metrics and through its own endpoint."""
+"""Prometheus metrics of the router, exported by vLLM's own `/metrics` endpoint."""
 
 from collections.abc import Collection, Mapping
 from typing import TypeVar, get_args
@@ -8,17 +8,18 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from vllm_lora_router.types import Decision, Method, Outcome, Reason
 
-# A load holds every stream up for as long as it takes.
+# Loading an adapter delays every running stream for its duration.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-OVERHEAD_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, *SECONDS[:-1])  # keywords to a slow encoder
+# From keyword rules to a slow encoder.
+OVERHEAD_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, *SECONDS[:-1])
 FIRST_BYTE_SECONDS = (*SECONDS[1:], 10.0, 30.0, 60.0)
 CONFIDENCES = tuple(tenths / 10 for tenths in range(1, 11))
 TEXTS = (1, 2, 4, 8, 16, 32, 64)
 
-MOST_NAMES = 512
+MAX_LABELS = 512
 OTHER = "other"
 BASE = "base"
-DYNAMIC = "dynamic"  # any adapter that no configuration declares: one of a folder, or a tenant's own
+DYNAMIC = "dynamic"  # an adapter that no configuration declares: from an adapter folder, or a tenant's own
 METHODS: Mapping[str | None, str] = {None: "", **{method: method for method in get_args(Method)}}
 REASONS: Mapping[str, str] = {reason: reason for reason in get_args(Reason)}
 
@@ -26,140 +27,167 @@ Child = TypeVar("Child", bound=MetricWrapperBase)
 
 
 class Metrics:
-    """Made once a process, when vLLM has set up where several processes sum their values.
+    """The router's metrics. Create them once a process, after vLLM has set up its multiprocess metrics folder.
 
-    What stands in labels is bounded by the configuration, never by requests: see `configure`. Whatever runs on other
-    threads may call this, too.
+    The configuration bounds the number of label values; requests cannot add any. See `configure`. All methods can be
+    called from any thread.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        def counter(name: str, says: str, *labels: str) -> "_Series[Counter]":
-            return _Series(Counter(f"lora_router_{name}", says, labels, registry=registry))
+        """Register the metrics."""
 
-        def histogram(name: str, says: str, buckets: Collection[float], *labels: str) -> "_Series[Histogram]":
-            made = Histogram(f"lora_router_{name}", says, labels, buckets=tuple(buckets), registry=registry)
-            return _Series(made)
+        def counter(name: str, description: str, *labels: str) -> "_Series[Counter]":
+            return _Series(Counter(f"lora_router_{name}", description, labels, registry=registry))
 
-        self._loads = counter("adapter_loads", "Adapters that the engine was asked to load.", "outcome")
+        def histogram(name: str, description: str, buckets: Collection[float], *labels: str) -> "_Series[Histogram]":
+            metric = Histogram(f"lora_router_{name}", description, labels, buckets=tuple(buckets), registry=registry)
+            return _Series(metric)
+
+        self._loads = counter("adapter_loads", "Adapter loads by the engine, by outcome.", "outcome")
         self._load_seconds = Histogram(
             "lora_router_adapter_load_seconds",
-            "How long the engine took to load one.",
+            "Time the engine takes to load one adapter.",
             buckets=SECONDS,
             registry=registry,
         )
-        self._reloads = counter("reloads", "Configurations that were taken or refused.", "outcome")
+        self._reloads = counter("reloads", "Configuration reloads, by outcome.", "outcome")
         self._snapshot_bytes = Gauge(
             "lora_router_snapshot_bytes",
-            "Private copies of adapters on disk.",
+            "Disk space used by adapter snapshots.",
             multiprocess_mode="livemostrecent",
             registry=registry,
         )
         self._generation = Gauge(
             "lora_router_config_generation",
-            "The configuration in force; of several processes, in the one that is furthest behind.",
+            "Generation of the configuration in effect; the lowest of all API-server processes.",
             multiprocess_mode="livemin",
             registry=registry,
         )
-        self._decisions = counter("decisions", "Requests routed.", "category", "adapter", "method", "reason")
+        self._decisions = counter(
+            "decisions",
+            "Routed requests, by category, serving adapter, deciding method and reason.",
+            *("category", "adapter", "method", "reason"),
+        )
         self._overhead_seconds = Histogram(
             "lora_router_overhead_seconds",
-            "From a request's complete body to handing it on.",
+            "Time from receiving the complete request body to forwarding the request.",
             buckets=OVERHEAD_SECONDS,
             registry=registry,
         )
-        self._method_seconds = histogram("method_seconds", "How long a method took.", OVERHEAD_SECONDS, "method")
-        self._confidence = histogram("confidence", "How sure the deciding method was.", CONFIDENCES, "method")
-        self._failures = counter("failures", "Methods that failed.", "method", "why")
-        self._cached = counter("cached", "Classifications that were made before.", "method")
-        self._arms = counter("arms", "Draws of A/B tests.", "category", "arm")
+        self._method_seconds = histogram(
+            "method_seconds", "Time a classification method takes for one request.", OVERHEAD_SECONDS, "method"
+        )
+        self._confidence = histogram("confidence", "Confidence of the deciding method.", CONFIDENCES, "method")
+        self._failures = counter("failures", "Failed classifications, by method and reason.", "method", "reason")
+        self._cached = counter("cached", "Classifications answered from the cache.", "method")
+        self._arms = counter("arms", "A/B test assignments, by category and arm.", "category", "arm")
         self._first_byte_seconds = histogram(
-            "first_byte_seconds", "From a decision to the response's first byte.", FIRST_BYTE_SECONDS, "adapter"
+            "first_byte_seconds",
+            "Time from the decision to the first byte of the response body.",
+            FIRST_BYTE_SECONDS,
+            "adapter",
         )
-        self._responses = counter("responses", "Routed responses, as they ended.", "adapter", "status")
+        self._responses = counter("responses", "Routed responses, by adapter and status.", "adapter", "status")
         self._feedback: _Series[Summary] = _Series(
-            Summary("lora_router_feedback", "What users thought of answers.", ["category", "arm"], registry=registry)
+            Summary("lora_router_feedback", "Feedback scores of users.", ["category", "arm"], registry=registry)
         )
-        self._audit_lines = counter("audit_lines", "Lines of the audit record.", "outcome")
-        self._batch_texts = histogram("batch_texts", "Texts classified together.", TEXTS, "method")
+        self._audit_lines = counter("audit_lines", "Lines of the audit record, written or lost.", "outcome")
+        self._batch_texts = histogram("batch_texts", "Texts that are classified in one batch.", TEXTS, "method")
         self._waiting_texts: _Series[Gauge] = _Series(
             Gauge(
                 "lora_router_waiting_texts",
-                "Texts that wait for a method's model, as of its last batch.",
+                "Texts waiting for a method's model, as of its last batch.",
                 ["method"],
                 multiprocess_mode="livesum",
                 registry=registry,
             )
         )
-        self._category_names, self._adapter_names, self._arm_names = _Names(), _Names(), _Names()
+        self._category_names, self._adapter_names, self._arm_names = _Labels(), _Labels(), _Labels()
 
     def configure(self, categories: Collection[str], adapters: Collection[str]) -> None:
-        """What stands in labels by name, from a configuration that comes into force.
+        """Allow the names of a configuration that takes effect as label values.
 
-        Names of earlier ones stay: there are MOST_NAMES of each kind in the life of a process, later ones are `other`.
+        Names of earlier configurations stay allowed. A process has at most MAX_LABELS names of each kind during its
+        lifetime; later names are counted as `other`.
         """
         self._category_names.allow(categories)
         self._adapter_names.allow(adapters)
 
-    def generation(self, number: int) -> None:
+    def set_generation(self, number: int) -> None:
+        """Set the generation of the configuration in effect."""
         self._generation.set(number)
 
-    def decided(self, decision: Decision) -> None:
+    def count_decision(self, decision: Decision) -> None:
+        """Count a decision, and observe its steps, confidence and overhead."""
         plan = decision.plan
-        # A tool may have categories of its own.
+        # An MCP tool can return categories that the configuration does not have.
         category = self._category_names.label(plan.category) or ("" if plan.category is None else OTHER)
         method = METHODS.get(plan.method, OTHER)
         self._decisions[category, self._adapter(decision), method, REASONS.get(decision.reason, OTHER)].inc()
         self._overhead_seconds.observe(decision.overhead_ms / 1000)
         for step in plan.steps:
-            asked = METHODS.get(step.method, OTHER)
-            self._method_seconds[asked,].observe(step.duration_ms / 1000)
+            step_method = METHODS.get(step.method, OTHER)
+            self._method_seconds[step_method,].observe(step.duration_ms / 1000)
             if step.failure is not None:
-                self._failures[asked, REASONS.get(step.failure, OTHER)].inc()
+                self._failures[step_method, REASONS.get(step.failure, OTHER)].inc()
             elif step.classification is not None and step.classification.cached:
-                self._cached[asked,].inc()
+                self._cached[step_method,].inc()
         if plan.confidence is not None and plan.method is not None:
             self._confidence[method,].observe(plan.confidence)
-        if (draw := plan.assignment) is not None and (tested := self._category_names.label(draw.category)) is not None:
-            wish = plan.active_topic.overrides if plan.active_topic is not None else None
-            wished = wish is not None and draw.arm in wish.models
-            arm = self._adapter_names.label(draw.arm) or DYNAMIC if wished else self._arm_names.take(draw.arm)
-            self._arms[tested, arm].inc()
+        assignment = plan.assignment
+        if assignment is not None and (category := self._category_names.label(assignment.category)) is not None:
+            overrides = plan.active_topic.overrides if plan.active_topic is not None else None
+            if overrides is not None and assignment.arm in overrides.models:  # the MCP tool named the arms
+                arm = self._adapter_names.label(assignment.arm) or DYNAMIC
+            else:
+                arm = self._arm_names.add(assignment.arm)
+            self._arms[category, arm].inc()
 
-    def ended(self, outcome: Outcome) -> None:
+    def count_outcome(self, outcome: Outcome) -> None:
+        """Count the end of a response, and observe its time to the first byte."""
         adapter = self._adapter(outcome.decision)
         if outcome.first_byte_ms is not None:
             self._first_byte_seconds[adapter,].observe(outcome.first_byte_ms / 1000)
         status = "aborted" if outcome.aborted or outcome.status is None else f"{outcome.status // 100}xx"
         self._responses[adapter, status].inc()
 
-    def feedback(self, category: str | None, arm: str | None, score: float) -> None:
-        """What somebody thought of an answer of this category and arm; neither is known of every answer."""
+    def observe_feedback(self, category: str | None, arm: str | None, score: float) -> None:
+        """Observe a feedback score. Category and arm are None if they are unknown."""
         labels = self._category_names.label(category) or "", self._arm_names.label(arm) or ""
         self._feedback[labels].observe(score)
 
-    def recorded(self, written: int, lost: int) -> None:
-        """Of the audit record, that many lines more."""
+    def count_audit_lines(self, written: int, lost: int) -> None:
+        """Count lines of the audit record that were written or lost since the last call."""
         self._audit_lines["written",].inc(written)
         self._audit_lines["lost",].inc(lost)
 
-    def batched(self, method: str, texts: int, waiting: int) -> None:
-        """A method's model answered so many texts together (none where all had been given up), and so many wait."""
+    def observe_batch(self, method: str, texts: int, waiting: int) -> None:
+        """Observe a batch of a method's model.
+
+        Args:
+            texts: the number of texts in the batch; 0 if all of them were cancelled.
+            waiting: the number of texts that still wait.
+        """
         method = METHODS.get(method, OTHER)
         if texts:
             self._batch_texts[method,].observe(texts)
         self._waiting_texts[method,].set(waiting)
 
-    def loaded(self, seconds: float) -> None:
+    def count_load(self, seconds: float) -> None:
+        """Count a loaded adapter, and observe how long loading took."""
         self._loads["loaded",].inc()
         self._load_seconds.observe(seconds)
 
-    def failed(self) -> None:
+    def count_failed_load(self) -> None:
+        """Count an adapter that the engine could not load."""
         self._loads["failed",].inc()
 
-    def reloaded(self, outcome: str) -> None:
+    def count_reload(self, outcome: str) -> None:
+        """Count a reload of the configuration."""
         self._reloads[outcome,].inc()
 
-    def snapshots(self, used_bytes: int) -> None:
+    def set_snapshot_bytes(self, used_bytes: int) -> None:
+        """Set the disk space that adapter snapshots use."""
         self._snapshot_bytes.set(used_bytes)
 
     def _adapter(self, decision: Decision) -> str:
@@ -168,7 +196,7 @@ class Metrics:
 
 
 class _Series(dict[tuple[str, ...], Child]):
-    """A metric's series by the values of its labels: to ask the metric itself takes longer than to count."""
+    """A metric's series by label values. Looking one up here is faster than `metric.labels`."""
 
     def __init__(self, metric: Child) -> None:
         super().__init__()
@@ -179,25 +207,26 @@ class _Series(dict[tuple[str, ...], Child]):
         return series
 
 
-class _Names:
-    """Names as labels: a bounded number of them, whatever comes."""
+class _Labels:
+    """Label values for names. Their number is bounded."""
 
     def __init__(self) -> None:
         self._labels: dict[str | None, str] = {}
-        self._late: frozenset[str] = frozenset()  # those of the last configuration that found no room
+        self._over_limit: frozenset[str] = frozenset()  # names of the last configuration beyond the limit
 
     def allow(self, names: Collection[str]) -> None:
-        for name in sorted(names):  # so that all processes keep the same ones
-            self.take(name)
-        self._late = frozenset(names) - self._labels.keys()
+        """Add names in alphabetical order, so that all processes keep the same ones."""
+        for name in sorted(names):
+            self.add(name)
+        self._over_limit = frozenset(names) - self._labels.keys()
 
-    def take(self, name: str) -> str:
-        """The label of a name that is allowed from here on, if there is room."""
-        if name not in self._labels and len(self._labels) < MOST_NAMES:
-            # One half of an emoji in a label would fail everything that is scraped.
+    def add(self, name: str) -> str:
+        """Allow a name if the limit is not reached. Return its label."""
+        if name not in self._labels and len(self._labels) < MAX_LABELS:
+            # An unpaired surrogate in a label would make every scrape fail.
             self._labels[name] = name.encode("utf-8", "replace").decode()
         return self._labels.get(name, OTHER)
 
     def label(self, name: str | None) -> str | None:
-        """None for a name that was never allowed."""
-        return self._labels.get(name) or (OTHER if name in self._late else None)
+        """Return the label of a name, or None for a name that was never allowed."""
+        return self._labels.get(name) or (OTHER if name in self._over_limit else None)

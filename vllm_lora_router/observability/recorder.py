@@ -1,180 +1,213 @@
-"""What becomes of every decision: a log line, counts, metrics, the audit record and the latest ones."""
+"""The recorder: passes every decision and its outcome to the log, the counts, the metrics and the audit record."""
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from vllm_lora_router.observability.audit_destination import Destination
+from vllm_lora_router.observability.audit_destination import AuditDestination
 from vllm_lora_router.observability.audit_log import AuditLog
-from vllm_lora_router.observability.audit_schema import decision_line, feedback_line, none_at_all, outcome_line
-from vllm_lora_router.observability.decision_log import log
-from vllm_lora_router.observability.deferred import Later
+from vllm_lora_router.observability.audit_schema import decision_line, feedback_line, keep_no_text, outcome_line
+from vllm_lora_router.observability.decision_log import log_decision
+from vllm_lora_router.observability.deferred import DeferredWork
 from vllm_lora_router.observability.metrics import Metrics
-from vllm_lora_router.observability.tally import Tally
 from vllm_lora_router.observability.traces import RequestSpan, Traces
 from vllm_lora_router.types import Decision, Outcome
 
-LATEST = 1000  # decisions that are kept in memory
+MAX_RECENT_DECISIONS = 1000  # decisions that are kept in memory
+
+
+class DecisionCounts:
+    """Counts for `/v1/router/health`. Each API-server process has its own."""
+
+    def __init__(self) -> None:
+        self.by_reason: Counter[str] = Counter()
+        self.in_progress = 0
+        self.aborted = 0
+        self.failed = 0  # responses with status 500 or higher
+
+    def count_decision(self, decision: Decision) -> None:
+        """Count a decision, and its request as in progress."""
+        self.by_reason[decision.reason] += 1
+        self.in_progress += 1
+
+    def count_outcome(self, outcome: Outcome) -> None:
+        """Count the end of a request."""
+        self.in_progress -= 1
+        self.aborted += outcome.aborted
+        self.failed += outcome.status is not None and outcome.status >= 500
 
 
 @dataclass(eq=False)
-class Recorded:
-    """A decision with what followed."""
+class RecentDecision:
+    """A decision with its outcome and feedback."""
 
     decision: Decision
-    at_s: float
+    at_s: float  # seconds since 1970
     outcome: Outcome | None = None
-    ended_s: float = 0.0
+    ended_s: float = 0.0  # seconds since 1970
     feedback: list[float] = field(default_factory=list)
 
 
 class Request(Protocol):
-    """What a trace takes from a request."""
+    """The attributes of a request that a trace needs."""
 
     @property
-    def scope(self) -> Any: ...
+    def scope(self) -> Any:
+        """The ASGI scope."""
+        ...
 
     @property
-    def began_ns(self) -> int: ...
+    def began_ns(self) -> int:
+        """When the request arrived, in nanoseconds since 1970."""
+        ...
 
 
 class Recorder:
-    """One process's. Nothing here waits for a disk, and no request for any of it.
+    """Records the decisions of one API-server process. Neither requests nor the recorder wait for a disk.
 
-    What is told of a decision and its outcome is worked off a little later, several together; who asks for what came of
-    them gets all of it.
+    Decisions and outcomes are processed a little later, several together. Every method that reads results processes the
+    pending ones first.
     """
 
     def __init__(self) -> None:
-        self._later = Later()
-        self._tally = Tally()
-        # Both are set when vLLM has said where several processes sum theirs, and where traces go.
+        self._deferred = DeferredWork()
+        self._counts = DecisionCounts()
+        # Startup sets both after vLLM has set up the multiprocess metrics folder and the trace exporter.
         self.metrics: Metrics | None = None
         self.traces: Traces | None = None
-        self.records_all = False  # what was not routed, too
-        self._latest: OrderedDict[str, Recorded] = OrderedDict()
-        self._to = Destination()
+        self.records_all_requests = False  # also requests that are not routed
+        self._recent: OrderedDict[str, RecentDecision] = OrderedDict()
+        self._destination = AuditDestination()
         self._log: AuditLog | None = None
 
-    def write_to(self, destination: Destination) -> None:
-        """Where the audit record goes from now on. What was recorded before is still written where it was to go."""
+    def set_destination(self, destination: AuditDestination) -> None:
+        """Write the audit record to another destination from now on. Earlier lines go to the previous destination."""
         settings, folder = destination.settings, destination.folder
-        if (self._to.settings, self._to.folder) == (settings, folder):
+        if (self._destination.settings, self._destination.folder) == (settings, folder):
             return
-        self.settle()
-        before, self._log = self._log, None
+        self.flush()
+        previous, self._log = self._log, None
         if folder is not None:
             self._log = AuditLog(
                 folder,
                 rotate_bytes=int(settings.rotate_mb * 2**20),
                 rotate_s=settings.rotate_hours * 3600,
-                counted=self._counted,
+                report=self._count_audit_lines,
             )
-        self._to = destination
-        self.records_all = folder is not None and settings.scope == "all"
-        if before is not None:
-            before.close(timeout_s=0)
+        self._destination = destination
+        self.records_all_requests = folder is not None and settings.scope == "all"
+        if previous is not None:
+            previous.close(timeout_s=0)
 
-    def begin(self, decision: Decision, request: Request) -> RequestSpan | None:
-        """A request's span, where traces are sent: its headers go with the request, and it with the outcome."""
+    def start_span(self, decision: Decision, request: Request) -> RequestSpan | None:
+        """Start the span of a request. Return None if no traces are sent.
+
+        Forward the span's headers with the request, and pass the span to `record_outcome`.
+        """
         if self.traces is None:
             return None
-        span = self.traces.begin(request.scope["headers"], request.began_ns)
+        span = self.traces.start(request.scope["headers"], request.began_ns)
         if span is not None:
-            span.decided(decision)
+            span.add_decision(decision)
         return span
 
-    def decided(self, decision: Decision, texts: Sequence[str], *, say: bool = False) -> None:
-        """
+    def record_decision(self, decision: Decision, texts: Sequence[str], *, log: bool = False) -> None:
+        """Record a decision.
+
         Args:
-            texts: the words that were classified, one text a prompt.
-            say: in a log line, too.
+            texts: the classified user texts, one for each prompt.
+            log: also write a log line.
         """
-        self._later.add(partial(self._decided, decision, texts, say, time.time()))
+        self._deferred.add(partial(self._record_decision, decision, texts, log, time.time()))
 
-    def ended(self, outcome: Outcome, span: RequestSpan | None = None) -> None:
-        """`span` is the request's, where traces are sent."""
+    def record_outcome(self, outcome: Outcome, span: RequestSpan | None = None) -> None:
+        """Record how the response to a decision ended, and end the request's span."""
         if span is not None:
-            span.ended(outcome)
-        self._later.add(partial(self._ended, outcome, time.time()))
+            span.end(outcome)
+        self._deferred.add(partial(self._record_outcome, outcome, time.time()))
 
-    def settle(self) -> None:
-        """Works off what was told so far: who reads metrics or logs at once finds it there."""
-        self._later.now()
+    def flush(self) -> None:
+        """Flush pending work before metrics or logs are read."""
+        self._deferred.run_now()
 
     @property
-    def tally(self) -> Tally:
-        self.settle()
-        return self._tally
+    def counts(self) -> DecisionCounts:
+        """The counts of this process, including all decisions so far."""
+        self.flush()
+        return self._counts
 
-    def _decided(self, decision: Decision, texts: Sequence[str], say: bool, now: float) -> None:
-        if say:
-            log(decision)
+    def _record_decision(self, decision: Decision, texts: Sequence[str], log: bool, now: float) -> None:
+        if log:
+            log_decision(decision)
         if decision.reason != "named":
-            self._tally.decided(decision)
+            self._counts.count_decision(decision)
             if self.metrics is not None:
-                self.metrics.decided(decision)
-        self._latest[decision.id] = Recorded(decision, now)
-        if len(self._latest) > LATEST:
-            self._latest.popitem(last=False)
+                self.metrics.count_decision(decision)
+        self._recent[decision.id] = RecentDecision(decision, now)
+        if len(self._recent) > MAX_RECENT_DECISIONS:
+            self._recent.popitem(last=False)
         if self._log is not None:
-            self._log.append(partial(decision_line, decision, now, texts, self._to.words))
+            self._log.append(partial(decision_line, decision, now, texts, self._destination.retention))
 
-    def _ended(self, outcome: Outcome, now: float) -> None:
+    def _record_outcome(self, outcome: Outcome, now: float) -> None:
         if outcome.decision.reason != "named":
-            self._tally.ended(outcome)
+            self._counts.count_outcome(outcome)
             if self.metrics is not None:
-                self.metrics.ended(outcome)
-        if (recorded := self._latest.get(outcome.decision.id)) is not None:
-            recorded.outcome, recorded.ended_s = outcome, now
+                self.metrics.count_outcome(outcome)
+        if (recent := self._recent.get(outcome.decision.id)) is not None:
+            recent.outcome, recent.ended_s = outcome, now
         if self._log is not None:
             self._log.append(partial(outcome_line, outcome, now))
 
-    def feedback(self, id: str, score: float, comment: str | None) -> Decision | None:
-        """What a user thought of an answer; the decision behind it, where this process made it lately."""
-        self.settle()
+    def record_feedback(self, id: str, score: float, comment: str | None) -> Decision | None:
+        """Record a user's feedback on a response.
+
+        Returns:
+            The decision behind the response, or None if it is not among the recent decisions of this process.
+        """
+        self.flush()
         now = time.time()
-        recorded = self._latest.get(id)
-        plan = recorded.decision.plan if recorded is not None else None
-        if recorded is not None:
-            recorded.feedback.append(score)
+        recent = self._recent.get(id)
+        plan = recent.decision.plan if recent is not None else None
+        if recent is not None:
+            recent.feedback.append(score)
         if self.metrics is not None:
             arm = plan.assignment.arm if plan is not None and plan.assignment is not None else None
-            self.metrics.feedback(plan.category if plan is not None else None, arm, score)
+            self.metrics.observe_feedback(plan.category if plan is not None else None, arm, score)
         if self._log is not None:
             self._log.append(partial(feedback_line, id, score, comment, now))
-        return recorded.decision if recorded is not None else None
+        return recent.decision if recent is not None else None
 
     @property
-    def keeps_feedback(self) -> bool:
-        """Whether feedback on an answer of any process finds its decision: in the audit record."""
+    def has_audit_record(self) -> bool:
+        """Whether an audit record is written. It joins feedback to the decisions of every process."""
         return self._log is not None
 
-    def latest(self, most: int) -> list[dict[str, Any]]:
-        """The latest decisions of this process, the newest first, without the users' words."""
-        self.settle()
-        found: list[dict[str, Any]] = []
-        for recorded in list(reversed(self._latest.values()))[:most]:
-            line = decision_line(recorded.decision, recorded.at_s, (), none_at_all)
-            outcome = recorded.outcome and outcome_line(recorded.outcome, recorded.ended_s)
-            found.append({**line, "outcome": outcome, "feedback": recorded.feedback})
-        return found
+    def recent_decisions(self, limit: int) -> list[dict[str, Any]]:
+        """Return at most `limit` recent decisions of this process, newest first, without user text."""
+        self.flush()
+        lines: list[dict[str, Any]] = []
+        for recent in list(reversed(self._recent.values()))[:limit]:
+            line = decision_line(recent.decision, recent.at_s, (), keep_no_text)
+            outcome = recent.outcome and outcome_line(recent.outcome, recent.ended_s)
+            lines.append({**line, "outcome": outcome, "feedback": recent.feedback})
+        return lines
 
-    def status(self) -> dict[str, Any] | None:
-        """Of the audit record, for JSON; None without one."""
-        self.settle()
+    def audit_status(self) -> dict[str, Any] | None:
+        """Return the state of the audit record for `/v1/router/health`, or None without an audit record."""
+        self.flush()
         log = self._log
         return log and {"written": log.written, "lost": log.lost, "problem": log.problem}
 
     def close(self) -> None:
-        """Writes what is left."""
-        self.settle()
+        """Flush pending work and close the audit record."""
+        self.flush()
         if self._log is not None:
             self._log.close()
 
-    def _counted(self, written: int, lost: int) -> None:
+    def _count_audit_lines(self, written: int, lost: int) -> None:
         if self.metrics is not None:
-            self.metrics.recorded(written, lost)
+            self.metrics.count_audit_lines(written, lost)

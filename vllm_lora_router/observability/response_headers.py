@@ -1,14 +1,15 @@
-"""The response headers that tell a client what was decided."""
+"""The response headers that describe a decision to the client."""
 
 import re
 from urllib.parse import quote
 
 from vllm_lora_router.types import Decision
 
-# What stays as it is in a header's value: printable ASCII but for the percent sign itself.
+# Characters that a header value can contain unchanged: printable ASCII except the percent sign.
 _SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
-NAMES = (
+# In the order of the values in `decision_headers`.
+HEADER_NAMES = (
     "x-vsr-selected-category",
     "x-vsr-selected-model",
     "x-vsr-selected-reasoning",
@@ -21,29 +22,29 @@ NAMES = (
 )
 
 
-def headers(decision: Decision) -> list[tuple[bytes, bytes]]:
-    """The headers of a decision, in ASGI's form; names of the user's are percent-encoded."""
-    plan, written = decision.plan, decision.applied
-    # Who only observes wants to know what would have served.
+def decision_headers(decision: Decision) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a decision as ASGI expects them. Configured names are percent-encoded."""
+    plan, applied = decision.plan, decision.applied
+    # In observe mode the headers name the model that routing would have used.
     candidate = plan.candidates[0] if decision.reason == "observe" else decision.candidate
     values = (
         plan.category or "",
         candidate.model,
-        "on" if written.reasoning else "off",
+        "on" if applied.reasoning else "off",
         "" if plan.confidence is None else f"{plan.confidence:.4f}",
-        "true" if written.system_prompt else "false",
+        "true" if applied.system_prompt else "false",
         plan.method or "",
         decision.reason,
         f"{decision.overhead_ms:.3f}",
-        # Last, for nothing is said of it where nothing was drawn.
+        # The arm is last, because the header is left out where the category has no A/B test.
         *((candidate.arm,) if candidate.arm is not None else ()),
     )
-    return [(name.encode(), encoded(value).encode()) for name, value in zip(NAMES, values, strict=False)]
+    return [(name.encode(), encode_value(value).encode()) for name, value in zip(HEADER_NAMES, values, strict=False)]
 
 
-def encoded(text: str) -> str:
-    """Text as a header's value can carry it: `urllib.parse.unquote` gives it back."""
+def encode_value(text: str) -> str:
+    """Percent-encode text for a header value. `urllib.parse.unquote` decodes it."""
     if text.isascii() and text.isprintable() and "%" not in text and text == text.strip():
         return text
-    # Blanks at the ends are no part of a header's value: some servers drop them, others refuse the whole response.
-    return re.sub("^ +| +$", lambda blanks: "%20" * len(blanks[0]), quote(text, safe=_SAFE, errors="replace"))
+    # Spaces at the ends are not part of a header value: some servers drop them, others refuse the whole response.
+    return re.sub("^ +| +$", lambda spaces: "%20" * len(spaces[0]), quote(text, safe=_SAFE, errors="replace"))

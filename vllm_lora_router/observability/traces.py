@@ -1,4 +1,4 @@
-"""A span for every request that is looked into, where vLLM has been told to send traces."""
+"""OpenTelemetry spans: one for each request that the router records, if vLLM is configured to send traces."""
 
 import logging
 import time
@@ -11,107 +11,114 @@ from vllm_lora_router.types import Decision, Outcome, Step
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
-NAME = "lora_router.request"
-STEP = "lora_router.step"
-SAY_AGAIN_S = 60.0
+SPAN_NAME = "lora_router.request"
+STEP_EVENT = "lora_router.step"
+WARNING_INTERVAL_S = 60.0
 
-_PARENT = frozenset({b"traceparent", b"tracestate"})  # https://www.w3.org/TR/trace-context/
+_PARENT_HEADERS = frozenset({b"traceparent", b"tracestate"})  # https://www.w3.org/TR/trace-context/
 
-logger = logging.getLogger("vllm_lora_router.record")
+logger = logging.getLogger("vllm_lora_router.observability")
 
 Attributes = dict[str, str | bool | int | float]
 
 
 class Traces:
-    """Begins spans. None of it ever fails a request, and nothing that a user wrote stands in a span."""
+    """Starts spans. A failure in tracing never fails a request, and no span contains user text."""
 
     def __init__(self, provider: "TracerProvider | None" = None) -> None:
-        """`provider`: the global one unless given, as vLLM has set it by the time its engine is up."""
-        self._quietly = _Quietly()
+        """Get a tracer.
+
+        Args:
+            provider: defaults to the global provider, which vLLM sets before its engine is ready.
+        """
+        self._log_failures = _LogFailures()
         self._tracer: Tracer | None = None
         try:
             from opentelemetry import trace
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError:
             return
-        with self._quietly:
+        with self._log_failures:
             provider = provider or trace.get_tracer_provider()
             if not isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
                 self._propagator = TraceContextTextMapPropagator()
                 self._tracer = provider.get_tracer("vllm_lora_router")
 
-    def begin(self, headers: Iterable[tuple[bytes, bytes]], began_ns: int) -> "RequestSpan | None":
-        """The span of a request; None where no traces are sent.
+    def start(self, headers: Iterable[tuple[bytes, bytes]], began_ns: int) -> "RequestSpan | None":
+        """Start the span of a request. Return None if no traces are sent.
 
         Args:
-            headers: the request's, in ASGI's form, with the client's span in them if there is one.
-            began_ns: since 1970.
+            headers: the request's ASGI headers, which can name the client's span as the parent.
+            began_ns: when the request arrived, in nanoseconds since 1970.
         """
         if self._tracer is None:
             return None
-        with self._quietly:
-            return self._begin(self._tracer, headers, began_ns)
+        with self._log_failures:
+            return self._start(self._tracer, headers, began_ns)
         return None
 
-    def _begin(self, tracer: "Tracer", headers: Iterable[tuple[bytes, bytes]], began_ns: int) -> "RequestSpan":
+    def _start(self, tracer: "Tracer", headers: Iterable[tuple[bytes, bytes]], began_ns: int) -> "RequestSpan":
         from opentelemetry.trace import SpanKind, get_current_span, set_span_in_context
 
         if get_current_span().get_span_context().is_valid:
-            # Somebody in this process has taken the client's span already: FastAPI, instrumented.
-            span = tracer.start_span(NAME, kind=SpanKind.INTERNAL, start_time=began_ns)
+            # Other instrumentation in this process, such as FastAPI's, already has a span below the client's span.
+            span = tracer.start_span(SPAN_NAME, kind=SpanKind.INTERNAL, start_time=began_ns)
         else:
-            sent: dict[str, list[str]] = {}
+            carrier: dict[str, list[str]] = {}
             for name, value in headers:
-                if name in _PARENT:
-                    sent.setdefault(name.decode(), []).append(value.decode("latin-1"))
-            parent = self._propagator.extract(sent)
-            # Of what answers a caller in another process, whether or not that one sends spans of its own.
-            span = tracer.start_span(NAME, parent, SpanKind.SERVER, start_time=began_ns)
-        # An empty state, too: what a client sent beside a broken parent belongs to no trace.
-        written = {"tracestate": ""}
-        self._propagator.inject(written, set_span_in_context(span))
-        return RequestSpan(span, {name.encode(): value.encode() for name, value in written.items()}, self._quietly)
+                if name in _PARENT_HEADERS:
+                    carrier.setdefault(name.decode(), []).append(value.decode("latin-1"))
+            parent = self._propagator.extract(carrier)
+            # A server span, because the client is another process, whether or not the client sends spans.
+            span = tracer.start_span(SPAN_NAME, parent, SpanKind.SERVER, start_time=began_ns)
+        # Begin with an empty trace state: the state that a client sends with an invalid parent belongs to no trace.
+        injected = {"tracestate": ""}
+        self._propagator.inject(injected, set_span_in_context(span))
+        return RequestSpan(
+            span, {name.encode(): value.encode() for name, value in injected.items()}, self._log_failures
+        )
 
 
 class RequestSpan:
-    """The span of one request, from its first byte to the response's last."""
+    """The span of one request, from its first byte to the last byte of its response."""
 
-    def __init__(self, span: "Span", headers: dict[bytes, bytes], quietly: "_Quietly") -> None:
-        self.headers = headers  # with these in the request, vLLM's span `llm_request` is a child of this one
+    def __init__(self, span: "Span", headers: dict[bytes, bytes], log_failures: "_LogFailures") -> None:
+        self.headers = headers  # send them with the request, so that vLLM's span `llm_request` is a child of this span
         self._span = span
-        self._quietly = quietly
-        self._is_over = False
+        self._log_failures = log_failures
+        self._has_ended = False
 
-    def decided(self, decision: Decision) -> None:
-        with self._quietly:
+    def add_decision(self, decision: Decision) -> None:
+        """Set the decision's attributes, and add an event for each classification step."""
+        with self._log_failures:
             if self._span.is_recording():
-                self._span.set_attributes(_of_decision(decision))
+                self._span.set_attributes(_decision_attributes(decision))
                 for step in decision.plan.steps:
-                    self._span.add_event(STEP, _of_step(step))
+                    self._span.add_event(STEP_EVENT, _step_attributes(step))
 
-    def ended(self, outcome: Outcome) -> None:
-        """Ends the span."""
-        with self._quietly:
+    def end(self, outcome: Outcome) -> None:
+        """Set the outcome's attributes, and end the span."""
+        with self._log_failures:
             if self._span.is_recording():
-                self._span.set_attributes(_of_outcome(outcome))
+                self._span.set_attributes(_outcome_attributes(outcome))
                 if outcome.status is not None and outcome.status >= 500:
-                    self._fail()
+                    self._set_error()
         self.close()
 
     def close(self) -> None:
-        """Ends the span if it has not ended yet: the client left before anything was decided, or got an error."""
-        if not self._is_over:
-            self._is_over = True
-            with self._quietly:
+        """End the span if it has not ended: the client disconnected or got an error before a decision was made."""
+        if not self._has_ended:
+            self._has_ended = True
+            with self._log_failures:
                 self._span.end()
 
-    def _fail(self) -> None:
+    def _set_error(self) -> None:
         from opentelemetry.trace import StatusCode
 
         self._span.set_status(StatusCode.ERROR)
 
 
-def _of_decision(decision: Decision) -> Attributes:
+def _decision_attributes(decision: Decision) -> Attributes:
     plan, affinity = decision.plan, decision.plan.affinity
     return _attributes(
         {
@@ -123,36 +130,36 @@ def _of_decision(decision: Decision) -> Attributes:
             "lora_router.reason": decision.reason,
             "lora_router.confidence": plan.confidence,
             "lora_router.arm": decision.candidate.arm,
-            "lora_router.affinity.held": affinity.kept if affinity is not None else None,
-            "lora_router.affinity.against": affinity.alternative if affinity is not None else None,
+            "lora_router.affinity.kept": affinity.kept if affinity is not None else None,
+            "lora_router.affinity.alternative": affinity.alternative if affinity is not None else None,
             "lora_router.config": plan.config_version,
             "lora_router.overhead_ms": decision.overhead_ms,
         }
     )
 
 
-def _of_step(step: Step) -> Attributes:
-    # Neither a classification's evidence nor the text of an error: both may hold the user's words.
-    found = step.classification
+def _step_attributes(step: Step) -> Attributes:
+    # The evidence of a classification and the message of an error are left out: both can contain user text.
+    classification = step.classification
     return _attributes(
         {
             "lora_router.method": step.method,
-            "lora_router.ms": step.duration_ms,
+            "lora_router.duration_ms": step.duration_ms,
             "lora_router.failure": step.failure,
-            "lora_router.category": found.category if found is not None else None,
-            "lora_router.score": found.score if found is not None else None,
-            "lora_router.threshold": found.threshold if found is not None else None,
-            "lora_router.sure": found.accepted if found is not None else None,
-            "lora_router.cached": found.cached if found is not None else None,
+            "lora_router.category": classification.category if classification is not None else None,
+            "lora_router.score": classification.score if classification is not None else None,
+            "lora_router.threshold": classification.threshold if classification is not None else None,
+            "lora_router.accepted": classification.accepted if classification is not None else None,
+            "lora_router.cached": classification.cached if classification is not None else None,
         }
     )
 
 
-def _of_outcome(outcome: Outcome) -> Attributes:
+def _outcome_attributes(outcome: Outcome) -> Attributes:
     return _attributes(
         {
             "http.response.status_code": outcome.status,
-            "lora_router.finish": outcome.finish_reason,
+            "lora_router.finish_reason": outcome.finish_reason,
             "lora_router.aborted": outcome.aborted,
             "lora_router.first_byte_ms": outcome.first_byte_ms,
         }
@@ -160,7 +167,7 @@ def _of_outcome(outcome: Outcome) -> Attributes:
 
 
 def _attributes(values: Mapping[str, str | bool | int | float | None]) -> Attributes:
-    # One half of an emoji in a name would fail the whole batch that is sent, vLLM's own spans with it.
+    # An unpaired surrogate in a name would fail the whole export batch, including vLLM's own spans.
     return {
         name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
         for name, value in values.items()
@@ -168,11 +175,11 @@ def _attributes(values: Mapping[str, str | bool | int | float | None]) -> Attrib
     }
 
 
-class _Quietly:
-    """Around what may go wrong: it is logged, once a minute, and goes no further."""
+class _LogFailures:
+    """A context manager that logs exceptions, at most once a minute, and suppresses them."""
 
     def __init__(self) -> None:
-        self._said_s = float("-inf")  # `time.monotonic()`
+        self._logged_s = float("-inf")  # `time.monotonic()` of the last warning
 
     def __enter__(self) -> None:
         pass
@@ -183,7 +190,7 @@ class _Quietly:
         if not isinstance(error, Exception):
             return False
         now = time.monotonic()
-        if now - self._said_s > SAY_AGAIN_S:
-            self._said_s = now
-            logger.warning("traces: a request's span is lost or not complete", exc_info=error)
+        if now - self._logged_s > WARNING_INTERVAL_S:
+            self._logged_s = now
+            logger.warning("traces: recording a request failed; its span is lost or incomplete", exc_info=error)
         return True

@@ -1,4 +1,4 @@
-"""Decisions to look at, and audit logs with what they wrote."""
+"""Example decisions, and audit logs with the lines that they write."""
 
 import json
 import subprocess
@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from vllm_lora_router.observability.audit_log import AuditLog
+from vllm_lora_router.observability.audit_schema import AuditLine
 from vllm_lora_router.types import AppliedEdit, Candidate, Classification, Decision, Method, Plan, Reason, Step
 
-Decide = Callable[..., Decision]
-Line = dict[str, Any]
-Open = Callable[..., AuditLog]
+MakeDecision = Callable[..., Decision]
+OpenLog = Callable[..., AuditLog]
 
 EVIDENCE: Mapping[Method, Mapping[str, object]] = {
     "keyword": {"rule": 0, "operator": "OR", "keywords": ["blood pressure", "fever"]},
@@ -26,8 +26,10 @@ EVIDENCE: Mapping[Method, Mapping[str, object]] = {
 
 
 @pytest.fixture
-def decide() -> Decide:
-    def decision(
+def make_decision() -> MakeDecision:
+    """Return a function that makes a decision with one step."""
+
+    def make(
         category: str | None = "medical",
         model: str = "medical-lora",
         method: Method = "domain",
@@ -36,11 +38,11 @@ def decide() -> Decide:
         confidence: float | None = 0.91,
         failure: Reason | None = None,
         evidence: Mapping[str, object] | None = None,
-        written: AppliedEdit | None = None,
+        applied: AppliedEdit | None = None,
         id: str = "chatcmpl-7",
     ) -> Decision:
         candidate = Candidate(model, None if model == "base" else model)
-        found = Classification(
+        classification = Classification(
             category,
             0.91,
             {},
@@ -50,15 +52,15 @@ def decide() -> Decide:
             EVIDENCE[method] if evidence is None else evidence,
         )
         step = (
-            Step(method, 2.0, failure=failure, error="ValueError: the user's words")
+            Step(method, 2.0, failure=failure, error="ValueError: user text")
             if failure
-            else Step(method, 2.0, found)
+            else Step(method, 2.0, classification)
         )
-        sure = method if confidence is not None else None
-        plan = Plan((step,), reason, category, confidence, sure, (candidate,), "01234567")
-        return Decision(id, plan, candidate, reason, written or AppliedEdit(), 3.14159)
+        deciding_method = method if confidence is not None else None
+        plan = Plan((step,), reason, category, confidence, deciding_method, (candidate,), "01234567")
+        return Decision(id, plan, candidate, reason, applied or AppliedEdit(), 3.14159)
 
-    return decision
+    return make
 
 
 CHILD = """
@@ -68,15 +70,15 @@ from pathlib import Path
 from vllm_lora_router.observability.audit_log import AuditLog
 
 folder = Path(sys.argv[1])
-plenty = dict(rotate_bytes=1 << 30, rotate_s=1e9)
+no_rotation = dict(rotate_bytes=1 << 30, rotate_s=1e9)
 
-def until(done, seconds=10):
+def until(condition, seconds=10):
     end = time.monotonic() + seconds
-    while not done():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
 
-def found():
+def contents():
     return [(path.name, path.read_bytes().decode()) for path in sorted(folder.iterdir())]
 """
 
@@ -87,22 +89,24 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_log(folder: Path) -> Iterator[Open]:
+def open_log(folder: Path) -> Iterator[OpenLog]:
+    """Return a function that opens an audit log in `folder`. The logs are closed after the test."""
     logs: list[AuditLog] = []
 
-    def opened(**options: Any) -> AuditLog:
+    def open_and_track(**options: Any) -> AuditLog:
         logs.append(AuditLog(folder, **{"rotate_bytes": 1 << 30, "rotate_s": 1e9, "flush_s": 0.02, **options}))
         return logs[-1]
 
-    yield opened
+    yield open_and_track
     for log in logs:
         log.close()
 
 
-def until(done: Callable[[], object], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait until a condition is true."""
     end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it never came"
+    while not condition():
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.005)
 
 
@@ -110,28 +114,31 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.exists() else []
 
 
-def lines(folder: Path) -> list[Line]:
-    return parsed("".join(path.read_text() for path in files(folder)))
+def lines(folder: Path) -> list[AuditLine]:
+    """Return the lines of all files in a folder."""
+    return parse("".join(path.read_text() for path in files(folder)))
 
 
-def parsed(text: str) -> list[Line]:
-    assert text.endswith("\n") or not text, "the last line is broken"
+def parse(text: str) -> list[AuditLine]:
+    assert text.endswith("\n") or not text, "the last line is truncated"
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def told(found: list[Line]) -> list[object]:
-    """The lines' own numbers, and how many were lost where; that the log's numbers have no gap is checked."""
-    assert [line["seq"] for line in found] == list(range(1, len(found) + 1))
-    return [("lost", line["lines"]) if line.get("type") == "lost" else line["n"] for line in found]
+def numbers(lines: list[AuditLine]) -> list[object]:
+    """Check that `seq` has no gap. Return the `n` of each line, and ("lost", count) for a `lost` line."""
+    assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
+    return [("lost", line["lines"]) if line.get("type") == "lost" else line["n"] for line in lines]
 
 
-def child(program: str, folder: Path, *options: str, before: Sequence[str] = ()) -> "subprocess.Popen[str]":
-    command = [*before, sys.executable, "-c", CHILD + program, str(folder), *options]
+def child(program: str, folder: Path, *options: str, prefix: Sequence[str] = ()) -> "subprocess.Popen[str]":
+    """Start a Python process that runs a program with the helpers of `CHILD`."""
+    command = [*prefix, sys.executable, "-c", CHILD + program, str(folder), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def said_by(running: "subprocess.Popen[str]") -> Any:
-    with running:
-        said, _ = running.communicate(timeout=60)
-    assert running.returncode == 0
-    return json.loads(said)
+def output_of(process: "subprocess.Popen[str]") -> Any:
+    """Wait for a process, and return the JSON that it printed."""
+    with process:
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return json.loads(output)

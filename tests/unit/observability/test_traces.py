@@ -1,4 +1,4 @@
-"""Spans, as OpenTelemetry's own SDK collects them."""
+"""Spans, collected by the OpenTelemetry SDK."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from vllm_lora_router.server import asgi
 from vllm_lora_router.types import Affinity, Client, Decision, Outcome, RequestInfo, Step
 
 if TYPE_CHECKING:
-    from .conftest import Decide
+    from .conftest import MakeDecision
 
 TRACE = 0x0AF7651916CD43DD8448EB211C80319C
-CLIENT = 0xB7AD6B7169203331
-FROM_CLIENT = [(b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
+CLIENT_SPAN = 0xB7AD6B7169203331
+PARENT_HEADERS = [(b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def traces(provider: TracerProvider) -> Traces:
     return Traces(provider)
 
 
-def begin(traces: Traces, headers: list[tuple[bytes, bytes]] | None = None) -> RequestSpan:
-    span = traces.begin(headers or [], time.time_ns())
+def start(traces: Traces, headers: list[tuple[bytes, bytes]] | None = None) -> RequestSpan:
+    span = traces.start(headers or [], time.time_ns())
     assert span is not None
     return span
 
@@ -64,88 +64,88 @@ def outcome(decision: Decision, status: int | None = 200, *, aborted: bool = Fal
     return Outcome(decision, status, 40.0, 50.0, aborted, "stop")
 
 
-def test_a_request_is_a_child_of_its_clients_span_and_began_when_it_came(
+def test_span_is_a_child_of_the_clients_span_and_starts_with_the_request(
     traces: Traces, exporter: InMemorySpanExporter
 ) -> None:
-    span = traces.begin([(b"host", b"x"), *FROM_CLIENT], 1_000)
+    span = traces.start([(b"host", b"x"), *PARENT_HEADERS], 1_000)
     assert span is not None
     span.close()
-    found = only(exporter)
-    assert (found.name, found.kind, found.start_time) == ("lora_router.request", SpanKind.SERVER, 1_000)
-    assert found.parent is not None
-    assert (found.parent.trace_id, found.parent.span_id, found.parent.is_remote) == (TRACE, CLIENT, True)
+    result = only(exporter)
+    assert (result.name, result.kind, result.start_time) == ("lora_router.request", SpanKind.SERVER, 1_000)
+    assert result.parent is not None
+    assert (result.parent.trace_id, result.parent.span_id, result.parent.is_remote) == (TRACE, CLIENT_SPAN, True)
 
 
-@pytest.mark.parametrize("sent", [FROM_CLIENT, []], ids=["the client's trace", "a trace of its own"])
-def test_what_vllm_makes_of_the_headers_is_a_child_of_ours(
+@pytest.mark.parametrize("sent", [PARENT_HEADERS, []], ids=["the trace of the client", "a new trace"])
+def test_vllms_span_is_a_child_of_the_routers_span(
     traces: Traces, provider: TracerProvider, exporter: InMemorySpanExporter, sent: list[tuple[bytes, bytes]]
 ) -> None:
     scope = {"type": "http", "headers": [(b"host", b"x"), *sent]}
-    span = begin(traces, scope["headers"])
-    # As in vllm/tracing/otel.py: the request's headers, the first of each name.
+    span = start(traces, scope["headers"])
+    # As vllm/tracing/otel.py reads them: the first header of each name.
     headers = dict(reversed(asgi.with_headers(scope, span.headers)["headers"]))
     context = TraceContextTextMapPropagator().extract({key.decode(): value.decode() for key, value in headers.items()})
     provider.get_tracer("vllm").start_span("llm_request", context).end()
     span.close()
-    vllms, ours = exporter.get_finished_spans()
-    assert vllms.parent is not None and ours.context is not None and vllms.context is not None
-    assert vllms.parent.span_id == ours.context.span_id
-    assert vllms.context.trace_id == ours.context.trace_id
-    assert (ours.context.trace_id == TRACE) == bool(sent)
+    vllm_span, router_span = exporter.get_finished_spans()
+    assert vllm_span.parent is not None and router_span.context is not None and vllm_span.context is not None
+    assert vllm_span.parent.span_id == router_span.context.span_id
+    assert vllm_span.context.trace_id == router_span.context.trace_id
+    assert (router_span.context.trace_id == TRACE) == bool(sent)
 
 
-def test_the_clients_trace_state_is_handed_on_in_one_header(traces: Traces) -> None:
-    span = begin(traces, [*FROM_CLIENT, (b"tracestate", b"a=1"), (b"tracestate", b"b=2")])
+def test_clients_trace_state_is_forwarded_in_one_header(traces: Traces) -> None:
+    span = start(traces, [*PARENT_HEADERS, (b"tracestate", b"a=1"), (b"tracestate", b"b=2")])
     assert span.headers[b"tracestate"] == b"a=1,b=2"
 
 
 @pytest.mark.parametrize("parent", [b"", b"x", b"00-0-0-01", b"00-\xff", b"00-" + b"0" * 32 + b"-b7ad6b7169203331-01"])
-def test_a_broken_parent_begins_a_new_trace_and_its_state_is_dropped(
+def test_invalid_parent_starts_a_new_trace_without_its_state(
     traces: Traces, exporter: InMemorySpanExporter, parent: bytes
 ) -> None:
-    span = begin(traces, [(b"traceparent", parent), (b"tracestate", b"a=1")])
+    span = start(traces, [(b"traceparent", parent), (b"tracestate", b"a=1")])
     span.close()
     assert only(exporter).parent is None
     scope = asgi.with_headers({"type": "http", "headers": [(b"tracestate", b"a=1")]}, span.headers)
     assert dict(scope["headers"])[b"tracestate"] == b""
 
 
-def test_what_the_client_does_not_sample_is_not_sampled_here_nor_in_vllm(
-    traces: Traces, exporter: InMemorySpanExporter, decide: Decide
+def test_request_that_the_client_does_not_sample_is_not_sampled(
+    traces: Traces, exporter: InMemorySpanExporter, make_decision: MakeDecision
 ) -> None:
-    span = begin(traces, [(b"traceparent", FROM_CLIENT[0][1][:-2] + b"00")])
-    span.decided(decide())
-    span.ended(outcome(decide()))
+    span = start(traces, [(b"traceparent", PARENT_HEADERS[0][1][:-2] + b"00")])
+    span.add_decision(make_decision())
+    span.end(outcome(make_decision()))
     assert not exporter.get_finished_spans()
     assert span.headers[b"traceparent"].startswith(b"00-0af7651916cd43dd8448eb211c80319c-")
     assert span.headers[b"traceparent"].endswith(b"-00")
 
 
-def test_within_an_instrumented_server_it_is_a_part_of_that_ones_span(
+def test_span_is_a_child_of_the_span_of_an_instrumented_server(
     traces: Traces, provider: TracerProvider, exporter: InMemorySpanExporter
 ) -> None:
     with provider.get_tracer("fastapi").start_as_current_span("POST", kind=SpanKind.SERVER):
-        begin(traces, FROM_CLIENT).close()
-    ours, servers = exporter.get_finished_spans()
-    assert ours.kind is SpanKind.INTERNAL
-    assert ours.parent is not None and servers.context is not None
-    assert ours.parent.span_id == servers.context.span_id
+        start(traces, PARENT_HEADERS).close()
+    router_span, server_span = exporter.get_finished_spans()
+    assert router_span.kind is SpanKind.INTERNAL
+    assert router_span.parent is not None and server_span.context is not None
+    assert router_span.parent.span_id == server_span.context.span_id
 
 
-def test_the_decision_stands_in_the_span_with_each_method_that_was_asked(
-    traces: Traces, exporter: InMemorySpanExporter, decide: Decide
+def test_span_has_the_decision_and_an_event_for_each_step(
+    traces: Traces, exporter: InMemorySpanExporter, make_decision: MakeDecision
 ) -> None:
-    decision = decide()
+    decision = make_decision()
     failed = Step("keyword", 1.5, failure="timeout", error="no answer")
     affinity = Affinity("medical", True, "legal", 0.1, ())
     plan = replace(decision.plan, steps=(failed, *decision.plan.steps), affinity=affinity)
     candidate = replace(decision.candidate, arm="medical-lora#2")
     decision = replace(decision, plan=plan, candidate=candidate, version="medical-lora@1a2b")
-    span = begin(traces)
-    span.decided(decision)
-    span.ended(outcome(decision))
-    found = only(exporter)
-    assert found.attributes is not None and dict(found.attributes) == {
+    span = start(traces)
+    span.add_decision(decision)
+    span.end(outcome(decision))
+    result = only(exporter)
+    assert result.attributes is not None and dict(result.attributes) == {
         "lora_router.id": "chatcmpl-7",
         "lora_router.category": "medical",
         "lora_router.adapter": "medical-lora",
@@ -154,38 +154,40 @@ def test_the_decision_stands_in_the_span_with_each_method_that_was_asked(
         "lora_router.reason": "routed",
         "lora_router.confidence": 0.91,
         "lora_router.arm": "medical-lora#2",
-        "lora_router.affinity.held": True,
-        "lora_router.affinity.against": "legal",
+        "lora_router.affinity.kept": True,
+        "lora_router.affinity.alternative": "legal",
         "lora_router.config": "01234567",
         "lora_router.overhead_ms": 3.14159,
         "http.response.status_code": 200,
-        "lora_router.finish": "stop",
+        "lora_router.finish_reason": "stop",
         "lora_router.aborted": False,
         "lora_router.first_byte_ms": 40.0,
     }
-    assert [(event.name, dict(event.attributes or {})) for event in found.events] == [
+    assert [(event.name, dict(event.attributes or {})) for event in result.events] == [
         (
             "lora_router.step",
-            {"lora_router.method": "keyword", "lora_router.ms": 1.5, "lora_router.failure": "timeout"},
+            {"lora_router.method": "keyword", "lora_router.duration_ms": 1.5, "lora_router.failure": "timeout"},
         ),
         (
             "lora_router.step",
             {
                 "lora_router.method": "domain",
-                "lora_router.ms": 2.0,
+                "lora_router.duration_ms": 2.0,
                 "lora_router.category": "medical",
                 "lora_router.score": 0.91,
                 "lora_router.threshold": 0.6,
-                "lora_router.sure": True,
+                "lora_router.accepted": True,
                 "lora_router.cached": False,
             },
         ),
     ]
 
 
-def test_what_served_the_base_says_so(traces: Traces, exporter: InMemorySpanExporter, decide: Decide) -> None:
-    span = begin(traces)
-    span.decided(decide(None, "base", reason="below_threshold", confidence=None))
+def test_span_of_a_request_to_the_base_has_no_category(
+    traces: Traces, exporter: InMemorySpanExporter, make_decision: MakeDecision
+) -> None:
+    span = start(traces)
+    span.add_decision(make_decision(None, "base", reason="below_threshold", confidence=None))
     span.close()
     attributes = only(exporter).attributes or {}
     assert (attributes["lora_router.adapter"], attributes["lora_router.reason"]) == ("base", "below_threshold")
@@ -201,52 +203,57 @@ def test_what_served_the_base_says_so(traces: Traces, exporter: InMemorySpanExpo
         (None, True, StatusCode.UNSET),
     ],
 )
-def test_only_the_servers_own_faults_are_errors(
-    traces: Traces, exporter: InMemorySpanExporter, decide: Decide, status: int, aborted: bool, expected: StatusCode
+def test_span_is_an_error_only_for_server_errors(
+    traces: Traces,
+    exporter: InMemorySpanExporter,
+    make_decision: MakeDecision,
+    status: int,
+    aborted: bool,
+    expected: StatusCode,
 ) -> None:
-    span = begin(traces)
-    span.ended(outcome(decide(), status, aborted=aborted))
-    found = only(exporter)
-    assert found.status.status_code is expected
-    assert (found.attributes or {}).get("http.response.status_code") == status
-    assert (found.attributes or {})["lora_router.aborted"] is aborted
+    span = start(traces)
+    span.end(outcome(make_decision(), status, aborted=aborted))
+    result = only(exporter)
+    assert result.status.status_code is expected
+    assert (result.attributes or {}).get("http.response.status_code") == status
+    assert (result.attributes or {})["lora_router.aborted"] is aborted
 
 
-def test_a_span_ends_once_also_where_nothing_was_decided(
-    traces: Traces, exporter: InMemorySpanExporter, decide: Decide, caplog: pytest.LogCaptureFixture
+def test_span_ends_exactly_once(
+    traces: Traces, exporter: InMemorySpanExporter, make_decision: MakeDecision, caplog: pytest.LogCaptureFixture
 ) -> None:
-    span = begin(traces)
-    span.ended(outcome(decide()))
+    span = start(traces)
+    span.end(outcome(make_decision()))
     span.close()
-    begin(traces).close()
+    start(traces).close()
     assert len(exporter.get_finished_spans()) == 2
     assert caplog.messages == []
 
 
-def test_nothing_that_a_user_wrote_stands_in_a_span(
-    traces: Traces, exporter: InMemorySpanExporter, decide: Decide
+def test_span_contains_no_user_text(
+    traces: Traces, exporter: InMemorySpanExporter, make_decision: MakeDecision
 ) -> None:
-    words = "my secret illness"
-    evidence = {"nearest": words, "keywords": [words], "labels": {words: 1.0}}
-    decision = decide(evidence=evidence)
-    failed = Step("keyword", 1.5, failure="error", error=words)
-    asked = RequestInfo(words, words, words, Client(words, words, {words: words}))
+    user_text = "my secret illness"
+    evidence = {"nearest": user_text, "keywords": [user_text], "labels": {user_text: 1.0}}
+    decision = make_decision(evidence=evidence)
+    failed = Step("keyword", 1.5, failure="error", error=user_text)
+    request = RequestInfo(user_text, user_text, user_text, Client(user_text, user_text, {user_text: user_text}))
     plan = replace(decision.plan, steps=(failed, *decision.plan.steps))
-    decision = replace(decision, plan=plan, request=asked, skipped=((words, words),))
-    span = begin(traces)
-    span.decided(decision)
-    span.ended(outcome(decision))
-    found = only(exporter).to_json()
-    assert len(json.loads(found)["events"]) == 2
-    assert words not in found
+    decision = replace(decision, plan=plan, request=request, skipped=((user_text, user_text),))
+    span = start(traces)
+    span.add_decision(decision)
+    span.end(outcome(decision))
+    result = only(exporter).to_json()
+    assert len(json.loads(result)["events"]) == 2
+    assert user_text not in result
 
 
-def test_half_an_emoji_in_a_name_does_not_lose_the_batch_it_is_sent_in(
-    traces: Traces, exporter: InMemorySpanExporter, decide: Decide
+def test_unpaired_surrogate_in_a_name_does_not_fail_the_export(
+    traces: Traces, exporter: InMemorySpanExporter, make_decision: MakeDecision
 ) -> None:
     encoder = pytest.importorskip("opentelemetry.exporter.otlp.proto.common.trace_encoder")
-    span = begin(traces)
-    span.decided(decide("a\ud83d", "b\ud83d"))
+    span = start(traces)
+    span.add_decision(make_decision("a\ud83d", "b\ud83d"))
     span.close()
     sent = encoder.encode_spans(exporter.get_finished_spans()).SerializeToString()
     assert b"lora_router.category" in sent and b"a?" in sent
@@ -257,32 +264,32 @@ class BrokenProcessor(SpanProcessor):
         raise OSError("the disk is full")
 
 
-def test_a_tracing_library_that_fails_fails_no_request_and_says_so_once_a_minute(
-    provider: TracerProvider, decide: Decide, caplog: pytest.LogCaptureFixture
+def test_tracing_failure_fails_no_request_and_is_logged_once_a_minute(
+    provider: TracerProvider, make_decision: MakeDecision, caplog: pytest.LogCaptureFixture
 ) -> None:
     provider.add_span_processor(BrokenProcessor())
     traces = Traces(provider)
-    with caplog.at_level(logging.WARNING, "vllm_lora_router.record"):
+    with caplog.at_level(logging.WARNING, "vllm_lora_router.observability"):
         for _ in range(100):
-            span = begin(traces)
-            span.decided(decide())
-            span.ended(outcome(decide()))
-    assert caplog.messages == ["traces: a request's span is lost or not complete"]
+            span = start(traces)
+            span.add_decision(make_decision())
+            span.end(outcome(make_decision()))
+    assert caplog.messages == ["traces: recording a request failed; its span is lost or incomplete"]
 
 
-def test_headers_that_cannot_be_read_fail_no_request(traces: Traces, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_headers_fail_no_request(traces: Traces, caplog: pytest.LogCaptureFixture) -> None:
     broken: Any = [(b"traceparent", None)]
-    assert traces.begin(broken, 0) is None
+    assert traces.start(broken, 0) is None
     assert len(caplog.messages) == 1
 
 
-def test_a_provider_that_does_nothing_is_none() -> None:
-    assert Traces(NoOpTracerProvider()).begin(FROM_CLIENT, 0) is None
+def test_no_span_is_started_with_a_no_op_provider() -> None:
+    assert Traces(NoOpTracerProvider()).start(PARENT_HEADERS, 0) is None
 
 
-# In processes of their own: the global provider can be set once only.
+# Separate processes, because the global provider can be set only once.
 @pytest.mark.parametrize(
-    ("code", "begins"),
+    ("code", "is_started"),
     [
         ("", False),
         ("sys.modules['opentelemetry'] = None", False),
@@ -293,16 +300,16 @@ def test_a_provider_that_does_nothing_is_none() -> None:
             True,
         ),
     ],
-    ids=["nobody set one", "opentelemetry is not installed", "one that does nothing", "as vLLM sets it"],
+    ids=["no provider", "opentelemetry is not installed", "no-op provider", "SDK provider, as vLLM sets it"],
 )
-def test_spans_are_made_where_the_global_provider_is_a_real_one(code: str, begins: bool) -> None:
+def test_spans_are_started_only_with_a_real_global_provider(code: str, is_started: bool) -> None:
     script = f"""
 import sys
 {code}
 known = "opentelemetry.sdk" in sys.modules
 from vllm_lora_router.observability.traces import Traces
 traces = Traces()
-print(traces.begin([], 0) is not None, ("opentelemetry.sdk" in sys.modules) == known)
+print(traces.start([], 0) is not None, ("opentelemetry.sdk" in sys.modules) == known)
 """
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert said.split() == [str(begins), "True"]
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output.split() == [str(is_started), "True"]

@@ -1,1 +1,1 @@
-"""What the audit record says when it is read: summaries, explanations, decisions made again, A/B tests."""
+"""Tools that read the audit record: summaries, explanations, replays and A/B test reports."""

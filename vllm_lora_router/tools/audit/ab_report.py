@@ -1,7 +1,7 @@
-"""A/B tests: what became of the users that each arm drew, and what can be said of the difference.
+"""Reports on A/B tests: results for each arm, and comparisons of arms.
 
-Users are counted with the arm that their key drew, whatever served them in the end (intention to treat): those whose
-arm could not be loaded are no random choice of users.
+Users count for the arm that their key is assigned to, whatever adapter served them (intention to treat). Excluding or
+moving users of an arm that could not be loaded would bias the comparison, because they are not a random sample.
 """
 
 import math
@@ -11,128 +11,130 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from vllm_lora_router.tools.audit.filters import NONE
-from vllm_lora_router.tools.audit.join import Recorded
-from vllm_lora_router.tools.audit.reader import Line
+from vllm_lora_router.observability.audit_schema import AuditLine
+from vllm_lora_router.tools.audit.filters import NO_VALUE
+from vllm_lora_router.tools.audit.join import JoinedDecision
 from vllm_lora_router.tools.audit.summary import Quantiles
-from vllm_lora_router.tools.statistics import RATIO_ALPHA, Interval, Sample, holm, keys_needed, sample_ratio, welch
+from vllm_lora_router.tools.statistics import RATIO_ALPHA, Estimate, Sample, holm, keys_needed, sample_ratio, welch
 
-OF_PROPORTIONS = 0.05  # the difference that is looked for where scores are 0 or 1
-OF_DEVIATION = 0.2  # and elsewhere, in standard deviations
+PROPORTION_DIFFERENCE = 0.05  # default target difference if all scores are 0 or 1
+STANDARDIZED_DIFFERENCE = 0.2  # default target difference otherwise, in standard deviations
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """What became of the users that drew an arm."""
+    """The results of the users that are assigned to an arm."""
 
     name: str
     weight: float
     requests: int
-    otherwise: int  # of them, served by another candidate
+    served_by_other: int  # requests that another candidate served
     keys: int
-    finish: dict[str, int]
+    finish_reasons: dict[str, int]
     aborted: int
-    errors: int  # status 500 or more
+    errors: int  # responses with status 500 or higher
     without_outcome: int
     first_byte_ms: Quantiles
-    contents: int  # of its adapter, that served in this time
+    content_versions: int  # versions of the adapter's files that served in this period
     ratings: int
-    sample: Sample | None  # of the ratings, key by key; None without any
-    interval: Interval | None  # of the mean, 95 %
+    sample: Sample | None  # the mean ratings of the keys; None without ratings
+    mean: Estimate | None  # the mean of the sample; None for a single key with a rating other than 0 and 1
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """An arm's mean score less that of the arm with the largest weight."""
+    """The difference between an arm's mean score and that of the baseline, the arm with the largest weight."""
 
     arm: str
-    against: str
+    baseline: str
     difference: float
-    interval: Interval | None  # 95 %, of this one difference
+    interval: Estimate | None  # the difference with its interval, not corrected; None if the scores do not vary
     p: float | None
-    p_holm: float | None  # of all comparisons of the experiment together
-    sought: float | None  # the difference that is looked for
-    needed: int | None  # keys with feedback of this arm to find that
-    needed_against: int | None  # and of the other
-    days: float | None  # until both have as many, from the beginning, at the rate so far
+    p_holm: float | None  # corrected for all comparisons of the experiment
+    target_difference: float | None
+    keys_needed: int | None  # keys with feedback that this arm needs to detect the target difference
+    baseline_keys_needed: int | None
+    days: float | None  # days from the beginning until both arms have the keys they need, at the current rate
 
     @property
-    def is_found(self) -> bool:
+    def is_significant(self) -> bool:
+        """Whether the corrected p-value is below 0.05."""
         return self.p_holm is not None and self.p_holm < 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """One category while its weights stayed the same."""
+    """The A/B test of one category, for a period in which its weights did not change."""
 
     category: str
     weights: dict[str, float]
-    configs: list[str]  # versions that had these weights, as they came
-    first: str  # RFC 3339, of its decisions
+    configs: list[str]  # the configuration versions with these weights, in order of time
+    first: str  # RFC 3339; time of the first decision
     last: str
     arms: list[Arm]
     comparisons: list[Comparison]
-    sample_ratio_p: float | None  # None: too few keys to tell
-    drawn_by: dict[str, int]  # where keys were found -> decisions
+    sample_ratio_p: float | None  # None: too few keys for a test
+    key_sources: dict[str, int]  # source of the key -> decisions
 
     @property
     def is_trusted(self) -> bool:
-        """False where keys did not fall on arms by their weights: then what was compared are not the same users."""
+        """Whether the keys per arm match the weights. If not, the arms have different kinds of users."""
         return self.sample_ratio_p is None or self.sample_ratio_p >= RATIO_ALPHA
 
 
-def experiments(
-    recorded: Iterable[Recorded], *, difference: float | None = None, power: float = 0.8
+def ab_experiments(
+    decisions: Iterable[JoinedDecision], *, target_difference: float | None = None, power: float = 0.8
 ) -> list[Experiment]:
-    """The A/B tests of decisions in order of time, by category and then by when they began.
+    """Return the A/B tests in decisions that are in order of time, sorted by category and start.
 
-    A decision that was only observed drew an arm and was not served by it, and is left out. Of several ratings of one
-    answer the last counts. In memory is every key with its ratings.
+    Decisions in observe mode are ignored, because their arm did not serve the request. If a response has several
+    ratings, the last one counts. Keeps every key with its ratings in memory.
 
     Args:
-        difference: of mean scores, that should be found; without it, 0.05 where scores are 0 or 1, else a fifth of
-            their standard deviation.
-        power: how probably it should be found.
+        target_difference: the difference of mean scores to detect. Default: 0.05 if all scores are 0 or 1, otherwise a
+            fifth of their standard deviation.
+        power: the probability of detecting it.
     """
-    found: dict[tuple[str, tuple[tuple[str, float], ...]], _Experiment] = {}
-    for one in recorded:
-        draw = one.decision["plan"].get("draw")
-        if draw is not None and one.decision["reason"] != "observe":
-            weights = tuple(draw["weights"].items())
-            experiment = found.setdefault(
-                (draw["category"], tuple(sorted(weights))),
-                _Experiment(draw["category"], dict(weights), first=one.decision["at"]),
+    collectors: dict[tuple[str, tuple[tuple[str, float], ...]], _ExperimentCollector] = {}
+    for joined in decisions:
+        assignment = joined.decision["plan"].get("assignment")
+        if assignment is not None and joined.decision["reason"] != "observe":
+            weights = tuple(assignment["weights"].items())
+            collector = collectors.setdefault(
+                (assignment["category"], tuple(sorted(weights))),
+                _ExperimentCollector(assignment["category"], dict(weights), first=joined.decision["at"]),
             )
-            experiment.add(one, draw)
-    return [one.report(difference, power) for one in sorted(found.values(), key=lambda one: (one.category, one.first))]
+            collector.add(joined, assignment)
+    ordered = sorted(collectors.values(), key=lambda collector: (collector.category, collector.first))
+    return [collector.report(target_difference, power) for collector in ordered]
 
 
 @dataclass(slots=True)
-class _Arm:
+class _ArmCollector:
     requests: int = 0
-    otherwise: int = 0
-    finish: Counter[str] = field(default_factory=Counter)
+    served_by_other: int = 0
+    finish_reasons: Counter[str] = field(default_factory=Counter)
     aborted: int = 0
     errors: int = 0
     without_outcome: int = 0
     first_byte: "array[float]" = field(default_factory=lambda: array("d"))
     contents: set[str] = field(default_factory=set)
-    ratings: dict[str, list[float]] = field(default_factory=dict)  # of every key, none for most
+    ratings: dict[str, list[float]] = field(default_factory=dict)  # every key; most have no ratings
 
-    def add(self, recorded: Recorded, draw: Line) -> None:
-        served, outcome = recorded.decision["served"], recorded.outcome
+    def add(self, joined: JoinedDecision, assignment: AuditLine) -> None:
+        served, outcome = joined.decision["served"], joined.outcome
         self.requests += 1
-        if served["arm"] != draw["arm"]:
-            self.otherwise += 1
-        elif served["digest"] is not None:
-            self.contents.add(served["digest"])
-        ratings = self.ratings.setdefault(draw["key"], [])
-        if recorded.feedback:
-            ratings.append(recorded.feedback[-1]["score"])
+        if served["arm"] != assignment["arm"]:
+            self.served_by_other += 1
+        elif served["content_digest"] is not None:
+            self.contents.add(served["content_digest"])
+        ratings = self.ratings.setdefault(assignment["key"], [])
+        if joined.feedback:
+            ratings.append(joined.feedback[-1]["score"])
         if outcome is None:
             self.without_outcome += 1
             return
-        self.finish[outcome["finish"] or NONE] += 1
+        self.finish_reasons[outcome["finish_reason"] or NO_VALUE] += 1
         self.aborted += outcome["aborted"]
         self.errors += outcome["status"] is not None and outcome["status"] >= 500
         if outcome["first_byte_ms"] is not None:
@@ -144,9 +146,9 @@ class _Arm:
             name,
             weight,
             self.requests,
-            self.otherwise,
+            self.served_by_other,
             len(self.ratings),
-            dict(self.finish.most_common()),
+            dict(self.finish_reasons.most_common()),
             self.aborted,
             self.errors,
             self.without_outcome,
@@ -154,28 +156,28 @@ class _Arm:
             len(self.contents),
             sum(map(len, self.ratings.values())),
             sample,
-            None if sample is None else sample.interval,
+            None if sample is None else sample.estimate,
         )
 
 
 @dataclass(slots=True)
-class _Experiment:
+class _ExperimentCollector:
     category: str
     weights: dict[str, float]
     first: str
     last: str = ""
     configs: dict[str, None] = field(default_factory=dict)
-    arms: dict[str, _Arm] = field(default_factory=dict)
-    drawn_by: Counter[str] = field(default_factory=Counter)
+    arms: dict[str, _ArmCollector] = field(default_factory=dict)
+    key_sources: Counter[str] = field(default_factory=Counter)
 
-    def add(self, recorded: Recorded, draw: Line) -> None:
-        self.last = recorded.decision["at"]
-        self.configs[recorded.decision["config"]] = None
-        self.drawn_by[draw["by"]] += 1
-        self.arms.setdefault(draw["arm"], _Arm()).add(recorded, draw)
+    def add(self, joined: JoinedDecision, assignment: AuditLine) -> None:
+        self.last = joined.decision["at"]
+        self.configs[joined.decision["config"]] = None
+        self.key_sources[assignment["key_source"]] += 1
+        self.arms.setdefault(assignment["arm"], _ArmCollector()).add(joined, assignment)
 
-    def report(self, difference: float | None, power: float) -> Experiment:
-        arms = [self.arms.get(name, _Arm()).report(name, weight) for name, weight in self.weights.items()]
+    def report(self, target_difference: float | None, power: float) -> Experiment:
+        arms = [self.arms.get(name, _ArmCollector()).report(name, weight) for name, weight in self.weights.items()]
         return Experiment(
             self.category,
             self.weights,
@@ -183,45 +185,49 @@ class _Experiment:
             self.first,
             self.last,
             arms,
-            self._comparisons(arms, difference, power),
+            self._comparisons(arms, target_difference, power),
             sample_ratio({arm.name: arm.keys for arm in arms}, self.weights),
-            dict(self.drawn_by.most_common()),
+            dict(self.key_sources.most_common()),
         )
 
-    def _comparisons(self, arms: list[Arm], difference: float | None, power: float) -> list[Comparison]:
-        against = max(arms, key=lambda arm: arm.weight)
-        others = [arm for arm in arms if arm is not against and arm.weight > 0]
-        pairs = [(arm, arm.sample, against.sample) for arm in others]
-        tested = [(arm, one, other, welch(one, other)) for arm, one, other in pairs if one and other]
-        zero_or_one = all(score in (0, 1) for arm in self.arms.values() for of in arm.ratings.values() for score in of)
+    def _comparisons(self, arms: list[Arm], target_difference: float | None, power: float) -> list[Comparison]:
+        baseline = max(arms, key=lambda arm: arm.weight)
+        others = [arm for arm in arms if arm is not baseline and arm.weight > 0]
+        pairs = [(arm, arm.sample, baseline.sample) for arm in others]
+        tests = [(arm, first, second, welch(first, second)) for arm, first, second in pairs if first and second]
+        p_values = [None if result is None else result[1] for _, _, _, result in tests]
+        is_binary = all(
+            score in (0, 1) for arm in self.arms.values() for ratings in arm.ratings.values() for score in ratings
+        )
         days = _days(self.first, self.last)
-        compared: list[Comparison] = []
-        for (arm, one, other, found), p_holm in zip(tested, holm([each[3].p for each in tested]), strict=True):
-            sought = difference or (OF_PROPORTIONS if zero_or_one else OF_DEVIATION * _deviation(one, other))
-            ratio = against.weight / arm.weight
-            needed = keys_needed(one, other, ratio, sought, power, len(tested)) if sought else None
-            compared.append(
+        comparisons: list[Comparison] = []
+        for (arm, first, second, result), p, p_holm in zip(tests, p_values, holm(p_values), strict=True):
+            default = PROPORTION_DIFFERENCE if is_binary else STANDARDIZED_DIFFERENCE * _pooled_deviation(first, second)
+            target = target_difference or default
+            ratio = baseline.weight / arm.weight
+            needed = keys_needed(first, second, ratio, target, power, len(tests)) if target else None
+            comparisons.append(
                 Comparison(
                     arm.name,
-                    against.name,
-                    found.value,
-                    found.interval,
-                    found.p,
+                    baseline.name,
+                    first.mean - second.mean,
+                    None if result is None else result[0],
+                    p,
                     p_holm,
-                    sought or None,
+                    target or None,
                     None if needed is None else math.ceil(needed),
                     None if needed is None else math.ceil(needed * ratio),
-                    None if needed is None else days * max(needed / one.keys, needed * ratio / other.keys),
+                    None if needed is None else days * max(needed / first.keys, needed * ratio / second.keys),
                 )
             )
-        return compared
+        return comparisons
 
 
-def _deviation(one: Sample, other: Sample) -> float:
-    freedom = one.keys + other.keys - 2
+def _pooled_deviation(first: Sample, second: Sample) -> float:
+    freedom = first.keys + second.keys - 2
     if freedom <= 0:
         return 0.0
-    return math.sqrt(((one.keys - 1) * one.variance + (other.keys - 1) * other.variance) / freedom)
+    return math.sqrt(((first.keys - 1) * first.variance + (second.keys - 1) * second.variance) / freedom)
 
 
 def _days(first: str, last: str) -> float:

@@ -1,166 +1,196 @@
-"""`vllm-lora-router audit`: what the audit record says, of all decisions or of one."""
+"""The command `vllm-lora-router audit`: summarize, search, explain and check the audit record."""
 
 import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vllm_lora_router.observability.decision_log import printable
-from vllm_lora_router.tools.audit.explain import decide_again, explain, smallest_change
-from vllm_lora_router.tools.audit.filters import NONE, Filter, Said, moment
-from vllm_lora_router.tools.audit.join import Recorded, joined
-from vllm_lora_router.tools.audit.reader import Line, Record, RecordError
-from vllm_lora_router.tools.audit.replay import differences
-from vllm_lora_router.tools.audit.summary import Quantiles, Summary, summary
+from vllm_lora_router.observability.audit_schema import AuditLine
+from vllm_lora_router.text import printable
+from vllm_lora_router.tools.audit.counterfactual import smallest_change
+from vllm_lora_router.tools.audit.explain import explain
+from vllm_lora_router.tools.audit.filters import NO_VALUE, DecisionFilter, TextMatch, parse_time
+from vllm_lora_router.tools.audit.join import JoinedDecision, join_decisions
+from vllm_lora_router.tools.audit.reader import AuditRecord, AuditRecordError
+from vllm_lora_router.tools.audit.replay import differences, replay
+from vllm_lora_router.tools.audit.summary import Quantiles, Summary, summarize
 
-SHOWN = 20  # of what is wrong, and of a kind
+MAX_SHOWN = 20  # problems of one kind that are printed
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the subcommand."""
-    parser = subparsers.add_parser("audit", help="read the record of decisions: count, find, explain and check them")
-    add_record(parser)
-    for name, what in (
-        ("category", "that was found, as --category legal; - for none, here and below"),
-        ("adapter", "that served; the base by its name"),
-        ("method", "that was sure: keyword, embedding, domain or mcp"),
-        ("reason", "such as routed, affinity, below_threshold or not_loadable"),
-        ("tenant", "that asked"),
-        ("client", "by the fingerprint of its API key"),
-        ("path", "such as /v1/chat/completions"),
+    """Add the subcommand."""
+    parser = subparsers.add_parser("audit", help="summarize, search, explain and check the audit record")
+    add_record_arguments(parser)
+    for name, description in (
+        (
+            "category",
+            "Only decisions for this category (default: all). - selects decisions without one, here and below.",
+        ),
+        ("adapter", "Only requests that this adapter or base model served (default: all)."),
+        ("method", "Only decisions by this method: keyword, embedding, domain or mcp (default: all)."),
+        ("reason", "Only decisions with this reason, such as routed, affinity or below_threshold (default: all)."),
+        ("tenant", "Only requests of this tenant (default: all)."),
+        ("client", "Only requests with this API key fingerprint (default: all)."),
+        ("path", "Only requests to this path, such as /v1/chat/completions (default: all)."),
     ):
-        parser.add_argument(f"--{name}", help=what)
-    parser.add_argument("--text", help="find the decisions on this very text, which the record may hold as a hash")
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--lines", action="store_true", help="print decisions as lines of JSON, outcome and feedback in")
-    shown.add_argument("--explain", metavar="ID", help="say in plain English how a decision came about")
-    shown.add_argument(
-        "--check", action="store_true", help="look for what is missing, and make every decision again from its line"
+        parser.add_argument(f"--{name}", help=description)
+    parser.add_argument("--text", help="List the decisions on exactly this text, also if the record contains hashes.")
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument(
+        "--lines", action="store_true", help="Print each decision with its outcome and feedback as one line of JSON."
     )
-    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    actions.add_argument("--explain", metavar="ID", help="Explain the decision with this id in plain English.")
+    actions.add_argument(
+        "--check", action="store_true", help="Report missing lines, and replay every decision from its line."
+    )
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of tables and text.")
     parser.set_defaults(run=run)
 
 
-def add_record(parser: argparse.ArgumentParser) -> None:
-    """Which record is read, and of what time."""
+def add_record_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that select a record and a period."""
     parser.add_argument(
-        "record", nargs="+", type=Path, metavar="FOLDER", help="the folder of router.audit.path, or files of it"
+        "record",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="Audit record: the folder of router.audit.path, or files in it.",
     )
     parser.add_argument(
-        "--since", type=moment, metavar="WHEN", help="2026-01-31T12:00:00Z, or how long ago: 90s, 15m, 2h, 7d"
+        "--since",
+        type=parse_time,
+        metavar="TIME",
+        help="Only decisions from this time on: 2026-01-31T12:00:00Z, 2026-01-31, or 90s, 2h, 7d ago (default: all).",
     )
-    parser.add_argument("--until", type=moment, metavar="WHEN", help="likewise")
+    parser.add_argument(
+        "--until",
+        type=parse_time,
+        metavar="TIME",
+        help="Only decisions before this time, in the same form (default: all).",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when it is shown, 1 when there is no such record or decision, or when --check finds something wrong."""
+    """Run the command.
+
+    Returns:
+        0, or 1 if there is no such record or decision, or if --check finds a problem.
+    """
     try:
-        record = Record.of(*args.record)
-    except RecordError as error:
+        return _run(args)
+    except AuditRecordError as error:
         print(error, file=sys.stderr)
         return 1
-    wanted = _Wanted.of(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    record, selection = AuditRecord.open(*args.record), _Selection.of(args)
     if args.check:
-        return _check(record, wanted, as_json=args.json)
-    found = joined(record, wanted.takes)
+        return _check(record, selection, as_json=args.json)
+    decisions = join_decisions(record, selection.matches)
     if args.explain is not None:
-        return _explain(found, args.explain, as_json=args.json)
+        return _explain(decisions, args.explain, as_json=args.json)
     if args.lines:
-        for one in found:
-            print(json.dumps(one.line))
+        for joined in decisions:
+            print(json.dumps(joined.line))
         _warn(record)
     elif args.text is not None:
-        return _list(record, found, as_json=args.json)
+        return _list(record, decisions, as_json=args.json)
     else:
-        _summarise(record, summary(found), as_json=args.json)
+        _summarize(record, summarize(decisions), as_json=args.json)
     return 0
 
 
 @dataclasses.dataclass(frozen=True)
-class _Wanted:
-    filter: Filter
-    said: tuple[Said, ...]  # of any of these texts; none: of any text
+class _Selection:
+    filter: DecisionFilter
+    texts: tuple[TextMatch, ...]  # one for each folder; empty: any text
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> "_Wanted":
-        asked = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(Filter)}
+    def of(cls, args: argparse.Namespace) -> "_Selection":
+        conditions = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(DecisionFilter)}
         folders = dict.fromkeys(path if path.is_dir() else path.parent for path in args.record)
-        said = () if args.text is None else tuple(Said.of(args.text, folder) for folder in folders)
-        return cls(Filter(**{**asked, "id": args.explain}), said)
+        texts = () if args.text is None else tuple(TextMatch.in_record(args.text, folder) for folder in folders)
+        return cls(DecisionFilter(**{**conditions, "id": args.explain}), texts)
 
-    def takes(self, decision: Line) -> bool:
-        return self.filter.takes(decision) and (not self.said or any(one.by(decision) for one in self.said))
+    def matches(self, decision: AuditLine) -> bool:
+        return self.filter.matches(decision) and (not self.texts or any(text.matches(decision) for text in self.texts))
 
 
-def _summarise(record: Record, found: Summary, *, as_json: bool) -> None:
+def _summarize(record: AuditRecord, summary: Summary, *, as_json: bool) -> None:
     if as_json:
-        by = {name: found.by(name) for name in ("category", "served", "method", "reason")}
-        print(json.dumps({**dataclasses.asdict(found), "by": by, "missing": dataclasses.asdict(record.missing)}))
+        by = {name: summary.by(name) for name in ("category", "served", "method", "reason")}
+        print(json.dumps({**dataclasses.asdict(summary), "by": by, "missing": dataclasses.asdict(record.missing)}))
         return
     console = Console()
     table = Table("category", "served by", "method", "reason")
     table.add_column("decisions", justify="right")
     table.add_column("share", justify="right")
-    for way in found.ways:
-        names = (way.category, way.served, way.method, way.reason)
-        table.add_row(*map(_text, names), f"{way.decisions:,}", f"{way.decisions / found.decisions:.1%}")
-    processes = f"{found.processes} process{'es' * (found.processes != 1)}"
-    when = f", {found.first} to {found.last}" if found.decisions else ""
-    console.print(f"{found.decisions:,} decisions of {processes}{when}", highlight=False, soft_wrap=True)
-    if found.decisions:
+    for group in summary.groups:
+        names = (group.category, group.served, group.method, group.reason)
+        table.add_row(*map(_text, names), f"{group.decisions:,}", f"{group.decisions / summary.decisions:.1%}")
+    processes = f"{summary.processes} process{'es' * (summary.processes != 1)}"
+    period = f", {summary.first} to {summary.last}" if summary.decisions else ""
+    console.print(f"{summary.decisions:,} decisions of {processes}{period}", highlight=False, soft_wrap=True)
+    if summary.decisions:
         console.print(table)
-        console.print(_responses(found))
+        console.print(_responses(summary))
     missing = record.missing
     gaps = sum(gap.lines for gap in missing.gaps)
-    print(f"missing: {len(missing.broken):,} broken lines, {gaps:,} in gaps of the numbering, {missing.lost:,} lost")
+    print(f"missing lines: {len(missing.invalid):,} invalid, {gaps:,} not in the record, {missing.lost:,} lost")
     _warn(record)
 
 
-def _responses(found: Summary) -> Table:
+def _responses(summary: Summary) -> Table:
     table = Table("responses", "")
-    for name, counts in (("status", found.status), ("finish reason", found.finish)):
-        table.add_row(name, _text(", ".join(f"{what} {count:,}" for what, count in counts.items()) or NONE))
-    table.add_row("aborted", f"{found.aborted:,}")
-    table.add_row("without outcome", f"{found.without_outcome:,}")
-    table.add_row("overhead", _times(found.overhead_ms))
-    table.add_row("first byte", _times(found.first_byte_ms))
-    mean = "" if found.mean_score is None else f", mean {found.mean_score:.4g}"
-    table.add_row("feedback", f"{found.feedback:,}{mean}")
+    for name, counts in (("status", summary.status), ("finish reason", summary.finish_reasons)):
+        table.add_row(name, _text(", ".join(f"{value} {count:,}" for value, count in counts.items()) or NO_VALUE))
+    table.add_row("aborted", f"{summary.aborted:,}")
+    table.add_row("without outcome", f"{summary.without_outcome:,}")
+    table.add_row("overhead", _format_times(summary.overhead_ms))
+    table.add_row("first byte", _format_times(summary.first_byte_ms))
+    mean = "" if summary.mean_score is None else f", mean {summary.mean_score:.4g}"
+    table.add_row("feedback", f"{summary.feedback:,}{mean}")
     return table
 
 
-def _explain(found: Iterator[Recorded], id: str, *, as_json: bool) -> int:
-    # A client may give several requests the same id.
+def _explain(decisions: Iterable[JoinedDecision], id: str, *, as_json: bool) -> int:
+    # A client may use one id for several requests.
     explained = 0
-    for one in found:
-        sentences = explain(one)
+    for joined in decisions:
+        sentences = explain(joined)
         if as_json:
-            change = smallest_change(one.decision)
-            told = {"id": id, "said": sentences, "again": dataclasses.asdict(decide_again(one.decision))}
-            print(json.dumps({**told, "change": change and {**dataclasses.asdict(change), "amount": change.amount}}))
+            change = smallest_change(joined.decision)
+            replayed = dataclasses.asdict(replay(joined.decision))
+            change = change and {**dataclasses.asdict(change), "amount": change.amount}
+            print(json.dumps({"id": id, "explanation": sentences, "replayed": replayed, "change": change}))
         else:
             print(*sentences, sep="\n", end="\n" if explained == 0 else "\n\n")
         explained += 1
     if not explained:
-        print(f"no decision has the id {printable(id)} here", file=sys.stderr)
+        print(f"no decision with the id {printable(id)} in this record", file=sys.stderr)
     return 0 if explained else 1
 
 
-def _list(record: Record, found: Iterator[Recorded], *, as_json: bool) -> int:
+def _list(record: AuditRecord, decisions: Iterator[JoinedDecision], *, as_json: bool) -> int:
     table = Table("at", "id", "category", "served by", "method", "reason")
-    lines = [one.line for one in found]
+    lines = [joined.line for joined in decisions]
     for line in lines:
         plan, served = line["plan"], line["served"]
-        shown = (line["at"], line["id"], plan["category"], served["model"], plan["method"], line["reason"])
-        table.add_row(*(_text(value or NONE) for value in shown))
+        values = (line["at"], line["id"], plan["category"], served["model"], plan["method"], line["reason"])
+        table.add_row(*(_text(value or NO_VALUE) for value in values))
     if not lines:
-        print("no decision on this very text; the record may hold no text, or be of another key", file=sys.stderr)
+        print(
+            "no decision on exactly this text; the record may contain no texts, or hashes with another key",
+            file=sys.stderr,
+        )
         return 1
     if as_json:
         print(*map(json.dumps, lines), sep="\n")
@@ -170,48 +200,45 @@ def _list(record: Record, found: Iterator[Recorded], *, as_json: bool) -> int:
     return 0
 
 
-def _check(record: Record, wanted: _Wanted, *, as_json: bool) -> int:
-    decisions, wrong = 0, dict[str, list[str]]()
+def _check(record: AuditRecord, selection: _Selection, *, as_json: bool) -> int:
+    decisions, changed = 0, dict[str, list[str]]()
     for line in record.lines():
-        if line["type"] == "decision" and wanted.takes(line):
+        if line["type"] == "decision" and selection.matches(line):
             decisions += 1
-            if found := _differences(line):
-                wrong[f"{line['run']} seq {line['seq']}: {line['id']}"] = found
-    missing = record.missing
+            if problems := _differences(line):
+                changed[f"{line['run']} seq {line['seq']}: {line['id']}"] = problems
+    missing, identical = record.missing, decisions - len(changed)
     if as_json:
-        about = {"decisions": decisions, "agree": decisions - len(wrong), "differences": wrong}
-        print(json.dumps({**about, "missing": dataclasses.asdict(missing)}))
+        result = {"decisions": decisions, "identical": identical, "differences": changed}
+        print(json.dumps({**result, "missing": dataclasses.asdict(missing)}))
     else:
-        print(
-            f"{decisions - len(wrong):,} of {decisions:,} decisions are the same when made again from their line alone"
-        )
-        said = [f"{where}: {'; '.join(found)}" for where, found in wrong.items()]
-        for found in (said, missing.sentences()):
-            print(*map(printable, found[:SHOWN]), sep="\n", end="\n" if found else "")
-            if len(found) > SHOWN:
-                print(f"and {len(found) - SHOWN:,} more")
+        print(f"{identical:,} of {decisions:,} decisions are identical when replayed from their lines")
+        for sentences in ([f"{place}: {'; '.join(p)}" for place, p in changed.items()], missing.sentences()):
+            print(*map(printable, sentences[:MAX_SHOWN]), sep="\n", end="\n" if sentences else "")
+            if len(sentences) > MAX_SHOWN:
+                print(f"and {len(sentences) - MAX_SHOWN:,} more")
         if not missing:
-            print("no line is broken, missing or lost")
-    return 1 if wrong or missing else 0
+            print("no line is invalid, missing or lost")
+    return 1 if changed or missing else 0
 
 
-def _differences(line: Line) -> list[str]:
+def _differences(line: AuditLine) -> list[str]:
     try:
         return differences(line)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return [f"not a decision's line ({type(error).__name__}: {error})"]
+        return [f"not a complete decision line ({type(error).__name__}: {error})"]
 
 
-def _warn(record: Record) -> None:
-    found = record.missing.sentences()
-    for sentence in found[:SHOWN]:
+def _warn(record: AuditRecord) -> None:
+    sentences = record.missing.sentences()
+    for sentence in sentences[:MAX_SHOWN]:
         print(f"warning: {printable(sentence)}", file=sys.stderr)
-    if len(found) > SHOWN:
-        print(f"warning: and {len(found) - SHOWN:,} more; --check --json lists them", file=sys.stderr)
+    if len(sentences) > MAX_SHOWN:
+        print(f"warning: and {len(sentences) - MAX_SHOWN:,} more; list them with --check --json", file=sys.stderr)
 
 
-def _times(times: Quantiles) -> str:
-    return NONE if times.p50 is None else f"p50 {times.p50:.1f} ms, p95 {times.p95:.1f} ms"
+def _format_times(times: Quantiles) -> str:
+    return NO_VALUE if times.p50 is None else f"p50 {times.p50:.1f} ms, p95 {times.p95:.1f} ms"
 
 
 def _text(text: str) -> Text:

@@ -1,4 +1,4 @@
-"""Which decisions of a record are looked at."""
+"""Filters that select decisions of an audit record."""
 
 import argparse
 import re
@@ -7,38 +7,37 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from vllm_lora_router.observability.audit_destination import KEY_FILE
-from vllm_lora_router.observability.audit_schema import hmac_of, rfc3339
-from vllm_lora_router.tools.audit.reader import Line
+from vllm_lora_router.observability.audit_schema import AuditLine, rfc3339, text_hmac
 
-NONE = "-"  # stands for what a decision does not have, here and in tables
+NO_VALUE = "-"  # stands for a missing value, in filters and in tables
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """What a decision must be like; None asks for nothing, and "-" for one that has none."""
+class DecisionFilter:
+    """Conditions on a decision. None sets no condition, and "-" selects decisions without a value."""
 
-    since: str | None = None  # as the record writes it
-    until: str | None = None  # the first moment that is too late
+    since: str | None = None  # first time, as the record writes it
+    until: str | None = None  # first time that is too late
     category: str | None = None
-    adapter: str | None = None  # that served, by its name; the base by its own
+    adapter: str | None = None  # the name of the adapter or base model that served the request
     method: str | None = None
-    reason: str | None = None  # of a decision that was only observed, the one it would have had, too
+    reason: str | None = None  # in observe mode also the reason that routing would have had
     tenant: str | None = None
     client: str | None = None  # the fingerprint of an API key
     path: str | None = None
     id: str | None = None
 
-    def takes(self, decision: Line) -> bool:
-        """Whether a decision's line is like that."""
+    def matches(self, decision: AuditLine) -> bool:
+        """Return whether a decision's line meets all conditions."""
         plan, served, reason = decision["plan"], decision["served"], decision.get("reason")
         if (self.since is not None and decision["at"] < self.since) or (
             self.until is not None and decision["at"] >= self.until
         ):
             return False
         return all(
-            asked is None or asked in [NONE if one is None else one for one in found]
-            for asked, found in (
+            expected is None or expected in [NO_VALUE if value is None else value for value in values]
+            for expected, values in (
                 (self.category, [plan.get("category")]),
                 (self.adapter, [served.get("adapter"), served.get("model")]),
                 (self.method, [plan.get("method")]),
@@ -52,43 +51,44 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A text, to be found in a record that may hold but a keyed hash of it."""
+class TextMatch:
+    """A text to find in a record, which may contain only a keyed hash of it."""
 
     text: str
-    hmac: str | None  # None: there is no key
+    hmac: str | None  # None: the record has no key
 
     @classmethod
-    def of(cls, text: str, folder: Path) -> "Said":
-        """`folder` is the record's, where the key of its texts lies."""
+    def in_record(cls, text: str, folder: Path) -> "TextMatch":
+        """Return a match for a text in the record of `folder`, with the key in that folder."""
         key = folder / KEY_FILE
-        return cls(text, hmac_of(text, key.read_bytes()) if key.is_file() else None)
+        return cls(text, text_hmac(text, key.read_bytes()) if key.is_file() else None)
 
-    def by(self, decision: Line) -> bool:
-        """Whether it is what was classified, or one of the prompts that were."""
-        return _among(self.text, decision.get("text")) or (
-            self.hmac is not None and _among(self.hmac, decision.get("text_hmac"))
+    def matches(self, decision: AuditLine) -> bool:
+        """Return whether the text is the classified text, or the text of one of several prompts."""
+        return _is_among(self.text, decision.get("text")) or (
+            self.hmac is not None and _is_among(self.hmac, decision.get("text_hmac"))
         )
 
 
-def moment(text: str) -> str:
-    """A moment as the record writes it, of RFC 3339, of a date, or of how long ago it was: 90s, 15m, 2h, 7d, 1w.
+def parse_time(text: str) -> str:
+    """Parse an RFC 3339 time, a date, or an age such as 90s, 15m, 2h, 7d or 1w. Return it as the record writes times.
 
     Raises:
-        ArgumentTypeError: it is none of these; it is the type of an option.
+        ArgumentTypeError: the text has another form. The function is the `type` of command-line options.
     """
-    if (ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)) is not None:
-        then = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: float(ago[1])})
+    if (age := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)) is not None:
+        time = datetime.now(UTC) - timedelta(**{_UNITS[age[2]]: float(age[1])})
     else:
         try:
-            then = datetime.fromisoformat(text)
+            time = datetime.fromisoformat(text)
         except ValueError:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is no moment: write 2026-01-31T12:00:00Z, 2026-01-31, or 2h or 7d for how long ago"
+                f"{text!r} is not a time: use a time such as 2026-01-31T12:00:00Z, a date such as 2026-01-31, or an "
+                "age such as 2h or 7d"
             ) from None
-        then = then if then.tzinfo is not None else then.replace(tzinfo=UTC)
-    return rfc3339(then.timestamp())
+        time = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    return rfc3339(time.timestamp())
 
 
-def _among(one: str, found: object) -> bool:
-    return one in found if isinstance(found, list) else one == found
+def _is_among(text: str, recorded: object) -> bool:
+    return text in recorded if isinstance(recorded, list) else text == recorded

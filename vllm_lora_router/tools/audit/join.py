@@ -1,104 +1,111 @@
-"""A decision with how its response went and what its user thought of it, wherever the lines stand."""
+"""Joining of decisions with their outcomes and feedback, which can be in the files of other processes."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from vllm_lora_router.tools.audit.reader import Line, Record
+from vllm_lora_router.observability.audit_schema import AuditLine
+from vllm_lora_router.tools.audit.reader import AuditRecord
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """A decision and what came after it."""
+class JoinedDecision:
+    """A decision with its outcome and feedback."""
 
-    decision: Line
-    outcome: Line | None = None  # None: it never ended, as far as the record says
-    feedback: list[Line] = field(default_factory=list)  # oldest first
+    decision: AuditLine
+    outcome: AuditLine | None = None  # None: the record has no outcome
+    feedback: list[AuditLine] = field(default_factory=list)  # oldest first
 
     @property
-    def line(self) -> Line:
-        """The decision's line with `outcome` and `feedback` in it."""
+    def line(self) -> AuditLine:
+        """The decision's line with `outcome` and `feedback` added."""
         return {**self.decision, "outcome": self.outcome, "feedback": self.feedback}
 
 
-def joined(record: Record, wanted: Callable[[Line], bool] = lambda decision: True) -> Iterator[Recorded]:
-    """The wanted decisions by time.
+def join_decisions(
+    record: AuditRecord, matches: Callable[[AuditLine], bool] = lambda decision: True
+) -> Iterator[JoinedDecision]:
+    """Yield the decisions that match, in order of time.
 
-    Reads the record twice, first for what never ended: then only what is under way at one time is in memory, and all
-    feedback. Where a client gave two requests one id, outcomes belong to decisions in their order, and feedback to the
-    first.
+    Reads the record twice, first to find decisions without an outcome. So memory holds only the requests that were in
+    progress at the same time, and all feedback. If a client used one id for several requests, outcomes are joined to
+    decisions in order, and feedback to the first decision.
+
+    Args:
+        matches: returns whether a decision's line is yielded.
     """
-    unended, feedback = _unended_and_feedback(record)
-    pairs, under_way = _Pairs[_Entry](), deque[_Entry]()
+    without_outcome, feedback = _find_unended(record)
+    pairs, in_progress = _Pairs[_Entry](), deque[_Entry]()
     for line in record.lines():
         if line["type"] == "decision":
-            entry = _Entry(line if wanted(line) else None, feedback.pop(line["id"], []))
-            if (line["run"], line["seq"]) in unended:
-                entry.ended = True
-            elif (outcome := pairs.decided(line["id"], entry)) is not None:
-                entry.end(outcome)
+            entry = _Entry(line if matches(line) else None, feedback.pop(line["id"], []))
+            if (line["run"], line["seq"]) in without_outcome:
+                entry.is_complete = True
+            elif (outcome := pairs.add_decision(line["id"], entry)) is not None:
+                entry.complete(outcome)
             if entry.decision is not None:
-                under_way.append(entry)
-        elif line["type"] == "outcome" and (entry := pairs.went(line)) is not None:
-            entry.end(line)
-        while under_way and under_way[0].ended:
-            yield under_way.popleft().recorded()
-    for entry in under_way:
-        yield entry.recorded()
+                in_progress.append(entry)
+        elif line["type"] == "outcome" and (entry := pairs.add_outcome(line)) is not None:
+            entry.complete(line)
+        while in_progress and in_progress[0].is_complete:
+            yield in_progress.popleft().joined()
+    for entry in in_progress:
+        yield entry.joined()
 
 
 @dataclass(slots=True)
 class _Entry:
-    decision: Line | None  # None: nobody wants it
-    feedback: list[Line]
-    outcome: Line | None = None
-    ended: bool = False
+    decision: AuditLine | None  # None: the decision does not match
+    feedback: list[AuditLine]
+    outcome: AuditLine | None = None
+    is_complete: bool = False
 
-    def end(self, outcome: Line) -> None:
-        self.outcome, self.ended = outcome, True
+    def complete(self, outcome: AuditLine) -> None:
+        self.outcome, self.is_complete = outcome, True
 
-    def recorded(self) -> Recorded:
+    def joined(self) -> JoinedDecision:
         assert self.decision is not None
-        return Recorded(self.decision, self.outcome, self.feedback)
+        return JoinedDecision(self.decision, self.outcome, self.feedback)
 
 
 class _Pairs(Generic[T]):
-    # Which outcome belongs to which decision: of one id, the first to the first. Clocks of two processes may differ, so
-    # an outcome may come before its decision.
+    # Joins outcomes to decisions of the same id, the first to the first. The clocks of two processes can differ, so an
+    # outcome can come before its decision.
     def __init__(self) -> None:
         self.waiting: dict[str, deque[T]] = {}
-        self.early: dict[str, deque[Line]] = {}
+        self.early: dict[str, deque[AuditLine]] = {}
 
-    def decided(self, id: str, decision: T) -> Line | None:
-        if (outcome := _first(self.early, id)) is None:
+    def add_decision(self, id: str, decision: T) -> AuditLine | None:
+        if (outcome := _pop_first(self.early, id)) is None:
             self.waiting.setdefault(id, deque()).append(decision)
         return outcome
 
-    def went(self, outcome: Line) -> T | None:
-        if (decision := _first(self.waiting, outcome["id"])) is None:
+    def add_outcome(self, outcome: AuditLine) -> T | None:
+        if (decision := _pop_first(self.waiting, outcome["id"])) is None:
             self.early.setdefault(outcome["id"], deque()).append(outcome)
         return decision
 
 
-def _first(by_id: dict[str, deque[T]], id: str) -> T | None:
-    if (found := by_id.get(id)) is None:
+def _pop_first(by_id: dict[str, deque[T]], id: str) -> T | None:
+    if (entries := by_id.get(id)) is None:
         return None
-    first = found.popleft()
-    if not found:
+    first = entries.popleft()
+    if not entries:
         del by_id[id]
     return first
 
 
-def _unended_and_feedback(record: Record) -> tuple[set[tuple[str, int]], dict[str, list[Line]]]:
-    pairs, feedback = _Pairs[tuple[str, int]](), dict[str, list[Line]]()
+def _find_unended(record: AuditRecord) -> tuple[set[tuple[str, int]], dict[str, list[AuditLine]]]:
+    # The (run, seq) of every decision without an outcome, and the feedback by id.
+    pairs, feedback = _Pairs[tuple[str, int]](), dict[str, list[AuditLine]]()
     for line in record.lines():
         if line["type"] == "decision":
-            pairs.decided(line["id"], (line["run"], line["seq"]))
+            pairs.add_decision(line["id"], (line["run"], line["seq"]))
         elif line["type"] == "outcome":
-            pairs.went(line)
+            pairs.add_outcome(line)
         elif line["type"] == "feedback":
             feedback.setdefault(line["id"], []).append(line)
     return {place for places in pairs.waiting.values() for place in places}, feedback

@@ -1,34 +1,41 @@
-"""The audit record as one stream of lines by time, and what is missing in it."""
+"""Reading of audit records: the lines of all files in order of time, and the lines that are missing."""
 
 import heapq
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
-Line = dict[str, Any]
+from vllm_lora_router.observability.audit_schema import SCHEMA_VERSION, AuditLine
+from vllm_lora_router.tools.audit.upgrade import upgrade
 
-# Without these, a line can be matched to no other, and says nothing.
-_NEEDED = {"decision": {"id", "plan", "served"}, "outcome": {"id"}, "feedback": {"id", "score"}, "lost": {"lines"}}
+# A line without these keys is invalid: it cannot be used or joined with other lines.
+_REQUIRED_KEYS = {
+    "decision": {"id", "plan", "served"},
+    "outcome": {"id"},
+    "feedback": {"id", "score"},
+    "lost": {"lines"},
+}
 
 
-class RecordError(Exception):
-    """There is no record to read."""
+class AuditRecordError(Exception):
+    """There is no audit record to read, or this version cannot read it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Numbers that no line of a run has."""
+    """A range of line numbers that are missing in a run."""
 
     run: str
-    after: int  # the last `seq` in front of it
-    before: int  # the first `seq` behind it
+    after: int  # the last `seq` before the gap
+    before: int  # the first `seq` after the gap
 
     @property
     def lines(self) -> int:
+        """The number of missing lines."""
         return self.before - self.after - 1
 
     def __str__(self) -> str:
@@ -37,63 +44,69 @@ class Gap:
 
 
 @dataclass(slots=True)
-class Missing:
-    """What the record does not have, as far as it can be seen."""
+class MissingLines:
+    """Lines that are missing in a record, as far as the record shows it."""
 
-    broken: list[str] = field(default_factory=list)  # "file:line number" of what is no line of a record
+    invalid: list[str] = field(default_factory=list)  # "file:line number" of each invalid line
     gaps: list[Gap] = field(default_factory=list)
-    lost: int = 0  # lines that a process says it could not write
-    cleared: list[Gap] = field(default_factory=list)  # what runs began with; old files may have been cleared away
+    lost: int = 0  # lines that a process could not write
+    deleted: list[Gap] = field(default_factory=list)  # at the beginning of a run: old files may have been deleted
 
     def __bool__(self) -> bool:
-        """Whether anything was lost, as far as it was not cleared away."""
-        return bool(self.broken or self.gaps or self.lost)
+        """Return whether lines are missing, apart from deleted files."""
+        return bool(self.invalid or self.gaps or self.lost)
 
     def sentences(self) -> list[str]:
-        """A sentence a finding."""
-        said = [f"{place}: not a line of the record: cut off, or changed" for place in self.broken]
-        said += map(str, self.gaps)
-        said += [f"run {gap.run} begins at seq {gap.before} here: earlier files are not here" for gap in self.cleared]
+        """Return one sentence for each problem."""
+        sentences = [f"{place}: invalid line (truncated or changed)" for place in self.invalid]
+        sentences += map(str, self.gaps)
+        sentences += [f"run {gap.run} begins at seq {gap.before}: earlier files are missing" for gap in self.deleted]
         if self.lost:
-            said.append(f"{self.lost} line{'s' * (self.lost != 1)} could not be written when they came, and are lost")
-        return said
+            sentences.append(f"{self.lost} line{'s' * (self.lost != 1)} could not be written and are lost")
+        return sentences
 
 
-class Record:
-    """Files of one audit record, of any number of processes and hosts."""
+class AuditRecord:
+    """The files of one audit record, written by any number of processes and hosts."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
-        self._missing: Missing | None = None
+        self._missing: MissingLines | None = None
 
     @classmethod
-    def of(cls, *paths: Path) -> "Record":
-        """The record in folders, or of single files.
+    def open(cls, *paths: Path) -> "AuditRecord":
+        """Return the record in the given folders and files.
 
         Raises:
-            RecordError: a path does not exist, or a folder holds no record.
+            AuditRecordError: a path does not exist, or a folder contains no record.
         """
         files: dict[Path, Path] = {}
         for path in paths:
-            found = [path]
+            matches = [path]
             if path.is_dir():
-                found = sorted(path.glob("*.jsonl"))
-                if not found:
-                    raise RecordError(f"{path}: no *.jsonl in this folder; is it the one that router.audit.path names?")
+                matches = sorted(path.glob("*.jsonl"))
+                if not matches:
+                    raise AuditRecordError(f"{path}: no *.jsonl file here; name the folder of router.audit.path")
             elif not path.is_file():
-                raise RecordError(f"{path}: no such folder or file; router.audit.path names the record's folder")
-            files.update((file.resolve(), file) for file in found)
+                raise AuditRecordError(f"{path}: no such folder or file; name the folder of router.audit.path")
+            files.update((file.resolve(), file) for file in matches)
         return cls(list(files.values()))
 
-    def lines(self) -> Iterator[Line]:
-        """All lines by time; in memory is one of each file."""
+    def lines(self) -> Iterator[AuditLine]:
+        """Yield all lines in order of time, upgraded to the current schema version.
+
+        Keeps one line of each file in memory.
+
+        Raises:
+            AuditRecordError: a line has a newer schema version.
+        """
         files = [_File(path) for path in self.files]
-        yield from heapq.merge(*(file.lines() for file in files), key=_place)
+        yield from heapq.merge(*(file.lines() for file in files), key=_order)
         self._missing = _missing(files)
 
     @property
-    def missing(self) -> Missing:
-        """What the last whole reading did not find; reads everything where nothing was read yet."""
+    def missing(self) -> MissingLines:
+        """The lines that were missing when the record was last read completely. Reads the record if necessary."""
         if self._missing is None:
             for _ in self.lines():
                 pass
@@ -104,34 +117,43 @@ class Record:
 @dataclass(slots=True)
 class _File:
     path: Path
-    broken: list[str] = field(default_factory=list)
-    spans: dict[str, tuple[int, int]] = field(default_factory=dict)  # run -> its first and last `seq` in here
+    invalid: list[str] = field(default_factory=list)
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)  # run -> its first and last `seq` in this file
     gaps: list[Gap] = field(default_factory=list)
     lost: int = 0
     number: int = 0
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[AuditLine]:
         with self.path.open("rb") as file:
             first, offset = self._next(file), file.tell()
         if first is None:
             return
         yield first
-        # It was closed until its first line's turn came: no more files are open at once than overlap in time.
+        # The file is closed until its first line is reached, so only files that overlap in time are open together.
         with self.path.open("rb") as file:
             file.seek(offset)
             while (line := self._next(file)) is not None:
                 yield line
 
-    def _next(self, file: BinaryIO) -> Line | None:
+    def _next(self, file: BinaryIO) -> AuditLine | None:
         while raw := file.readline():
             self.number += 1
-            if (line := _parsed(raw)) is not None:
-                self._note(line)
-                return line
-            self.broken.append(f"{self.path}:{self.number}")
+            line = _parse(raw)
+            if line is None:
+                self.invalid.append(f"{self.path}:{self.number}")
+                continue
+            if line.get("schema", 1) > SCHEMA_VERSION:
+                raise AuditRecordError(
+                    f"{self.path}:{self.number}: schema version {line['schema']} is newer than {SCHEMA_VERSION}, the "
+                    "newest that this version of vllm-lora-router reads; install a newer version"
+                )
+            if line.get("schema", 1) < SCHEMA_VERSION:
+                line = upgrade(line)
+            self._note(line)
+            return line
         return None
 
-    def _note(self, line: Line) -> None:
+    def _note(self, line: AuditLine) -> None:
         run, seq = line["run"], line["seq"]
         first, last = self.spans.get(run, (seq, seq - 1))
         if seq > last + 1:
@@ -141,40 +163,43 @@ class _File:
             self.lost += line["lines"]
 
 
-def _parsed(raw: bytes) -> Line | None:
+def _parse(raw: bytes) -> AuditLine | None:
     try:
         line = msgspec.json.decode(raw)
     except (msgspec.DecodeError, ValueError):
         try:
-            line = json.loads(raw)  # which takes half an emoji, too
+            line = json.loads(raw)  # unlike msgspec, it accepts an unpaired surrogate
         except ValueError:
             return None
     if not isinstance(line, dict):
         return None
-    texts = all(isinstance(line.get(name), str) for name in ("type", "at", "run"))
-    whole = texts and isinstance(line.get("seq"), int) and line.keys() >= _NEEDED.get(line["type"], set())
-    return line if whole else None
+    has_texts = all(isinstance(line.get(key), str) for key in ("type", "at", "run"))
+    has_numbers = isinstance(line.get("seq"), int) and isinstance(line.get("schema", 1), int)
+    is_newer = has_numbers and line.get("schema", 1) > SCHEMA_VERSION  # its keys are unknown
+    if not has_texts or not has_numbers:
+        return None
+    return line if is_newer or line.keys() >= _REQUIRED_KEYS.get(line["type"], set()) else None
 
 
-def _place(line: Line) -> tuple[str, str, int]:
+def _order(line: AuditLine) -> tuple[str, str, int]:
     return line["at"], line["run"], line["seq"]
 
 
-def _missing(files: Iterable[_File]) -> Missing:
-    missing = Missing()
+def _missing(files: Iterable[_File]) -> MissingLines:
+    missing = MissingLines()
     spans: dict[str, list[tuple[int, int]]] = {}
     for file in files:
-        missing.broken += file.broken
+        missing.invalid += file.invalid
         missing.gaps += file.gaps
         missing.lost += file.lost
         for run, span in file.spans.items():
             spans.setdefault(run, []).append(span)
-    # A process counts from 1, and goes on counting in its next file.
-    for run, of_run in spans.items():
+    # A process numbers its lines from 1, and continues in its next file.
+    for run, run_spans in spans.items():
         reached = 0
-        for first, last in sorted(of_run):
+        for first, last in sorted(run_spans):
             if first > reached + 1:
-                (missing.gaps if reached else missing.cleared).append(Gap(run, reached, first))
+                (missing.gaps if reached else missing.deleted).append(Gap(run, reached, first))
             reached = max(reached, last)
     missing.gaps.sort(key=lambda gap: (gap.run, gap.after))
     return missing

@@ -1,4 +1,4 @@
-"""What a record's decisions were, counted."""
+"""A summary of an audit record: counts and times of its decisions."""
 
 from array import array
 from collections import Counter
@@ -7,20 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_lora_router.tools.audit.filters import NONE
-from vllm_lora_router.tools.audit.join import Recorded
-from vllm_lora_router.tools.audit.reader import Line
+from vllm_lora_router.observability.audit_schema import AuditLine
+from vllm_lora_router.tools.audit.filters import NO_VALUE
+from vllm_lora_router.tools.audit.join import JoinedDecision
 
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Of a time in ms; None where there is none."""
+    """Quantiles of a time in ms, or None without values."""
 
     p50: float | None
     p95: float | None
 
     @classmethod
     def of(cls, values: "array[float]") -> "Quantiles":
+        """Return the quantiles of values in ms, rounded to microseconds."""
         if not values:
             return cls(None, None)
         p50, p95 = np.quantile(np.frombuffer(values), (0.5, 0.95))
@@ -28,11 +29,11 @@ class Quantiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How many decisions came in the same way to what served them; "-" stands for none."""
+class DecisionGroup:
+    """The number of decisions with the same result. "-" stands for a missing value."""
 
     category: str
-    served: str  # the adapter or the base
+    served: str  # the adapter or the base model
     method: str
     reason: str
     decisions: int
@@ -40,51 +41,51 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Counts of decisions; what is most comes first."""
+    """Counts of decisions, the largest first."""
 
     decisions: int
     first: str | None  # RFC 3339
     last: str | None
     processes: int
-    ways: list[Way]
-    status: dict[str, int]  # 2xx, 4xx, ...; none: the client left before it
-    finish: dict[str, int]
+    groups: list[DecisionGroup]
+    status: dict[str, int]  # 2xx, 4xx, ...; none: the client disconnected before the response began
+    finish_reasons: dict[str, int]
     aborted: int
-    without_outcome: int  # under way, or their process ended
+    without_outcome: int  # the request was in progress, or its process ended
     overhead_ms: Quantiles
     first_byte_ms: Quantiles
     feedback: int
     mean_score: float | None
 
     def by(self, name: str) -> dict[str, int]:
-        """Decisions by `category`, `served`, `method` or `reason`."""
+        """Return the number of decisions by `category`, `served`, `method` or `reason`."""
         counts: Counter[str] = Counter()
-        for way in self.ways:
-            counts[getattr(way, name)] += way.decisions
+        for group in self.groups:
+            counts[getattr(group, name)] += group.decisions
         return dict(counts.most_common())
 
 
-def summary(recorded: Iterable[Recorded]) -> Summary:
-    """The summary of decisions in order of time; in memory are 16 bytes of each."""
+def summarize(decisions: Iterable[JoinedDecision]) -> Summary:
+    """Summarize decisions that are in order of time. Keeps 16 bytes of each in memory."""
     first = last = None
     runs: set[str] = set()
-    ways: Counter[tuple[str, str, str, str]] = Counter()
+    groups: Counter[tuple[str, str, str, str]] = Counter()
     status: Counter[str] = Counter()
-    finish: Counter[str] = Counter()
+    finish_reasons: Counter[str] = Counter()
     aborted = without_outcome = 0
     overhead, first_byte, scores = array("d"), array("d"), array("d")
-    for one in recorded:
-        decision, outcome = one.decision, one.outcome
+    for joined in decisions:
+        decision, outcome = joined.decision, joined.outcome
         first, last = first or decision["at"], decision["at"]
         runs.add(decision["run"])
-        ways[_way(decision)] += 1
-        overhead.append(decision["ms"]["overhead"])
-        scores.extend(line["score"] for line in one.feedback)
+        groups[_group(decision)] += 1
+        overhead.append(decision["timings_ms"]["overhead"])
+        scores.extend(line["score"] for line in joined.feedback)
         if outcome is None:
             without_outcome += 1
             continue
         status["none" if outcome["status"] is None else f"{outcome['status'] // 100}xx"] += 1
-        finish[outcome["finish"] or NONE] += 1
+        finish_reasons[outcome["finish_reason"] or NO_VALUE] += 1
         aborted += outcome["aborted"]
         if outcome["first_byte_ms"] is not None:
             first_byte.append(outcome["first_byte_ms"])
@@ -93,9 +94,9 @@ def summary(recorded: Iterable[Recorded]) -> Summary:
         first,
         last,
         len(runs),
-        [Way(*way, count) for way, count in ways.most_common()],
+        [DecisionGroup(*group, count) for group, count in groups.most_common()],
         dict(status.most_common()),
-        dict(finish.most_common()),
+        dict(finish_reasons.most_common()),
         aborted,
         without_outcome,
         Quantiles.of(overhead),
@@ -105,6 +106,11 @@ def summary(recorded: Iterable[Recorded]) -> Summary:
     )
 
 
-def _way(decision: Line) -> tuple[str, str, str, str]:
+def _group(decision: AuditLine) -> tuple[str, str, str, str]:
     plan, served = decision["plan"], decision["served"]
-    return plan["category"] or NONE, served["adapter"] or served["model"], plan["method"] or NONE, decision["reason"]
+    return (
+        plan["category"] or NO_VALUE,
+        served["adapter"] or served["model"],
+        plan["method"] or NO_VALUE,
+        decision["reason"],
+    )

@@ -1,4 +1,4 @@
-"""The headers that tell a client what was decided."""
+"""The response headers that describe a decision."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from vllm_lora_router.observability.response_headers import NAMES, encoded, headers
+from vllm_lora_router.observability.response_headers import HEADER_NAMES, decision_headers, encode_value
 from vllm_lora_router.types import AppliedEdit, Candidate, Decision
 
 if TYPE_CHECKING:
-    from .conftest import Decide
+    from .conftest import MakeDecision
 
 
-def read(decision: Decision) -> dict[str, str]:
-    return {name.decode("ascii"): value.decode("ascii") for name, value in headers(decision)}
+def headers(decision: Decision) -> dict[str, str]:
+    return {name.decode("ascii"): value.decode("ascii") for name, value in decision_headers(decision)}
 
 
-def test_a_routed_decision_has_all_eight(decide: Decide) -> None:
-    assert read(decide(written=AppliedEdit(system_prompt=True, reasoning=True))) == {
+def test_routed_decision_has_eight_headers(make_decision: MakeDecision) -> None:
+    assert headers(make_decision(applied=AppliedEdit(system_prompt=True, reasoning=True))) == {
         "x-vsr-selected-category": "medical",
         "x-vsr-selected-model": "medical-lora",
         "x-vsr-selected-reasoning": "on",
@@ -35,8 +35,8 @@ def test_a_routed_decision_has_all_eight(decide: Decide) -> None:
     }
 
 
-def test_a_decision_that_nobody_was_sure_of_has_all_eight_too(decide: Decide) -> None:
-    assert read(decide(None, "base", reason="below_threshold", confidence=None)) == {
+def test_decision_below_threshold_has_eight_headers(make_decision: MakeDecision) -> None:
+    assert headers(make_decision(None, "base", reason="below_threshold", confidence=None)) == {
         "x-vsr-selected-category": "",
         "x-vsr-selected-model": "base",
         "x-vsr-selected-reasoning": "off",
@@ -46,21 +46,21 @@ def test_a_decision_that_nobody_was_sure_of_has_all_eight_too(decide: Decide) ->
         "x-lora-router-reason": "below_threshold",
         "x-lora-router-overhead-ms": "3.142",
     }
-    assert len(NAMES) == 9
+    assert len(HEADER_NAMES) == 9
 
 
-def test_an_arm_is_named_where_one_was_drawn(decide: Decide) -> None:
-    decision = decide()
-    assert "x-lora-router-arm" not in read(decision)
-    drawn = replace(decision, candidate=replace(decision.candidate, arm="medical-lora#2"))
-    assert read(drawn)["x-lora-router-arm"] == "medical-lora#2"
+def test_arm_header_is_present_only_with_an_arm(make_decision: MakeDecision) -> None:
+    decision = make_decision()
+    assert "x-lora-router-arm" not in headers(decision)
+    assigned = replace(decision, candidate=replace(decision.candidate, arm="medical-lora#2"))
+    assert headers(assigned)["x-lora-router-arm"] == "medical-lora#2"
 
 
-def test_who_observes_is_told_what_would_have_served(decide: Decide) -> None:
-    decision = decide()
+def test_observe_mode_names_the_model_that_routing_would_use(make_decision: MakeDecision) -> None:
+    decision = make_decision()
     observed = replace(decision, reason="observe", candidate=Candidate("base", None))
-    assert read(observed)["x-vsr-selected-model"] == "medical-lora"
-    assert read(observed)["x-lora-router-reason"] == "observe"
+    assert headers(observed)["x-vsr-selected-model"] == "medical-lora"
+    assert headers(observed)["x-lora-router-reason"] == "observe"
 
 
 @pytest.mark.parametrize(
@@ -77,19 +77,19 @@ def test_who_observes_is_told_what_would_have_served(decide: Decide) -> None:
         ("a\u2028b\x85", "a%E2%80%A8b%C2%85"),
     ],
 )
-def test_names_are_percent_encoded_where_a_header_could_not_carry_them(decide: Decide, name: str, value: str) -> None:
-    found = read(decide(name, name))
-    assert (found["x-vsr-selected-category"], found["x-vsr-selected-model"]) == (value, value)
+def test_names_are_percent_encoded(make_decision: MakeDecision, name: str, value: str) -> None:
+    result = headers(make_decision(name, name))
+    assert (result["x-vsr-selected-category"], result["x-vsr-selected-model"]) == (value, value)
     assert unquote(value) == name
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_name_comes_back_from_its_header_and_never_breaks_it(name: str) -> None:
-    value = encoded(name)
+def test_every_name_can_be_decoded_from_its_header(name: str) -> None:
+    value = encode_value(name)
     assert unquote(value) == name
     assert re.fullmatch(r"[!-~]([ -~]*[!-~])?|", value)
 
 
-def test_half_an_emoji_does_no_harm() -> None:
-    assert encoded("a\ud83d") == "a?"
+def test_unpaired_surrogate_is_replaced() -> None:
+    assert encode_value("a\ud83d") == "a?"
