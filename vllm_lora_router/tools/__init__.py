@@ -1,1 +1,1 @@
-"""The subcommands of `vllm-lora-router`, one file each."""
+"""The subcommands of `vllm-lora-router`: one module or folder per command, and the modules that they share."""

@@ -1,4 +1,4 @@
-"""Bars for what takes its time, where somebody watches."""
+"""Progress bars on the terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,20 +6,24 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-# Called with what is going on, how much of it is done, and of how much.
-Told = Callable[[str, int, int], None]
+# Called with a task's name, the steps that are done, and the total number of steps.
+ReportProgress = Callable[[str, int, int], None]
+
+
+def no_progress(task: str, done: int, total: int) -> None:
+    """Ignore progress."""
 
 
 @contextmanager
-def bars() -> Iterator[Told]:
-    """A bar for each thing that is told of, on standard error; none where that is no terminal."""
+def progress_bars() -> Iterator[ReportProgress]:
+    """Show a bar for each reported task on standard error, if standard error is a terminal."""
     console = Console(stderr=True)
-    tasks: dict[str, TaskID] = {}
+    task_ids: dict[str, TaskID] = {}
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
 
-        def told(what: str, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=of)
-            progress.update(tasks[what], completed=done)
+        def report(task: str, done: int, total: int) -> None:
+            if task not in task_ids:
+                task_ids[task] = progress.add_task(task, total=total)
+            progress.update(task_ids[task], completed=done)
 
-        yield told
+        yield report

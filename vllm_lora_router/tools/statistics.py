@@ -1,159 +1,246 @@
-"""Means, their intervals and comparisons, where it is users that are independent of each other and not requests."""
+"""Estimates with 95 % confidence intervals, and hypothesis tests, for the commands that report measurements.
+
+The functions import scipy when they are called, so commands that need no statistics start without it.
+"""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, variance
+from statistics import median as _middle
+
+import numpy as np
 
 ALPHA = 0.05
-RATIO_ALPHA = 0.001  # below it a sample ratio is called wrong
+RATIO_ALPHA = 0.001  # a sample ratio with a smaller p-value counts as mismatched
+RESAMPLES = 1000  # of a bootstrap
 _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class Estimate:
+    """A measured value with its 95 % confidence interval."""
+
+    value: float
     low: float
     high: float
+    n: int  # independent observations: prompts, users, pairs or runs
+
+
+def wilson(successes: int, n: int) -> Estimate:
+    """Return a proportion with Wilson's interval.
+
+    Source: Wilson, JASA 22 (1927), 209; Brown, Cai and DasGupta, Statistical Science 16 (2001), 101.
+    """
+    from scipy import stats
+
+    interval = stats.binomtest(successes, n).proportion_ci(1 - ALPHA, method="wilson")
+    return Estimate(successes / n, float(interval.low), float(interval.high), n)
+
+
+def wilson_low(successes: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Return the lower ends of many Wilson intervals, float [proportions].
+
+    The formula is written out because `scipy.stats.binomtest` takes 0.5 ms per proportion, and a threshold search needs
+    one for every distinct score.
+    """
+    z = _NORMAL.inv_cdf(1 - ALPHA / 2)
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    margin = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return np.maximum((centre - margin) / (1 + z * z / n), 0.0)
+
+
+def proportion(hits: Iterable[object]) -> Estimate | None:
+    """Return the share of true values with Wilson's interval; None without values."""
+    values = list(map(bool, hits))
+    return wilson(sum(values), len(values)) if values else None
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Return the mean of at least two values with Student's interval.
+
+    Suits a small number of values that are medians themselves.
+    """
+    return _student(fmean(values), math.sqrt(variance(values) / len(values)), len(values) - 1, len(values))
+
+
+def median(values: Sequence[float]) -> Estimate:
+    """Return the median of at least one value with its distribution-free interval from order statistics.
+
+    The interval inverts the sign test. With fewer than six values it spans all of them, and its confidence is below
+    95 %. Source: Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2.
+    """
+    from scipy import stats
+
+    interval = stats.quantile_test(values, p=0.5).confidence_interval(1 - ALPHA)
+    low, high = (min(values), max(values)) if math.isnan(interval.low) else (interval.low, interval.high)
+    return Estimate(_middle(values), float(low), float(high), len(values))
+
+
+def bootstrap(value: float, n: int, statistic: Callable[[np.ndarray], float], seed: int) -> Estimate:
+    """Return a value with its percentile bootstrap interval (Efron, Annals of Statistics 7 (1979), 1).
+
+    `scipy.stats.bootstrap` is not used because a resample may have no value (NaN), and because statistics of counts
+    are much faster than statistics of repeated observations.
+
+    Args:
+        value: The statistic over all observations.
+        n: The number of observations.
+        statistic: Returns the statistic of a resample from how often it holds each observation, int64 [n]; NaN where
+            the resample has none.
+        seed: Seed of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    resamples = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(RESAMPLES))
+    return percentile_interval(value, np.array([statistic(counts) for counts in resamples]), n)
+
+
+def percentile_interval(value: float, resampled: np.ndarray, n: int) -> Estimate:
+    """Return a value with the interval of its resampled values, float [resamples]; NaN values are ignored."""
+    if np.isnan(resampled).all():
+        return Estimate(float(value), float(value), float(value), n)
+    low, high = np.nanquantile(resampled, (ALPHA / 2, 1 - ALPHA / 2))
+    return Estimate(float(value), float(low), float(high), n)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Scores of an arm, one mean for each key.
+    """Scores of one arm, summarised over its users.
 
-    Ratings of one user go together, so each user counts once, however often one rates: the mean is over users, not over
-    ratings (as where groups were randomised: Kerry and Bland, Analysis of a trial randomised in clusters, BMJ 316
-    (1998), 54).
+    Ratings of one user are correlated, so each user contributes one mean, and the sample's mean is over users (as for
+    trials randomised in clusters: Kerry and Bland, BMJ 316 (1998), 54).
     """
 
-    keys: int
+    keys: int  # users with ratings
     mean: float
-    variance: float  # of the keys' means, unbiased; 0 for a single key
-    successes: int | None = None  # where every key has a single rating, of 0 or 1
+    variance: float  # of the users' means, unbiased; 0 for a single user
+    successes: int | None = None  # set where every user has one rating, of 0 or 1
 
     @classmethod
     def of(cls, ratings: Iterable[Sequence[float]]) -> "Sample | None":
-        """Of the ratings of each key; None where there are none."""
-        kept = [one for one in ratings if one]
-        if not kept:
+        """Summarise the ratings of each user; None without ratings."""
+        rated = [of_user for of_user in ratings if of_user]
+        if not rated:
             return None
-        means = [fmean(one) for one in kept]
-        single = all(len(one) == 1 and one[0] in (0, 1) for one in kept)
+        means = [fmean(of_user) for of_user in rated]
+        binary = all(len(of_user) == 1 and of_user[0] in (0, 1) for of_user in rated)
         return cls(
             len(means),
             fmean(means),
             variance(means) if len(means) > 1 else 0.0,
-            round(sum(means)) if single else None,
+            round(sum(means)) if binary else None,
         )
 
     @property
-    def interval(self) -> Interval | None:
-        """The 95 % interval of the mean: Wilson's where every key rated once with 0 or 1, else Student's.
+    def estimate(self) -> Estimate | None:
+        """The mean with its interval: Wilson's where every user rated once with 0 or 1, else Student's.
 
-        None for a single key that is no proportion.
+        None for a single user whose rating is not 0 or 1.
         """
         if self.successes is not None:
             return wilson(self.successes, self.keys)
         if self.keys < 2:
             return None
-        half = _t_quantile(1 - ALPHA / 2, self.keys - 1) * math.sqrt(self.variance / self.keys)
-        return Interval(self.mean - half, self.mean + half)
+        return _student(self.mean, math.sqrt(self.variance / self.keys), self.keys - 1, self.keys)
 
 
-def wilson(successes: int, n: int) -> Interval:
-    """The 95 % interval of a proportion (Wilson, JASA 22 (1927), 209; Brown, Cai and DasGupta, Statistical Science 16
-    (2001), 101)."""
-    z = _NORMAL.inv_cdf(1 - ALPHA / 2)
-    p = successes / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Interval(max(0.0, middle - half), min(1.0, middle + half))
+def welch(first: Sample, second: Sample) -> tuple[Estimate, float] | None:
+    """Return the difference of two means, first minus second, and its two-sided p-value by Welch's t-test.
+
+    The degrees of freedom are Satterthwaite's. Source: Welch, Biometrika 34 (1947), 28.
+
+    Returns:
+        None where a sample has fewer than two users or neither sample varies.
+    """
+    if min(first.keys, second.keys) < 2 or first.variance + second.variance == 0:
+        return None
+    squares = (first.variance / first.keys, second.variance / second.keys)
+    freedom = sum(squares) ** 2 / (squares[0] ** 2 / (first.keys - 1) + squares[1] ** 2 / (second.keys - 1))
+    value, error = first.mean - second.mean, math.sqrt(sum(squares))
+    return _student(value, error, freedom, first.keys + second.keys), t_test(value, error, freedom)
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One mean less another."""
+def t_test(value: float, error: float, freedom: float) -> float:
+    """Return the two-sided p-value of a value with a positive standard error under Student's distribution."""
+    from scipy import stats
 
-    value: float
-    interval: Interval | None  # 95 %; None where nothing varies yet
-    p: float | None  # two-sided
+    return 2 * float(stats.t.sf(abs(value) / error, freedom))
 
 
-def welch(one: Sample, other: Sample) -> Difference:
-    """Welch's unequal-variances t-test (Biometrika 34 (1947), 28), with Satterthwaite's degrees of freedom."""
-    value = one.mean - other.mean
-    if min(one.keys, other.keys) < 2 or one.variance + other.variance == 0:
-        return Difference(value, None, None)
-    a, b = one.variance / one.keys, other.variance / other.keys
-    error = math.sqrt(a + b)
-    freedom = (a + b) ** 2 / (a * a / (one.keys - 1) + b * b / (other.keys - 1))
-    half = _t_quantile(1 - ALPHA / 2, freedom) * error
-    return Difference(value, Interval(value - half, value + half), 2 * _t_below(-abs(value) / error, freedom))
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test.
+
+    Args:
+        only_first: Observations that are right only under the first of two conditions.
+        only_second: Observations that are right only under the second.
+
+    Source: McNemar, Psychometrika 12 (1947), 153, in its exact form.
+    """
+    from scipy import stats
+
+    discordant = only_first + only_second
+    return float(stats.binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """P-values that hold together (Holm, Scandinavian Journal of Statistics 6 (1979), 65); None stays, and counts."""
-    adjusted: list[float | None] = [None] * len(ps)
-    most = 0.0
+    """Return p-values corrected for their number (Holm, Scandinavian Journal of Statistics 6 (1979), 65).
+
+    None stays None, and counts as one of the tests.
+    """
+    corrected: list[float | None] = [None] * len(ps)
+    largest = 0.0
     for rank, (p, place) in enumerate(sorted((p, place) for place, p in enumerate(ps) if p is not None)):
-        most = max(most, min(1.0, (len(ps) - rank) * p))
-        adjusted[place] = most
-    return adjusted
+        largest = max(largest, min(1.0, (len(ps) - rank) * p))
+        corrected[place] = largest
+    return corrected
 
 
 def keys_needed(
-    one: Sample, other: Sample, ratio: float, difference: float, power: float, comparisons: int = 1
+    first: Sample, second: Sample, ratio: float, difference: float, power: float, comparisons: int = 1
 ) -> float | None:
-    """How many keys with feedback `one` needs, and `other` `ratio` times as many, for a difference to be found.
+    """Return how many users with feedback the first arm needs to detect a difference; None where nothing varies.
 
-    (z_{1-a/2} + z_power)^2 (v_one + v_other / ratio) / difference^2 (after Chow, Shao and Wang, Sample Size
-    Calculations in Clinical Research, 2nd ed., 3.2.1), with a = 0.05 over the number of comparisons, which is the
-    strictest of Holm's steps. None where nothing varies yet.
+    (z_{1-a/2} + z_power)^2 (v_first + v_second / ratio) / difference^2 (after Chow, Shao and Wang, Sample Size
+    Calculations in Clinical Research, 2nd ed., 3.2.1), with a = 0.05 over the number of comparisons, the strictest of
+    Holm's steps.
+
+    Args:
+        ratio: Users of the second arm per user of the first.
+        difference: The difference of means to detect.
+        power: The probability of detecting it.
+        comparisons: How many comparisons are corrected together.
     """
-    varies = one.variance + other.variance / ratio
-    if min(one.keys, other.keys) < 2 or varies == 0:
+    total = first.variance + second.variance / ratio
+    if min(first.keys, second.keys) < 2 or total == 0:
         return None
     z = _NORMAL.inv_cdf(1 - ALPHA / comparisons / 2) + _NORMAL.inv_cdf(power)
-    return z * z * varies / difference**2
+    return z * z * total / difference**2
 
 
 def sample_ratio(keys: Mapping[str, int], weights: Mapping[str, float]) -> float | None:
-    """The p-value that keys fell on arms by their weights: Pearson's chi-square test, as in Fabijan et al., Diagnosing
-    Sample Ratio Mismatch in Online Controlled Experiments, KDD 2019.
+    """Return the p-value that users were assigned to arms by the arms' weights, by Pearson's chi-square test.
 
-    None with a single arm, or where fewer than five keys are expected in one: too few to tell.
+    Source: Fabijan et al., Diagnosing Sample Ratio Mismatch in Online Controlled Experiments, KDD 2019.
+
+    Returns:
+        None for a single arm, or where fewer than five users are expected in an arm.
     """
-    drawn = {arm: weight for arm, weight in weights.items() if weight > 0}
-    total, weight_sum = sum(keys.get(arm, 0) for arm in weights), sum(drawn.values())
-    expected = {arm: total * weight / weight_sum for arm, weight in drawn.items()}
-    if len(drawn) < 2 or min(expected.values()) < 5:
+    from scipy import stats
+
+    weighted = {arm: weight for arm, weight in weights.items() if weight > 0}
+    total, weight_sum = sum(keys.get(arm, 0) for arm in weights), sum(weighted.values())
+    expected = [total * weight / weight_sum for weight in weighted.values()]
+    if len(weighted) < 2 or min(expected) < 5:
         return None
-    if any(keys.get(arm, 0) for arm in weights.keys() - drawn.keys()):
-        return 0.0  # an arm without weight is never drawn
-    chi_square = sum((keys.get(arm, 0) - count) ** 2 / count for arm, count in expected.items())
-    return _chi_square_above(chi_square, len(drawn) - 1)
+    if any(keys.get(arm, 0) for arm in weights.keys() - weighted.keys()):
+        return 0.0  # an arm of weight 0 is never assigned
+    return float(stats.chisquare([keys.get(arm, 0) for arm in weighted], expected).pvalue)
 
 
-def _t_quantile(p: float, freedom: float) -> float:
-    try:
-        from scipy.special import stdtrit
-    except ImportError:
-        return _NORMAL.inv_cdf(p)
-    return float(stdtrit(freedom, p))
+def _student(value: float, error: float, freedom: float, n: int) -> Estimate:
+    # `stats.t.interval` is undefined for a standard error of 0.
+    from scipy import stats
 
-
-def _t_below(t: float, freedom: float) -> float:
-    try:
-        from scipy.special import stdtr
-    except ImportError:
-        return _NORMAL.cdf(t)
-    return float(stdtr(freedom, t))
-
-
-def _chi_square_above(value: float, freedom: int) -> float:
-    try:
-        from scipy.special import chdtrc
-    except ImportError:
-        # Its cube root is nearly normal (Wilson and Hilferty, PNAS 17 (1931), 684).
-        spread = 2 / (9 * freedom)
-        return 1 - _NORMAL.cdf(((value / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread))
-    return float(chdtrc(freedom, value))
+    half = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * error
+    return Estimate(value, value - half, value + half, n)

@@ -1,4 +1,4 @@
-"""What `validate` says of a head: how good it is on examples that it did not see, and what it confuses."""
+"""The part of `validate` that reports on a head: its accuracy on examples that it was not fitted on, and its errors."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,87 +9,95 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_lora_router.classifiers import ClassifierError
-from vllm_lora_router.config import Loaded
-from vllm_lora_router.config.head_source import head_source, texts_of
-from vllm_lora_router.observability.decision_log import printable
+from vllm_lora_router.config import LoadedConfig
+from vllm_lora_router.config.head_source import head_source, head_texts
+from vllm_lora_router.text import printable
 
-CONFUSED = 5  # examples that are shown
+MAX_ERRORS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """What a head that did not see an example says of it."""
+class LeftOutExample:
+    """An example and its prediction by a head that was fitted without it."""
 
     text: str
     category: str
-    found: str
-    probability: float  # of what was found
+    predicted: str
+    probability: float  # of the predicted category
 
 
-def print_head(console: Console, loaded: Loaded, *, files: bool) -> list[str]:
-    """Prints it; gives what is wrong with the head's files when they count."""
+def print_head(console: Console, loaded: LoadedConfig, *, files: bool) -> list[str]:
+    """Print the accuracy of the configured head; return the problems of its files.
+
+    Args:
+        files: Whether the head's files must be valid, and the encoder may be loaded.
+    """
     source = head_source(loaded.config)
     if source is None:
         return []
     if source == "folder":
         return _print_stored(console, loaded, files=files)
-    counts = [len(texts) for texts in texts_of(loaded.config).values()]
-    said = f"head: fitted at start from {sum(counts)} texts ({source}) of {len(counts)} categories"
+    counts = [len(texts) for texts in head_texts(loaded.config).values()]
+    summary = f"head: fitted at startup from {sum(counts)} texts ({source}) in {len(counts)} categories"
     if not files:
-        console.print(Text(f"{said}; --files says how good it is"))
+        console.print(Text(f"{summary}; use --files to measure its accuracy"))
         return []
-    from vllm_lora_router.classifiers.head_loader import embedded, load_head
+    from vllm_lora_router.classifiers.head_loader import embed_examples, load_head
     from vllm_lora_router.classifiers.models.encoder import load_encoder
 
     try:
         encoder = load_encoder(loaded)
-        used, (data, asked) = load_head(loaded, encoder), embedded(loaded, encoder)
+        head, (data, is_example) = load_head(loaded, encoder), embed_examples(loaded, encoder)
     except ClassifierError as error:
         return [str(error)]
-    assert used is not None and used.few is not None
-    if not used.few.calibrated:
-        console.print(Text(f"{said}; too few to tell how good it is: give each category five `examples` or more"))
+    assert head is not None and head.few_shot is not None
+    if not head.few_shot.calibrated:
+        console.print(Text(f"{summary}; too few to measure accuracy: give each category at least five `examples`"))
         return []
-    texts = [text.text for own in texts_of(loaded.config).values() for text in own]
-    known = used.head.categories
+    texts = [text.text for of_category in head_texts(loaded.config).values() for text in of_category]
+    categories = head.head.categories
     examples = [
-        LeftOut(texts[place], known[label], known[row.argmax()], float(row.max()))
-        for place, (row, label) in enumerate(zip(used.few.left_out, data.labels, strict=True))
-        if asked[place]
+        LeftOutExample(texts[place], categories[label], categories[row.argmax()], float(row.max()))
+        for place, (row, label) in enumerate(zip(head.few_shot.leave_one_out, data.labels, strict=True))
+        if is_example[place]
     ]
-    _print_left_out(console, said, examples, known)
+    _print_left_out(console, summary, examples, categories)
     return []
 
 
-def _print_left_out(console: Console, said: str, examples: Sequence[LeftOut], categories: Sequence[str]) -> None:
-    right = sum(one.found == one.category for one in examples)
-    console.print(Text(f"{said}; each example left out once, {right} of {len(examples)} are found"))
-    table = Table("category", "examples", "found", "taken for", title="Head, by leaving out", title_justify="left")
+def _print_left_out(
+    console: Console, summary: str, examples: Sequence[LeftOutExample], categories: Sequence[str]
+) -> None:
+    correct = sum(example.predicted == example.category for example in examples)
+    console.print(Text(f"{summary}; leave-one-out: {correct} of {len(examples)} examples are classified correctly"))
+    table = Table("category", "examples", "correct", "confused with", title="Head, leave-one-out", title_justify="left")
     for name in categories:
-        own = [one for one in examples if one.category == name]
-        taken = Counter(one.found for one in own if one.found != name)
-        said = ", ".join(f"{printable(other)} {count}" for other, count in taken.most_common())
-        table.add_row(Text(printable(name)), str(len(own)), str(len(own) - taken.total()), Text(said))
+        in_category = [example for example in examples if example.category == name]
+        confusions = Counter(example.predicted for example in in_category if example.predicted != name)
+        confused_with = ", ".join(f"{printable(other)} {count}" for other, count in confusions.most_common())
+        correct = len(in_category) - confusions.total()
+        table.add_row(Text(printable(name)), str(len(in_category)), str(correct), Text(confused_with))
     console.print(table)
-    wrong = sorted((one for one in examples if one.found != one.category), key=lambda one: -one.probability)
-    for one in wrong[:CONFUSED]:
-        said = f"  {one.text[:70]!r} of {one.category!r} looks like {one.found!r} ({one.probability:.2f})"
-        console.print(Text(printable(said), style="yellow"))
+    errors = [example for example in examples if example.predicted != example.category]
+    for example in sorted(errors, key=lambda example: -example.probability)[:MAX_ERRORS_SHOWN]:
+        prediction = f"classified as {example.predicted!r} ({example.probability:.2f})"
+        text = f"  {example.text[:70]!r} of {example.category!r} is {prediction}"
+        console.print(Text(printable(text), style="yellow"))
 
 
-def _print_stored(console: Console, loaded: Loaded, *, files: bool) -> list[str]:
-    from vllm_lora_router.classifiers.head_loader import read_stored
+def _print_stored(console: Console, loaded: LoadedConfig, *, files: bool) -> list[str]:
+    from vllm_lora_router.classifiers.head_loader import read_configured_head
 
     try:
-        stored = read_stored(loaded)
+        stored = read_configured_head(loaded)
     except ClassifierError as error:
-        # preflight has said it already when the files count.
+        # With --files, preflight has reported the error already.
         return [] if files else [str(error)]
-    about, head = stored.about, stored.head
-    figures = ", ".join(f"{name} {values[0]:.3f}" for name, values in about.get("held_out", {}).items())
-    text = f"head: {about.get('chosen')} of {about.get('examples')} examples, on {stored.encoder}; held out: {figures}"
-    console.print(Text(printable(text)))
-    missing = [one.name for one in loaded.config.categories if one.name not in head.categories]
+    metadata, head = stored.metadata, stored.head
+    figures = ", ".join(f"{name} {values[0]:.3f}" for name, values in metadata.get("held_out", {}).items())
+    fitted = f"{metadata.get('chosen')} from {metadata.get('examples')} examples, on {stored.encoder}"
+    console.print(Text(printable(f"head: {fitted}; held out: {figures}")))
+    missing = [category.name for category in loaded.config.categories if category.name not in head.categories]
     if missing:
-        console.print(Text(printable(f"head: does not know {', '.join(missing)}")))
+        console.print(Text(printable(f"head: has no output for {', '.join(missing)}")))
     return []

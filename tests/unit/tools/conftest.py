@@ -1,4 +1,4 @@
-"""Running `vllm-lora-router` as its console script does."""
+"""Fixtures that run `vllm-lora-router` like its console script."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +13,8 @@ EXAMPLES = Path(__file__).parents[3] / "config"
 
 
 @pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wide terminal without colours, and none of the variables that the commands look at."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set a wide terminal without colours, and unset all variables that the commands read."""
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setenv("NO_COLOR", "1")
     for name in (
@@ -29,7 +29,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a subcommand; gives its exit status and what it printed to stdout and stderr."""
+    """Run a subcommand; return its exit status and its output on stdout and stderr."""
 
     def run_command(*arguments: object) -> tuple[int, str, str]:
         status = main([str(argument) for argument in arguments])
@@ -41,12 +41,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def examples() -> Path:
+    """The folder of example configurations."""
     return EXAMPLES
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes a configuration with keyword rules, with parts of it replaced and lines added, into the working folder."""
+    """Write a configuration with keyword rules to the working folder, with some text replaced or appended."""
     monkeypatch.chdir(tmp_path)
 
     def write(*replacements: tuple[str, str], more: str = "") -> Path:

@@ -1,4 +1,4 @@
-"""`vllm-lora-router classify`: the whole plan for a text, without a server."""
+"""`vllm-lora-router classify`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Config = Callable[..., Path]
 
 
-def test_a_text_is_shown_with_the_way_it_takes_and_why(run: Run, examples: Path) -> None:
+def test_plan_is_printed_with_route_and_reason(run: Run, examples: Path) -> None:
     status, printed, errors = run(
         "classify", "What causes high blood pressure?", "--config", examples / "keyword.yaml", "--model", "acme/tiny"
     )
@@ -24,11 +24,11 @@ def test_a_text_is_shown_with_the_way_it_takes_and_why(run: Run, examples: Path)
     lines = printed.splitlines()
     assert any("keywords: ['blood pressure']" in line and "yes" in line for line in lines)
     assert any(line.startswith("medical -> medical-lora (keyword; category medical, score 1) in ") for line in lines)
-    assert "  if it cannot be served: acme/tiny (default_model)" in lines
+    assert "  fallback: acme/tiny (default_model)" in lines
     assert "  system prompt (insert): You are a medical expert." in lines
 
 
-def test_a_text_that_nobody_is_sure_of_is_shown_with_the_default(run: Run, examples: Path) -> None:
+def test_text_without_accepted_category_is_printed_with_default_model(run: Run, examples: Path) -> None:
     status, printed, _ = run("classify", "Hello.", "--config", examples / "keyword.yaml")
     assert status == 0
     assert "- -> base (below_threshold; default_model) in " in printed
@@ -40,7 +40,7 @@ def as_json(run: Run, *arguments: object) -> dict[str, Any]:
     return json.loads(printed)
 
 
-def test_the_plan_as_json_is_nothing_but_json(run: Run, examples: Path) -> None:
+def test_json_option_prints_only_json(run: Run, examples: Path) -> None:
     plan = as_json(run, "什么会引起高血压？", "--config", examples / "keyword.yaml", "--served-model-name", "chat")
     assert (plan["category"], plan["method"], plan["confidence"], plan["reason"]) == (
         "medical",
@@ -55,12 +55,12 @@ def test_the_plan_as_json_is_nothing_but_json(run: Run, examples: Path) -> None:
     assert len(plan["config_version"]) == 8
 
 
-def test_a_dash_reads_the_text_from_standard_input(run: Run, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dash_reads_text_from_standard_input(run: Run, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("line one\nabout a lawsuit\n"))
     assert as_json(run, "-", "--config", examples / "keyword.yaml")["category"] == "legal"
 
 
-def test_reasoning_and_odd_names_are_shown(run: Run, config: Config) -> None:
+def test_reasoning_and_unusual_names_are_printed(run: Run, config: Config) -> None:
     file = config(
         ("    loras:", "    reasoning_family: gpt-oss\n    loras:"),
         ('        lora_name: "legal-lora"', '        lora_name: "legal-lora"\n        use_reasoning: true'),
@@ -73,18 +73,18 @@ def test_reasoning_and_odd_names_are_shown(run: Run, config: Config) -> None:
     assert "  reasoning: medium" in printed
 
 
-def test_a_wrong_configuration_is_told_and_exits_with_1(run: Run, config: Config) -> None:
+def test_invalid_configuration_exits_with_1(run: Run, config: Config) -> None:
     status, printed, errors = run("classify", "x", "--config", config(more="router: {deadline: 5}\n"))
     assert (status, printed) == (1, "")
     assert "router.deadline: unknown key; did you mean 'deadline_ms'?" in errors
 
 
-def test_a_model_that_cannot_be_used_is_told_and_exits_with_1(run: Run, config: Config) -> None:
+def test_unusable_model_exits_with_1(run: Run, config: Config) -> None:
     file = config(more="classifier: {category_model: {model_id: model}}\n")
     (file.parent / "model").mkdir()
     status, _, errors = run("classify", "x", "--config", file)
     assert status == 1
     assert errors == (
-        f"{file}: classifier.category_model.model_id: {file.parent}/model holds no config.json; it must be a model "
+        f"{file}: classifier.category_model.model_id: {file.parent}/model has no config.json; it must be a model "
         "saved by transformers\n"
     )

@@ -1,4 +1,4 @@
-"""`vllm-lora-router doctor`: what is installed, what is set, and what is in the way."""
+"""`vllm-lora-router doctor`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_lora_router.server.vllm.releases import TESTED
+from vllm_lora_router.server.vllm import TESTED_RELEASES
 
 if TYPE_CHECKING:
     from .conftest import Run
 
 Install = Callable[..., None]
 
-# What the entry point leads to in the real package imports vLLM; doctor loads whatever it names.
-OURS = "[vllm.endpoint_plugins]\nlora_router = vllm_lora_router.types:Query\n"
+# The real entry point imports vLLM; doctor loads any entry point of this name.
+ROUTER_ENTRY_POINT = "[vllm.endpoint_plugins]\nlora_router = vllm_lora_router.types:Query\n"
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Puts the metadata of packages before that of the environment's own, as an installer writes it."""
+    """Write package metadata like an installer; it takes precedence over the environment's own packages."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path / "site-packages")
 
@@ -32,7 +32,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         (folder / "entry_points.txt").write_text(entry_points)
 
     for name, version in (
-        ("vllm", TESTED[-1]),
+        ("vllm", TESTED_RELEASES[-1]),
         ("torch", "2.9.0"),
         ("transformers", "5.0"),
         ("sentence-transformers", "5.1"),
@@ -42,67 +42,65 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 def report(printed: str) -> dict[str, tuple[str, str]]:
-    """What was found: name -> state and detail."""
+    """Return the rows of the report: subject -> state and detail."""
     cells = [[cell.strip() for cell in row.split("│")[1:-1]] for row in printed.splitlines() if row.startswith("│")]
-    return {what: (state, detail) for state, what, detail in cells}
+    return {subject: (state, detail) for state, subject, detail in cells}
 
 
-def test_when_nothing_is_in_the_way_it_says_so_with_0(run: Run, install: Install, examples: Path) -> None:
-    install("vllm-lora-router", "0.1.0", OURS)
+def test_installation_without_errors_exits_with_0(run: Run, install: Install, examples: Path) -> None:
+    install("vllm-lora-router", "0.1.0", ROUTER_ENTRY_POINT)
     status, printed, _ = run("doctor", "--config", examples / "keyword.yaml")
-    found = report(printed)
+    findings = report(printed)
     assert status == 0, printed
-    assert found["vllm"] == ("ok", f"{TESTED[-1]}: tested with this version")
-    assert found["entry point"] == ("ok", "lora_router = vllm_lora_router.types:Query")
-    assert found["VLLM_PLUGINS"][0] == "ok"
-    assert found["configuration"][0] == "ok"
-    assert found["transformers"] == ("ok", "5.0")
+    assert findings["vllm"] == ("ok", f"{TESTED_RELEASES[-1]}: tested with this version")
+    assert findings["entry point"] == ("ok", "lora_router = vllm_lora_router.types:Query")
+    assert findings["VLLM_PLUGINS"][0] == "ok"
+    assert findings["configuration"][0] == "ok"
+    assert findings["transformers"] == ("ok", "5.0")
 
 
-def test_the_rust_front_end_is_in_the_way(run: Run, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    install("vllm-lora-router", "0.1.0", OURS)
+def test_rust_front_end_is_an_error(run: Run, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("vllm-lora-router", "0.1.0", ROUTER_ENTRY_POINT)
     for value, status in (("1", 1), ("0", 0), ("", 0)):
         monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", value)
-        ended, printed, _ = run("doctor")
-        assert ended == status, printed
+        exit_status, printed, _ = run("doctor")
+        assert exit_status == status, printed
         assert ("VLLM_USE_RUST_FRONTEND" in report(printed)) is bool(status)
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     assert report(run("doctor")[1])["VLLM_USE_RUST_FRONTEND"] == (
-        "in the way",
-        "that server loads no endpoint plugin: unset it",
+        "error",
+        "the Rust front end loads no endpoint plugins: unset it",
     )
 
 
-def test_a_vllm_that_was_not_tried_is_a_warning(run: Run, install: Install, tmp_path: Path) -> None:
-    install("vllm-lora-router", "0.1.0", OURS)
-    (tmp_path / f"site-packages/vllm-{TESTED[-1]}.dist-info/METADATA").write_text(
+def test_untested_vllm_version_is_a_warning(run: Run, install: Install, tmp_path: Path) -> None:
+    install("vllm-lora-router", "0.1.0", ROUTER_ENTRY_POINT)
+    (tmp_path / f"site-packages/vllm-{TESTED_RELEASES[-1]}.dist-info/METADATA").write_text(
         "Metadata-Version: 2.1\nName: vllm\nVersion: 0.99.0\n"
     )
     status, printed, _ = run("doctor")
     state, detail = report(printed)["vllm"]
     assert (status, state) == (0, "warning")
-    assert detail.startswith("0.99.0: not tested with this version, but with ")
+    assert detail.startswith("0.99.0: not tested with this version; tested with ")
 
 
 @pytest.mark.parametrize(
     ("entry_points", "detail"),
     [
         ("", "lora_router is not registered: install this package with pip"),
-        (OURS.replace("Query", "Nothing"), "vllm_lora_router.types:Nothing cannot be loaded: "),
+        (ROUTER_ENTRY_POINT.replace("Query", "Nothing"), "vllm_lora_router.types:Nothing cannot be loaded: "),
     ],
 )
-def test_a_plugin_that_vllm_would_not_load_is_in_the_way(
-    run: Run, install: Install, entry_points: str, detail: str
-) -> None:
+def test_plugin_that_vllm_cannot_load_is_an_error(run: Run, install: Install, entry_points: str, detail: str) -> None:
     install("vllm-lora-router", "0.1.0", entry_points)
     status, printed, _ = run("doctor")
-    state, said = report(printed)["entry point"]
-    assert (status, state) == (1, "in the way")
-    assert said.startswith(detail)
+    state, text = report(printed)["entry point"]
+    assert (status, state) == (1, "error")
+    assert text.startswith(detail)
 
 
-def test_other_plugins_are_named_since_naming_one_turns_the_others_off(run: Run, install: Install) -> None:
-    install("vllm-lora-router", "0.1.0", OURS)
+def test_other_plugins_are_listed(run: Run, install: Install) -> None:
+    install("vllm-lora-router", "0.1.0", ROUTER_ENTRY_POINT)
     install("acme", "1.0", "[vllm.endpoint_plugins]\nacme = acme.plugin:Plugin\n")
     assert report(run("doctor")[1])["other plugin"] == ("ok", "acme = acme.plugin:Plugin")
 
@@ -118,17 +116,17 @@ def test_other_plugins_are_named_since_naming_one_turns_the_others_off(run: Run,
         ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True", "warning"),
     ],
 )
-def test_what_the_environment_sets_is_told(
+def test_environment_variable_is_reported(
     run: Run, install: Install, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, state: str
 ) -> None:
-    install("vllm-lora-router", "0.1.0", OURS)
+    install("vllm-lora-router", "0.1.0", ROUTER_ENTRY_POINT)
     monkeypatch.setenv(variable, value)
     status, printed, _ = run("doctor")
     assert (status, report(printed)[variable][0]) == (0, state)
 
 
-def test_a_build_for_cuda_beside_a_torch_without_it_is_in_the_way(run: Run, install: Install, tmp_path: Path) -> None:
-    install("vllm-lora-router", "0.1.0", OURS)
+def test_cuda_package_with_cpu_torch_is_an_error(run: Run, install: Install, tmp_path: Path) -> None:
+    install("vllm-lora-router", "0.1.0", ROUTER_ENTRY_POINT)
     (tmp_path / "site-packages/torch-2.9.0.dist-info/METADATA").write_text(
         "Metadata-Version: 2.1\nName: torch\nVersion: 2.9.0+cpu\n"
     )
@@ -136,20 +134,20 @@ def test_a_build_for_cuda_beside_a_torch_without_it_is_in_the_way(run: Run, inst
     status, printed, _ = run("doctor")
     assert status == 1
     assert report(printed)["torchvision"] == (
-        "in the way",
+        "error",
         "0.24.0 is built for CUDA, torch 2.9.0+cpu is not: pip uninstall torchvision",
     )
 
 
-def test_a_configuration_with_problems_is_in_the_way_and_a_missing_one_is_a_warning(
+def test_invalid_configuration_is_an_error_and_missing_one_a_warning(
     run: Run, install: Install, tmp_path: Path
 ) -> None:
-    install("vllm-lora-router", "0.1.0", OURS)
+    install("vllm-lora-router", "0.1.0", ROUTER_ENTRY_POINT)
     status, printed, _ = run("doctor", "--config", tmp_path / "nowhere.yaml")
     assert (status, report(printed)["configuration"][0]) == (0, "warning")
-    wrong = tmp_path / "wrong.yaml"
-    wrong.write_text("categories: []\n")
-    status, printed, _ = run("doctor", "--config", wrong)
+    invalid = tmp_path / "wrong.yaml"
+    invalid.write_text("categories: []\n")
+    status, printed, _ = run("doctor", "--config", invalid)
     state, detail = report(printed)["configuration"]
-    assert (status, state) == (1, "in the way")
-    assert detail.endswith(f"problems; vllm-lora-router validate {wrong} lists them")
+    assert (status, state) == (1, "error")
+    assert detail.endswith(f"problems; vllm-lora-router validate {invalid} lists them")

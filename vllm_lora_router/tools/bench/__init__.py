@@ -1,1 +1,1 @@
-"""What routing costs, measured on a running server."""
+"""Measure the cost of routing on a running server."""

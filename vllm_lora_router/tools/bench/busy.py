@@ -10,12 +10,12 @@ SIDE = {"cpu": 512, "cuda": 8192}
 
 @contextmanager
 def beside_load(device: str) -> Iterator[None]:
-    """A process of its own on the same device, for as long as this is open."""
+    """Run a process that keeps the device busy while the context is open."""
     process = subprocess.Popen([sys.executable, "-m", __name__, device], stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         if process.stdout.readline() != b"busy\n":
-            raise RuntimeError(f"the load on {device} ended before it began")
+            raise RuntimeError(f"the load process on {device} ended at start")
         yield
     finally:
         process.kill()
@@ -23,10 +23,10 @@ def beside_load(device: str) -> Iterator[None]:
 
 
 def main(device: str) -> None:
-    """Never returns."""
+    """Multiply matrices until the process is killed."""
     import torch
 
-    torch.set_num_threads(1)  # one core of a CPU, as one worker of an engine takes
+    torch.set_num_threads(1)  # one CPU core, like one worker of an engine
     side = SIDE[device.partition(":")[0]]
     matrix = torch.rand(side, side, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
     torch.matmul(matrix, matrix)

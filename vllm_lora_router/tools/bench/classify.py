@@ -1,40 +1,40 @@
-"""How fast a domain model or an encoder classifies, alone and under load, as the server would run it."""
+"""Measure how fast a domain model or an encoder classifies, alone and under load, as the server runs it."""
 
 import asyncio
 import json
 import random
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vllm_lora_router.classifiers.model_classifier import ScoredClassifier
+from vllm_lora_router.classifiers.model_classifier import ModelClassifier
 from vllm_lora_router.config import load
 from vllm_lora_router.config.schema import Runtime
 from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.tools.bench.gil import gil
-from vllm_lora_router.tools.bench.load import Load, closed_loop, open_loop, percentile
+from vllm_lora_router.tools.bench.gil import measure_gil
+from vllm_lora_router.tools.bench.load import LoadResult, closed_loop, open_loop, percentile
 from vllm_lora_router.tools.bench.shapes import LABELS, SHAPES, word, write_model
 from vllm_lora_router.types import Query
 
-# Nothing is late: what is measured is how long it takes, not what a deadline cuts off.
+# Long enough that no request is late: the benchmark measures time, not the effect of a deadline.
 DEADLINE_MS = 10_000
-# What an encoder compares texts with.
+# Candidates of the embedding rules.
 EXAMPLES = ("a question about law", "a question about health", "a question about code", "something else")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is measured."""
+class ModelSetup:
+    """The model, device and text length of one measurement."""
 
-    model: str  # a name of `SHAPES`, whose weights are random; or a folder with a sequence classifier or an encoder
+    model: str  # a name in `SHAPES` (random weights), or the folder of a sequence classifier or encoder
     device: str
     runtime: Runtime
-    tokens: int  # of each text, special ones not counted
+    tokens: int  # in each text, without special tokens
     threads: int = 1  # on a CPU
 
     def __str__(self) -> str:
@@ -47,98 +47,98 @@ class Row:
 
     device: str
     model: str
-    runtime: str  # what really ran it
+    runtime: str  # the runtime in use
     tokens: int
-    load: str  # such as "8 callers", "one at a time", "open, 120/s"
+    load: str  # for example "8 callers", "one at a time", "open, 120/s"
     p50: float
     p95: float
     p99: float
     per_second: float
-    batch: float  # texts a batch, on average
-    lag_p99: float  # of the event loop
-    gil_ms: float | None  # for how long a text kept Python's interpreter lock; None without the package gilknocker
-    unanswered: int  # late, or too much to do
+    batch: float  # mean texts in a batch
+    lag_p99: float  # lateness of the event loop
+    gil_ms: float | None  # time a text holds Python's interpreter lock; None without the package gilknocker
+    failed: int  # texts that timed out or were refused
 
 
 def measure(
-    subject: Subject,
+    setup: ModelSetup,
     callers: Sequence[int],
     *,
     seconds: float,
     batch_ms: float,
     shares: Sequence[float] = (0.5, 0.8),
 ) -> Iterator[Row]:
-    """The figures of one model, each as soon as it is known.
+    """Yield the figures of one model as they are measured.
 
     Args:
-        callers: how many ask at the same time, one measurement for each.
-        batch_ms: what a batch may take.
-        shares: of the greatest throughput, at which questions come by themselves.
+        callers: numbers of concurrent clients, one measurement each.
+        batch_ms: maximum duration of a batch, in milliseconds.
+        shares: arrival rates of the open loop, as shares of the highest throughput.
     """
     with tempfile.TemporaryDirectory() as folder:
-        router = _router(subject, Path(folder))
-        scored = next(iter(router.classifiers.scored.values()))
-        scored.batcher.budget_s = batch_ms / 1000
-        yield from _rows(router, scored, subject, callers, seconds, shares)
+        router = _router(setup, Path(folder))
+        classifier = next(iter(router.classifiers.model_classifiers.values()))
+        classifier.batcher.budget_s = batch_ms / 1000
+        yield from _rows(router, classifier, setup, callers, seconds, shares)
 
 
 def _rows(
     router: Router,
-    scored: ScoredClassifier,
-    subject: Subject,
+    classifier: ModelClassifier,
+    setup: ModelSetup,
     callers: Sequence[int],
     seconds: float,
     shares: Sequence[float],
 ) -> Iterator[Row]:
     draw = random.Random(0)
-    lost = 0
+    failed = 0
 
-    def text() -> str:  # never the same: what was classified before is not classified again
-        return " ".join(word(draw.randrange(10**6)) for _ in range(subject.tokens))
+    def text() -> str:  # every text is new, because results are cached
+        return " ".join(word(draw.randrange(10**6)) for _ in range(setup.tokens))
 
     async def ask(question: str) -> None:
-        nonlocal lost
+        nonlocal failed
         plan = await router.plan([Query(question, (question,))])
-        lost += plan.steps[0].failure is not None
+        failed += plan.steps[0].failure is not None
 
     async def alone(question: str) -> None:
-        """As a server would that classifies one text after the other."""
-        async with one:
-            await asyncio.wrap_future(scored.batcher.worker.submit(lambda: scored.decide([question])))
+        """Classify one text after the other, without batches."""
+        async with lock:
+            await asyncio.wrap_future(classifier.batcher.worker.submit(lambda: classifier.decide([question])))
 
-    one = asyncio.Lock()
+    lock = asyncio.Lock()
 
-    def run(load: Any, what: str, asked: Callable[[str], Awaitable[None]] = ask) -> tuple[Row, Load]:
-        nonlocal lost
-        lost = 0
-        before = (scored.batcher.done.batches, scored.batcher.done.texts)
-        with gil() as held:
-            found: Load = asyncio.run(load)
-        batches = scored.batcher.done.batches - before[0]
-        batch = (scored.batcher.done.texts - before[1]) / batches if batches else 1.0
-        texts = len(found.times_ms)
+    def run(load: Any, label: str) -> tuple[Row, LoadResult]:
+        nonlocal failed
+        failed = 0
+        before = (classifier.batcher.stats.batches, classifier.batcher.stats.texts)
+        with measure_gil() as contention:
+            result: LoadResult = asyncio.run(load)
+        batches = classifier.batcher.stats.batches - before[0]
+        batch = (classifier.batcher.stats.texts - before[1]) / batches if batches else 1.0
+        texts = len(result.times_ms)
         row = Row(
-            subject.device,
-            subject.model,
-            scored.runs_on,
-            subject.tokens,
-            what,
-            p50=round(found.percentile(50), 2),
-            p95=round(found.percentile(95), 2),
-            p99=round(found.percentile(99), 2),
-            per_second=round(found.per_second, 1),
+            setup.device,
+            setup.model,
+            classifier.runs_on,
+            setup.tokens,
+            label,
+            p50=round(result.percentile(50), 2),
+            p95=round(result.percentile(95), 2),
+            p99=round(result.percentile(99), 2),
+            per_second=round(result.per_second, 1),
             batch=round(batch, 1),
-            lag_p99=round(percentile(found.lag_ms, 99), 2),
-            gil_ms=None if held.share is None else round(held.share * found.seconds * 1000 / texts, 3),
-            unanswered=lost,
+            lag_p99=round(percentile(result.lag_ms, 99), 2),
+            gil_ms=None if contention.share is None else round(contention.share * result.seconds * 1000 / texts, 3),
+            failed=failed,
         )
-        return row, found
+        return row, result
 
-    asyncio.run(closed_loop(ask, text, 4, 0.5))  # what is not warm yet
+    asyncio.run(closed_loop(ask, text, 4, 0.5))  # warm up
     peak = 0.0
     for count in callers:
-        row, found = run(closed_loop(ask, text, count, seconds), f"{count} caller{'s' if count > 1 else ''}")
-        peak = max(peak, found.per_second)
+        row, result = run(closed_loop(ask, text, count, seconds), f"{count} caller{'s' if count > 1 else ''}")
+        peak = max(peak, result.per_second)
         yield row
     row, _ = run(closed_loop(alone, text, max(callers), seconds), f"{max(callers)} callers, one at a time")
     yield row
@@ -148,36 +148,36 @@ def _rows(
         yield row
 
 
-def _router(subject: Subject, folder: Path) -> Router:
-    source: str | Path = Path(subject.model).resolve() if Path(subject.model).is_dir() else subject.model
-    if subject.model in SHAPES:
+def _router(setup: ModelSetup, folder: Path) -> Router:
+    source: str | Path = Path(setup.model).resolve() if Path(setup.model).is_dir() else setup.model
+    if setup.model in SHAPES:
         source = folder / "model"
-        write_model(subject.model, source)
+        write_model(setup.model, source)
     file = folder / "config.yaml"
-    if not isinstance(source, Path) or not _classifies(source):
-        file.write_text(_config("embedding_model", source, subject, LABELS, EXAMPLES))
+    if not isinstance(source, Path) or not _is_classifier(source):
+        file.write_text(_config("embedding_model", source, setup, LABELS, EXAMPLES))
     else:
-        from vllm_lora_router.classifiers.domain import read_labels
+        from vllm_lora_router.classifiers.labels import read_labels
 
-        file.write_text(_config("category_model", source, subject, ["all"]))
-        file.write_text(_config("category_model", source, subject, read_labels(load(file))))
+        file.write_text(_config("category_model", source, setup, ["all"]))
+        file.write_text(_config("category_model", source, setup, read_labels(load(file))))
     loaded = load(file)
     return Router.build(loaded, served_base(loaded))
 
 
-def _classifies(folder: Path) -> bool:
+def _is_classifier(folder: Path) -> bool:
     architectures = json.loads((folder / "config.json").read_text()).get("architectures") or ()
     return any(name.endswith("ForSequenceClassification") for name in architectures)
 
 
 def _config(
-    setting: str, source: str | Path, subject: Subject, categories: Sequence[str], examples: Sequence[str] = ()
+    setting: str, source: str | Path, setup: ModelSetup, categories: Sequence[str], examples: Sequence[str] = ()
 ) -> str:
     model = {
         "model_id": str(source),
-        "device": subject.device,
-        "runtime": subject.runtime,
-        "threads": subject.threads,
+        "device": setup.device,
+        "runtime": setup.runtime,
+        "threads": setup.threads,
     }
     content = {
         "classifier": {setting: model},
@@ -188,6 +188,6 @@ def _config(
             {"category": category, "candidates": [example]}
             for category, example in zip(categories, examples, strict=False)
         ],
-        "router": {"deadline_ms": DEADLINE_MS, "text": {"max_tokens": max(subject.tokens + 2, 16)}},
+        "router": {"deadline_ms": DEADLINE_MS, "text": {"max_tokens": max(setup.tokens + 2, 16)}},
     }
     return yaml.safe_dump(content)

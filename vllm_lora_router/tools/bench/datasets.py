@@ -1,7 +1,7 @@
-"""Public labelled questions as files that `fit` and `evaluate` read, with a configuration of their categories.
+"""Convert public labelled questions into files for `fit` and `evaluate`, with a configuration of their categories.
 
 CLINC150: Larson et al. 2019, "An Evaluation Dataset for Intent Classification and Out-of-Scope Prediction", its 150
-intents as ten domains. Exemplars: vllm-project/semantic-router's of the 14 subjects of MMLU-Pro.
+intents in ten domains. Exemplars: those of vllm-project/semantic-router for the 14 subjects of MMLU-Pro.
 """
 
 import argparse
@@ -15,13 +15,13 @@ SPLITS = ("train", "val", "test")
 
 
 def clinc150(data: Path, split: str) -> list[Example]:
-    """A split with its intents and what is out of scope.
+    """Return a split with its intents and out-of-scope questions.
 
     Args:
-        data: a folder with `data_full.json` of clinc/oos-eval and `domains.json`, domain -> its intents.
+        data: a folder with `data_full.json` of clinc/oos-eval and `domains.json` (domain -> intents).
     """
     intents = json.loads((data / "domains.json").read_text("utf-8"))
-    domains = {intent: domain for domain, own in intents.items() for intent in own}
+    domains = {intent: domain for domain, names in intents.items() for intent in names}
     pairs = json.loads((data / "data_full.json").read_text("utf-8"))
     return [
         *(Example(text, domains[intent], intent) for text, intent in pairs[split]),
@@ -30,22 +30,24 @@ def clinc150(data: Path, split: str) -> list[Example]:
 
 
 def exemplars(data: Path) -> list[Example]:
-    """The exemplars of every subject; `data` is a folder with `labels.json`."""
+    """Return the exemplars of every subject; `data` is a folder with `labels.json`."""
     labels = json.loads((data / "labels.json").read_text("utf-8"))["labels"]
-    return [Example(text, subject) for subject, said in labels.items() for text in said["exemplars"]]
+    return [Example(text, subject) for subject, label in labels.items() for text in label["exemplars"]]
 
 
 def write(file: Path, examples: Iterable[Example], *, intents: bool = False) -> None:
-    """Writes a line of JSON an example."""
+    """Write one JSON line for each example."""
     lines = []
-    for one in examples:
-        said = {"text": one.text, "category": one.category, **({"intent": one.intent} if intents else {})}
-        lines.append(json.dumps(said, ensure_ascii=False) + "\n")
+    for example in examples:
+        line = {"text": example.text, "category": example.category}
+        if intents:
+            line["intent"] = example.intent
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     file.write_text("".join(lines), "utf-8")
 
 
 def write_config(file: Path, categories: Sequence[str], head: str | None = None) -> None:
-    """Writes a configuration that tells these categories apart, all of them the base's."""
+    """Write a configuration with these categories, all served by the base model."""
     config = {
         "classifier": {"embedding_model": {"head": head or "off"}},
         "model_config": {"base": {"loras": []}},
@@ -56,11 +58,11 @@ def write_config(file: Path, categories: Sequence[str], head: str | None = None)
 
 
 def main() -> int:
-    """Writes everything into a folder."""
+    """Convert a data set into files in a folder."""
     parser = argparse.ArgumentParser(prog="python -m vllm_lora_router.tools.bench.datasets", description=__doc__)
-    parser.add_argument("name", choices=("clinc150", "exemplars"))
+    parser.add_argument("name", choices=("clinc150", "exemplars"), help="the data set")
     parser.add_argument("data", type=Path, help="the folder of the data set")
-    parser.add_argument("output", type=Path, help="the folder that is written into")
+    parser.add_argument("output", type=Path, help="the output folder")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     if args.name == "clinc150":
@@ -69,13 +71,15 @@ def main() -> int:
         sets = {"exemplars": exemplars(args.data)}
     for name, examples in sets.items():
         write(args.output / f"{name}.jsonl", examples)
-        if any(one.intent for one in examples):
+        if any(example.intent for example in examples):
             write(args.output / f"{name}-intents.jsonl", examples, intents=True)
-    categories = sorted({one.category for own in sets.values() for one in own if one.category is not None})
+    categories = sorted(
+        {example.category for examples in sets.values() for example in examples if example.category is not None}
+    )
     write_config(args.output / "unfitted.yaml", categories)
     write_config(args.output / "fitted.yaml", categories, "head")
     print(
-        f"{args.output}: {len(categories)} categories; fit unfitted.yaml to the folder head there, then use fitted.yaml"
+        f"{args.output}: {len(categories)} categories; run fit unfitted.yaml --output head there, then use fitted.yaml"
     )
     return 0
 

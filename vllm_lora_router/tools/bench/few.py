@@ -1,4 +1,4 @@
-"""How much a few examples a category are worth: a head of a configuration's own examples, on CLINC150's ten domains."""
+"""Measure accuracy with few examples for each category, on CLINC150's ten domains."""
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
@@ -9,113 +9,123 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vllm_lora_router.classifiers.heads.few_shot import fit_few
-from vllm_lora_router.classifiers.heads.kernel_ridge import Labelled
-from vllm_lora_router.classifiers.models.encoder import packaged
+from vllm_lora_router.classifiers.heads.few_shot import fit_few_shot
+from vllm_lora_router.classifiers.heads.kernel_ridge import LabelledEmbeddings
+from vllm_lora_router.classifiers.models.source import packaged
 from vllm_lora_router.tools.bench.datasets import clinc150
 from vllm_lora_router.tools.bench.domains import Encode, encoder_of
 from vllm_lora_router.tools.data.examples import Example
-from vllm_lora_router.tools.fit.finetune.train import learn, logits_of
-from vllm_lora_router.tools.fit.fit import embedded
+from vllm_lora_router.tools.fit.finetune.train import predict_logits, train_classifier
+from vllm_lora_router.tools.fit.fit import embed_labelled
 
 DRAWS = 5
 
-Accuracy = Callable[[Sequence[int], int], float]  # what places of examples are worth, learnt with a seed
+Accuracy = Callable[[Sequence[int], int], float]  # (indices of examples, seed) -> accuracy
 
 
-def drawn(examples: Sequence[Example], count: int, seed: int, *, cover: bool) -> list[int]:
-    """The places of so many examples a category, by chance; `cover` takes them from different intents while it can."""
+def sample_examples(examples: Sequence[Example], count: int, seed: int, *, cover: bool) -> list[int]:
+    """Return the indices of `count` random examples for each category; `cover` spreads them over intents."""
     rng = np.random.default_rng(seed)
-    found: list[int] = []
-    for category in sorted({one.category for one in examples if one.category is not None}):
-        own = [place for place in rng.permutation(len(examples)) if examples[place].category == category]
-        found += list(_from_different(own, examples) if cover else own)[:count]
-    return [int(place) for place in found]
+    chosen: list[int] = []
+    for category in sorted({example.category for example in examples if example.category is not None}):
+        indices = [index for index in rng.permutation(len(examples)) if examples[index].category == category]
+        chosen += list(_by_distinct_intents(indices, examples) if cover else indices)[:count]
+    return [int(index) for index in chosen]
 
 
-def _from_different(places: Sequence[int], examples: Sequence[Example]) -> Iterator[int]:
-    # One of each intent, then a second of each, and so on.
-    taken: dict[str | None, int] = {}
+def _by_distinct_intents(indices: Sequence[int], examples: Sequence[Example]) -> Iterator[int]:
+    # First one example of each intent, then a second of each, and so on.
+    used: dict[str | None, int] = {}
     rounds = []
-    for place in places:
-        intent = examples[place].intent
-        taken[intent] = taken.get(intent, 0) + 1
-        rounds.append((taken[intent], place))
-    yield from (place for _, place in sorted(rounds, key=lambda one: one[0]))
+    for index in indices:
+        intent = examples[index].intent
+        used[intent] = used.get(intent, 0) + 1
+        rounds.append((used[intent], index))
+    yield from (index for _, index in sorted(rounds, key=lambda pair: pair[0]))
 
 
 def main() -> int:
-    """Prints the mean accuracy over the draws, with its standard error."""
+    """Print the mean accuracy over the draws and its standard error."""
     parser = argparse.ArgumentParser(prog="python -m vllm_lora_router.tools.bench.few", description=__doc__)
     parser.add_argument("data", type=Path, help="a folder with CLINC150's data_full.json and domains.json")
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2", help="default: %(default)s")
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="default: %(default)s")
-    parser.add_argument("--counts", type=int, nargs="+", default=[2, 5, 8, 20, 50], help="examples a domain")
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument("--names", action="store_true", help="with each domain's name as its category's description")
-    way.add_argument("--finetune", action="store_true", help="the encoder learns them, as `fit --finetune` does")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="evaluated split")
+    parser.add_argument(
+        "--counts",
+        type=int,
+        nargs="+",
+        default=[2, 5, 8, 20, 50],
+        help="examples per domain",
+    )
+    variant = parser.add_mutually_exclusive_group()
+    variant.add_argument("--names", action="store_true", help="use each domain's name as its category's description")
+    variant.add_argument("--finetune", action="store_true", help="fine-tune the encoder, as `fit --finetune` does")
     args = parser.parse_args()
-    train, asked = ([one for one in clinc150(args.data, name) if one.category] for name in ("train", args.split))
+    train, test = (
+        [example for example in clinc150(args.data, name) if example.category] for name in ("train", args.split)
+    )
     console = Console()
     with console.status("encoding"):
         accuracy = (
-            tuned(train, asked, args.model) if args.finetune else frozen(train, asked, args.model, names=args.names)
+            finetuned(train, test, args.model) if args.finetune else frozen(train, test, args.model, names=args.names)
         )
-    table = Table("examples a domain", "by chance", "from different intents", title=f"accuracy, {args.split} split")
-    with console.status("learning"):
+    table = Table("examples per domain", "random", "from different intents", title=f"accuracy, {args.split} split")
+    with console.status("fitting"):
         for count in args.counts:
             cells = []
             for cover in (False, True):
-                found = [accuracy(drawn(train, count, seed, cover=cover), seed) for seed in range(DRAWS)]
-                cells.append(f"{np.mean(found):.4f} +- {np.std(found, ddof=1) / np.sqrt(DRAWS):.4f}")
+                accuracies = [accuracy(sample_examples(train, count, seed, cover=cover), seed) for seed in range(DRAWS)]
+                cells.append(f"{np.mean(accuracies):.4f} +- {np.std(accuracies, ddof=1) / np.sqrt(DRAWS):.4f}")
             table.add_row(str(count), *cells)
     console.print(table)
     return 0
 
 
-def frozen(train: Sequence[Example], asked: Sequence[Example], model: str, *, names: bool) -> Accuracy:
-    """Of a head on the encoder as it is."""
+def frozen(train: Sequence[Example], test: Sequence[Example], model: str, *, names: bool) -> Accuracy:
+    """Return the accuracy function of a head on the frozen encoder."""
     encode = encoder_of(model, "torch")
-    known, unseen = (_by_category(some, encode) for some in (train, asked))
-    named = _by_category([Example(_spelt(one), one) for one in sorted(known.categories)], encode) if names else None
+    known, unseen = (_by_category(examples, encode) for examples in (train, test))
+    named = None
+    if names:
+        named = _by_category([Example(_readable(name), name) for name in sorted(known.categories)], encode)
 
-    def accuracy(places: Sequence[int], seed: int) -> float:
-        some, asked_of = known.at(np.array(places)), np.ones(len(places), bool)
+    def accuracy(indices: Sequence[int], seed: int) -> float:
+        subset, is_example = known.subset(np.array(indices)), np.ones(len(indices), bool)
         if named is not None:
-            some = replace(
-                some,
-                vectors=np.concatenate([some.vectors, named.vectors]),
-                outputs=np.concatenate([some.outputs, named.outputs]),
+            subset = replace(
+                subset,
+                vectors=np.concatenate([subset.vectors, named.vectors]),
+                outputs=np.concatenate([subset.outputs, named.outputs]),
             )
-            asked_of = np.concatenate([asked_of, np.zeros(len(named), bool)])
-        head = fit_few(some, asked_of).head
+            is_example = np.concatenate([is_example, np.zeros(len(named), bool)])
+        head = fit_few_shot(subset, is_example).head
         return float((head(unseen.vectors).argmax(axis=1) == unseen.labels).mean())
 
     return accuracy
 
 
-def tuned(train: Sequence[Example], asked: Sequence[Example], model: str) -> Accuracy:
-    """Of an encoder that learns them; what they are of beside their categories is not told."""
+def finetuned(train: Sequence[Example], test: Sequence[Example], model: str) -> Accuracy:
+    """Return the accuracy function of a fine-tuned encoder; intents are not used."""
     folder = str(packaged(model) or model)
-    categories = sorted({one.category for one in train if one.category is not None})
-    labels = np.array([categories.index(one.category or "") for one in asked])
+    categories = sorted({example.category for example in train if example.category is not None})
+    labels = np.array([categories.index(example.category or "") for example in test])
 
-    def accuracy(places: Sequence[int], seed: int) -> float:
-        some = [replace(train[place], intent=None) for place in places]
-        made = learn(some, categories, folder, seed=seed)
-        return float((logits_of(made, [one.text for one in asked]).argmax(axis=1) == labels).mean())
+    def accuracy(indices: Sequence[int], seed: int) -> float:
+        subset = [replace(train[index], intent=None) for index in indices]
+        finetuned_model = train_classifier(subset, categories, folder, seed=seed)
+        return float((predict_logits(finetuned_model, [example.text for example in test]).argmax(axis=1) == labels).mean())
 
     return accuracy
 
 
-def _by_category(examples: Sequence[Example], encode: Encode) -> Labelled:
-    # In the order of the names, so that places mean the same in both splits.
-    order = sorted(range(len(examples)), key=lambda place: (examples[place].category or "", place))
-    found = embedded([Example(examples[place].text, examples[place].category) for place in order], encode)
-    return found.at(np.argsort(order))
+def _by_category(examples: Sequence[Example], encode: Encode) -> LabelledEmbeddings:
+    # Sorted by category, so that category indices agree between the splits.
+    order = sorted(range(len(examples)), key=lambda index: (examples[index].category or "", index))
+    embeddings = embed_labelled([Example(examples[index].text, examples[index].category) for index in order], encode)
+    return embeddings.subset(np.argsort(order))
 
 
-def _spelt(name: str) -> str:
+def _readable(name: str) -> str:
     return name.replace("_", " ")
 
 

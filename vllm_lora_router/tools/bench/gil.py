@@ -1,4 +1,4 @@
-"""For how much of the time Python's interpreter lock was held, which is what keeps an event loop waiting."""
+"""Measure how much of the time Python's interpreter lock was contention, which delays the event loop."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,23 +9,25 @@ POLL_US, SAMPLE_US = 500, 2000
 
 
 @dataclass
-class Held:
-    share: float | None = None  # of the time, between 0 and 1; None when it was not measured
+class GilContention:
+    """The measured share of time."""
+
+    share: float | None = None  # between 0 and 1; None if it was not measured
 
 
 @contextmanager
-def gil() -> Iterator[Held]:
-    """Measures while it is open; the figure is there when it ends. Needs the package gilknocker."""
-    held = Held()
+def measure_gil() -> Iterator[GilContention]:
+    """Measure while the context is open and set the share at its end. Needs the package gilknocker."""
+    contention = GilContention()
     if find_spec("gilknocker") is None:
-        yield held
+        yield contention
         return
     from gilknocker import KnockKnock  # pyright: ignore[reportAttributeAccessIssue]
 
     knocker = KnockKnock(polling_interval_micros=POLL_US, sampling_interval_micros=SAMPLE_US)
     knocker.start()
     try:
-        yield held
+        yield contention
     finally:
-        held.share = knocker.contention_metric
+        contention.share = knocker.contention_metric
         knocker.stop()

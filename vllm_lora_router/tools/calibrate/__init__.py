@@ -1,1 +1,1 @@
-"""Thresholds of a configuration, chosen by what labelled prompts or recorded requests say."""
+"""The `calibrate` command: choose thresholds from labelled prompts or from the audit record."""

@@ -1,4 +1,4 @@
-"""From scores to thresholds: the lowest with a wanted precision, or those that answer a wanted share."""
+"""Choice of thresholds: the lowest ones with a minimum precision, or those that accept a share of the prompts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,135 +6,136 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_lora_router.tools.calibrate.scored import FEWEST, Scored
-from vllm_lora_router.tools.evaluate.figures import Figure, share
-from vllm_lora_router.tools.statistics import wilson
+from vllm_lora_router.tools.calibrate.scores import MIN_LABELLED, MethodScores
+from vllm_lora_router.tools.statistics import Estimate, proportion, wilson_low
 
-# One prompt that is right is no precision of 100 %.
-FEWEST_ANSWERED = 10
-ROUNDS = 20
+# The precision of fewer accepted prompts is too uncertain.
+MIN_ACCEPTED = 10
+MAX_ROUNDS = 20
 
-# The precision that counts, of so many right ones of so many that are answered.
-Precision = Callable[[int, int], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """A threshold for each knob."""
-
-    thresholds: tuple[float, ...]
-    why_not: tuple[str | None, ...]  # a knob: why it is left as it is; None: it was chosen
+# Computes precisions from the numbers of correct and of accepted prompts, int [thresholds].
+Precision = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """What reaches a threshold, and is answered by it."""
+class ThresholdChoice:
+    """The chosen value of each threshold."""
+
+    values: tuple[float, ...]
+    unchanged: tuple[str | None, ...]  # reason why a threshold keeps its value; None: it was chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The prompts that a threshold accepts."""
 
     prompts: int
-    of: int
-    precision: Figure | None  # None: nothing is answered, or nobody knows what is right
+    total: int
+    precision: Estimate | None  # None: no prompt is accepted, or prompts have no labels
 
 
-def plain(right: int, answered: int) -> float:
-    """The share of right ones."""
-    return right / answered
+def observed_precision(correct: np.ndarray, accepted: np.ndarray) -> np.ndarray:
+    """Return the share of correct prompts."""
+    return correct / accepted
 
 
-def confident(right: int, answered: int) -> float:
-    """The lower end of the 95 % interval of that share."""
-    return wilson(right, answered).low
+def precision_lower_bound(correct: np.ndarray, accepted: np.ndarray) -> np.ndarray:
+    """Return the lower end of the 95 % interval of the share of correct prompts."""
+    return wilson_low(correct, accepted)
 
 
-def for_precision(scored: Scored, least: float, precision: Precision = plain) -> Chosen:
-    """The lowest threshold of each knob with a precision of at least `least` among what it then answers.
+def choose_for_precision(
+    scores: MethodScores, minimum: float, precision: Precision = observed_precision
+) -> ThresholdChoice:
+    """Choose the lowest value of each threshold whose accepted prompts have a minimum precision.
 
-    What one answers depends on which others are reached, so all are chosen in turn until none changes any more.
+    The prompts that one threshold accepts depend on the other thresholds, so all are chosen in turn until none changes.
     """
-    assert scored.right is not None, "without labels nobody knows what is precise"
-    best, columns = scored.best
-    right = np.take_along_axis(scored.right, columns, axis=1)
-    thresholds = [knob.threshold for knob in scored.knobs]
-    why_not = [knob.fixed or _too_few_labels(scored, knob.columns) for knob in scored.knobs]
-    free = [place for place, why in enumerate(why_not) if why is None]
-    # At first every other is taken to be reached: a prompt is looked at by the knob that it suits best.
-    reached = [-math.inf if place in free else threshold for place, threshold in enumerate(thresholds)]
-    for _ in range(ROUNDS):
-        before = list(reached)
-        for place in free:
-            own = _wins(best, reached, place)
-            found = _lowest(best[own, place], right[own, place], least, precision)
-            why_not[place] = found if isinstance(found, str) else None
-            thresholds[place] = scored.knobs[place].threshold if isinstance(found, str) else found
-            reached[place] = thresholds[place]
-        if reached == before:
+    assert scores.correct is not None, "precision needs labels"
+    best, columns = scores.best
+    correct = np.take_along_axis(scores.correct, columns, axis=1)
+    values = [threshold.value for threshold in scores.thresholds]
+    unchanged = [threshold.fixed or _rare_labels(scores, threshold.columns) for threshold in scores.thresholds]
+    free = [index for index, reason in enumerate(unchanged) if reason is None]
+    # At first every free threshold is reached: each prompt belongs to the threshold with its best score.
+    effective = [-math.inf if index in free else value for index, value in enumerate(values)]
+    for _ in range(MAX_ROUNDS):
+        before = list(effective)
+        for index in free:
+            wins = _wins(best, effective, index)
+            lowest = _lowest(best[wins, index], correct[wins, index], minimum, precision)
+            unchanged[index] = lowest if isinstance(lowest, str) else None
+            values[index] = scores.thresholds[index].value if isinstance(lowest, str) else lowest
+            effective[index] = values[index]
+        if effective == before:
             break
-    return Chosen(tuple(thresholds), tuple(why_not))
+    return ThresholdChoice(tuple(values), tuple(unchanged))
 
 
-def for_share(scored: Scored, wanted: float) -> Chosen:
-    """The highest threshold of each knob that answers at least the wanted share of the prompts that it suits best.
+def choose_for_share(scores: MethodScores, share: float) -> ThresholdChoice:
+    """Choose the highest value of each threshold that accepts a share of the prompts with their best score there.
 
-    So all together answer that share of the prompts.
+    All thresholds together then accept this share of all prompts.
     """
-    best, _ = scored.best
-    thresholds: list[float] = []
-    why_not: list[str | None] = []
-    for place, knob in enumerate(scored.knobs):
-        suited = best[_wins(best, [-math.inf] * len(scored.knobs), place), place]
-        why = knob.fixed
-        if why is None and len(suited) < FEWEST:
-            why = f"it suits {len(suited)} prompts best, and {FEWEST} are needed"
-        why_not.append(why)
-        count = math.ceil(round(wanted * len(suited), 6))
-        found = float(np.sort(suited)[::-1][count - 1]) if why is None else knob.threshold
-        thresholds.append(min(max(found, 0.0), 1.0))
-    return Chosen(tuple(thresholds), tuple(why_not))
+    best, _ = scores.best
+    values: list[float] = []
+    unchanged: list[str | None] = []
+    for index, threshold in enumerate(scores.thresholds):
+        highest = best[_wins(best, [-math.inf] * len(scores.thresholds), index), index]
+        reason = threshold.fixed
+        if reason is None and len(highest) < MIN_LABELLED:
+            reason = f"{len(highest)} prompts have their best score here, and {MIN_LABELLED} are needed"
+        unchanged.append(reason)
+        count = math.ceil(round(share * len(highest), 6))
+        value = float(np.sort(highest)[::-1][count - 1]) if reason is None else threshold.value
+        values.append(min(max(value, 0.0), 1.0))
+    return ThresholdChoice(tuple(values), tuple(unchanged))
 
 
-def answered(scored: Scored, thresholds: Sequence[float]) -> tuple[list[Answered], Answered]:
-    """What each knob answers under these thresholds, and all of them together."""
-    best, columns = scored.best
-    hits = None if scored.right is None else np.take_along_axis(scored.right, columns, axis=1)
-    wins = np.array([_wins(best, thresholds, place) for place in range(len(thresholds))]).T
-    wins &= best >= np.array(thresholds)
+def count_accepted(scores: MethodScores, values: Sequence[float]) -> tuple[list[Accepted], Accepted]:
+    """Return the prompts that each threshold accepts at these values, and those that all thresholds accept together."""
+    best, columns = scores.best
+    hits = None if scores.correct is None else np.take_along_axis(scores.correct, columns, axis=1)
+    wins = np.array([_wins(best, values, index) for index in range(len(values))]).T
+    wins &= best >= np.array(values)
 
-    def count(which: np.ndarray) -> Answered:
-        # A prompt is answered by one knob at most.
-        precision = None if hits is None else share(hits[which].tolist())
-        return Answered(int(which.sum()), len(best), precision)
+    def count(accepted: np.ndarray) -> Accepted:
+        # At most one threshold accepts a prompt.
+        precision = None if hits is None else proportion(hits[accepted].tolist())
+        return Accepted(int(accepted.sum()), len(best), precision)
 
-    each = [count(wins & (np.arange(len(thresholds)) == place)) for place in range(len(thresholds))]
+    each = [count(wins & (np.arange(len(values)) == index)) for index in range(len(values))]
     return each, count(wins)
 
 
-def _wins(best: np.ndarray, thresholds: Sequence[float], place: int) -> np.ndarray:
-    # Where a knob's score is known and better than all others that reach their thresholds.
-    masked = np.where(best >= np.array(thresholds), best, -np.inf)
-    masked[:, place] = best[:, place]
-    return (masked.argmax(axis=1) == place) & (best[:, place] > -np.inf)
+def _wins(best: np.ndarray, values: Sequence[float], index: int) -> np.ndarray:
+    """Return where the score of a threshold is known and higher than all other scores that reach their thresholds."""
+    masked = np.where(best >= np.array(values), best, -np.inf)
+    masked[:, index] = best[:, index]
+    return (masked.argmax(axis=1) == index) & (best[:, index] > -np.inf)
 
 
-def _lowest(scores: np.ndarray, right: np.ndarray, least: float, precision: Precision) -> float | str:
-    """The lowest threshold that reaches the precision, or why there is none."""
+def _lowest(scores: np.ndarray, correct: np.ndarray, minimum: float, precision: Precision) -> float | str:
+    """Return the lowest value with the minimum precision, or the reason why there is none."""
     order = np.argsort(-scores, kind="stable")
-    scores, hits = scores[order], np.cumsum(right[order])
-    # Of equal scores all are answered or none, and no threshold is below 0.
+    scores, hits = scores[order], np.cumsum(correct[order])
+    # Prompts with equal scores are accepted together, and no threshold is below 0.
     ends = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True]) if len(scores) else np.array([], dtype=int)
-    ends = ends[(scores[ends] >= 0) & (ends + 1 >= FEWEST_ANSWERED)]
+    ends = ends[(scores[ends] >= 0) & (ends + 1 >= MIN_ACCEPTED)]
     if not len(ends):
-        return f"it would answer fewer than {FEWEST_ANSWERED} prompts"
-    found = [precision(int(hits[end]), int(end) + 1) for end in ends]
-    if not any(value >= least for value in found):
-        top = int(np.argmax(found))
-        at = f"{scores[ends[top]]:.4g} ({int(ends[top]) + 1} prompts)"
-        return f"no threshold has a precision of {least:g}: the best is {found[top]:.4f}, at {at}"
-    last = max(place for place, value in enumerate(found) if value >= least)
+        return f"fewer than {MIN_ACCEPTED} prompts can be accepted"
+    precisions = precision(hits[ends], ends + 1)
+    if not (precisions >= minimum).any():
+        top = int(np.argmax(precisions))
+        at = f"at {scores[ends[top]]:.4g} ({int(ends[top]) + 1} prompts)"
+        return f"no threshold reaches a precision of {minimum:g}: the highest is {precisions[top]:.4f} {at}"
+    last = np.flatnonzero(precisions >= minimum)[-1]
     return float(min(scores[ends[last]], 1.0))
 
 
-def _too_few_labels(scored: Scored, columns: Sequence[int]) -> str | None:
-    names = dict.fromkeys(scored.categories[column] for column in columns)
-    count = sum(scored.labelled.get(name, 0) for name in names)
-    if count >= FEWEST:
+def _rare_labels(scores: MethodScores, columns: Sequence[int]) -> str | None:
+    names = dict.fromkeys(scores.categories[column] for column in columns)
+    count = sum(scores.labelled.get(name, 0) for name in names)
+    if count >= MIN_LABELLED:
         return None
-    return f"{count} prompts of {' and '.join(names)} are labelled, and {FEWEST} are needed"
+    return f"{count} prompts are labelled {' or '.join(names)}, and {MIN_LABELLED} are needed"

@@ -1,4 +1,4 @@
-"""What the audit record says of the methods that were asked: their scores, and labels as far as it has any."""
+"""Scores and labels from the audit record."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,32 +7,32 @@ from statistics import fmean
 
 import numpy as np
 
-from vllm_lora_router.config import Loaded
+from vllm_lora_router.config import LoadedConfig
 from vllm_lora_router.config.served_base import ServedBase
 from vllm_lora_router.routing.candidates import Candidates
-from vllm_lora_router.tools.audit.join import Recorded
-from vllm_lora_router.tools.audit.replay import prompts
-from vllm_lora_router.tools.calibrate.labelled import DOMAIN, HEAD, NAMES, knobs, rule_knob
-from vllm_lora_router.tools.calibrate.scored import Knob, Scored
+from vllm_lora_router.tools.audit.join import JoinedDecision
+from vllm_lora_router.tools.audit.replay import split_by_prompt
+from vllm_lora_router.tools.calibrate.labelled import DOMAIN, HEAD, NAMES, model_thresholds, rule_threshold
+from vllm_lora_router.tools.calibrate.scores import MethodScores, Threshold
 
-GOOD = 0.5  # feedback from here on says that the answer was good
+POSITIVE_FEEDBACK = 0.5  # the lowest mean score that labels a category as correct
 
 
 class FeedbackError(ValueError):
-    """Feedback that cannot serve as a label; the message says why."""
+    """Feedback that cannot be used as a label; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What is known of the category that should answer."""
+    """The known part of a prompt's label."""
 
-    right: Mapping[str, bool]  # category -> whether it should; one that is not in it could be right or wrong
-    speaks_of: frozenset[str]  # the categories that it tells something of
+    correct: Mapping[str, bool]  # category -> whether it is correct; unknown for other categories
+    counted: frozenset[str]  # categories for which the prompt counts as labelled
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What a method said of one prompt."""
+class RecordedScores:
+    """One method's scores of one recorded prompt."""
 
     scores: Mapping[str, float]
     thresholds: Mapping[str, float]
@@ -41,126 +41,132 @@ class Row:
 
 @dataclass
 class Traffic:
-    """The steps of recorded decisions, by method."""
+    """The scores of recorded decisions, by method."""
 
     decisions: int = 0
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    labels: Counter[str] = field(default_factory=Counter)  # what a decision's label comes from -> decisions
+    rows: dict[str, list[RecordedScores]] = field(default_factory=dict)
+    labels: Counter[str] = field(default_factory=Counter)  # source of labels -> decisions
     configs: Counter[str] = field(default_factory=Counter)  # version -> decisions
-    unknown: Counter[str] = field(default_factory=Counter)  # what clients name that the configuration does not have
+    unknown: Counter[str] = field(default_factory=Counter)  # model requested by clients, but not configured
 
 
-def read_traffic(recorded: Iterable[Recorded], loaded: Loaded, base: ServedBase) -> Traffic:
-    """The scores of recorded decisions. The model that a client names where routing only observes is a label, and so is
-    feedback on an answer that was routed.
+def read_traffic(decisions: Iterable[JoinedDecision], loaded: LoadedConfig, base: ServedBase) -> Traffic:
+    """Read the scores and labels of recorded decisions.
+
+    The model that a client requests under `router.mode: observe` is a label, and so is feedback on a routed answer.
 
     Raises:
-        FeedbackError: scores of feedback are not between 0 and 1.
+        FeedbackError: A feedback score is not between 0 and 1.
     """
     labels, traffic = _Labels(loaded, base), Traffic()
-    for one in recorded:
-        decision = one.decision
+    for joined in decisions:
+        decision = joined.decision
         traffic.decisions += 1
         traffic.configs[decision["config"]] += 1
-        label = labels.of(one, traffic)
-        for steps in prompts(decision["plan"]["steps"]):
+        label = labels.of(joined, traffic)
+        for steps in split_by_prompt(decision["plan"]["steps"]):
             for step in steps:
                 if step.get("scores") and (method := NAMES.get((step["method"], step["scale"]))):
                     thresholds = {**dict.fromkeys(step["scores"], step["threshold"]), **step["thresholds"]}
-                    traffic.rows.setdefault(method, []).append(Row(step["scores"], thresholds, label))
+                    traffic.rows.setdefault(method, []).append(RecordedScores(step["scores"], thresholds, label))
     return traffic
 
 
-def scored_of(traffic: Traffic, loaded: Loaded) -> list[Scored]:
-    """Every method's scores over all that was recorded, labels or none."""
+def all_scores(traffic: Traffic, loaded: LoadedConfig) -> list[MethodScores]:
+    """Return the scores of all recorded prompts, without labels."""
     return [
-        Scored(method, *_columns(rows), None, {}, _knobs(method, rows, traffic, loaded))
+        MethodScores(method, *_matrix(rows), None, {}, _thresholds(method, rows, traffic, loaded))
         for method, rows in traffic.rows.items()
     ]
 
 
-def labelled_of(traffic: Traffic, loaded: Loaded) -> list[Scored]:
-    """Every method's scores where a label is known."""
-    found = []
+def labelled_scores(traffic: Traffic, loaded: LoadedConfig) -> list[MethodScores]:
+    """Return the scores of the recorded prompts that have a label."""
+    results = []
     for method, all_rows in traffic.rows.items():
         rows = [row for row in all_rows if row.label is not None]
         labels = [row.label for row in rows if row.label is not None]
         if rows:
-            categories, values = _columns(rows)
-            right = np.array([[label.right.get(name, False) for name in categories] for label in labels])
-            values[np.array([[name not in label.right for name in categories] for label in labels])] = np.nan
-            counts = Counter(name for label in labels for name in label.speaks_of)
-            found.append(Scored(method, categories, values, right, counts, _knobs(method, rows, traffic, loaded)))
-    return found
+            categories, values = _matrix(rows)
+            correct = np.array([[label.correct.get(name, False) for name in categories] for label in labels])
+            values[np.array([[name not in label.correct for name in categories] for label in labels])] = np.nan
+            counts = Counter(name for label in labels for name in label.counted)
+            thresholds = _thresholds(method, rows, traffic, loaded)
+            results.append(MethodScores(method, categories, values, correct, counts, thresholds))
+    return results
 
 
 class _Labels:
-    """What a decision's line says of the category that should answer."""
+    """Reads labels from recorded decisions."""
 
-    def __init__(self, loaded: Loaded, base: ServedBase) -> None:
+    def __init__(self, loaded: LoadedConfig, base: ServedBase) -> None:
         config = loaded.config
-        self._auto = config.auto_names
-        self._names = [category.name for category in config.categories]
+        self._auto_names = config.auto_names
+        self._categories = [category.name for category in config.categories]
         self._bases = {*config.bases, base.served_name, None}
         candidates = Candidates(config, base)
         self._served: dict[str | None, set[str]] = {}  # adapter, or None for the base -> categories that it serves
-        for name, own in candidates.by_category.items():
-            for one in own if name in candidates.arms else own[:1] or candidates.default:
-                self._served.setdefault(one.adapter, set()).add(name)
+        for name, entries in candidates.by_category.items():
+            for candidate in entries if name in candidates.arms else entries[:1] or candidates.default:
+                self._served.setdefault(candidate.adapter, set()).add(name)
 
-    def of(self, one: Recorded, traffic: Traffic) -> Label | None:
-        decision = one.decision
+    def of(self, joined: JoinedDecision, traffic: Traffic) -> Label | None:
+        """Return a decision's label, and count its source in `traffic`."""
+        decision = joined.decision
         if decision.get("prompts", 1) != 1:
             return None
-        if decision["reason"] == "observe" and decision["asked_for"] not in self._auto:
-            named = decision["asked_for"]
-            if named not in self._served and named not in self._bases:
-                traffic.unknown[named] += 1
+        if decision["reason"] == "observe" and decision["requested_model"] not in self._auto_names:
+            requested = decision["requested_model"]
+            if requested not in self._served and requested not in self._bases:
+                traffic.unknown[requested] += 1
                 return None
-            own = frozenset(self._served.get(None if named in self._bases else named, ()))
-            traffic.labels["the model that the client names"] += 1
-            return Label({name: name in own for name in self._names}, own)
-        if decision["reason"] == "routed" and one.feedback:
-            scores = [line["score"] for line in one.feedback]
-            if other := [score for score in scores if not 0 <= score <= 1]:
+            categories = frozenset(self._served.get(None if requested in self._bases else requested, ()))
+            traffic.labels["requested model"] += 1
+            return Label({name: name in categories for name in self._categories}, categories)
+        if decision["reason"] == "routed" and joined.feedback:
+            scores = [feedback["score"] for feedback in joined.feedback]
+            if invalid := [score for score in scores if not 0 <= score <= 1]:
                 raise FeedbackError(
-                    f"feedback on {decision['id']} is {other[0]:g}: as labels serve scores from 0 (wrong) to 1 (right)"
+                    f"feedback on {decision['id']} is {invalid[0]:g}: labels need scores from 0 (wrong) to 1 (right)"
                 )
             traffic.labels["feedback"] += 1
             category = decision["plan"]["category"]
-            return Label({category: fmean(scores) >= GOOD}, frozenset({category}))
+            return Label({category: fmean(scores) >= POSITIVE_FEEDBACK}, frozenset({category}))
         return None
 
 
-def _columns(rows: Sequence[Row]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The categories that rows speak of, and their scores, NaN where a row says nothing of one: [rows, categories]."""
+def _matrix(rows: Sequence[RecordedScores]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the categories with scores, and the scores, NaN if a row has none: [rows, categories]."""
     categories = tuple(dict.fromkeys(name for row in rows for name in row.scores))
     return categories, np.array([[row.scores.get(name, np.nan) for name in categories] for row in rows])
 
 
-def _knobs(method: str, rows: Sequence[Row], traffic: Traffic, loaded: Loaded) -> tuple[Knob, ...]:
-    thresholds: dict[str, float] = {}
+def _thresholds(
+    method: str, rows: Sequence[RecordedScores], traffic: Traffic, loaded: LoadedConfig
+) -> tuple[Threshold, ...]:
+    recorded: dict[str, float] = {}
     for row in rows:
         for name in row.scores:
-            thresholds[name] = row.thresholds[name]
+            recorded[name] = row.thresholds[name]
     if method == DOMAIN:
-        now = loaded.config.classifier.category_model.threshold
-        return knobs(method, [(name, now) for name in thresholds])
+        current = loaded.config.classifier.category_model.threshold
+        return model_thresholds(method, [(name, current) for name in recorded])
     if method == HEAD:
         settings = loaded.config.classifier.embedding_model
-        said = {name: settings.threshold for name in thresholds if settings.threshold is not None} | settings.thresholds
-        # What is not said is the head's own, and in the record.
-        return knobs(method, [(name, said.get(name, recorded)) for name, recorded in thresholds.items()])
-    found = []
-    for column, (category, threshold) in enumerate(thresholds.items()):
-        own = [(place, rule) for place, rule in enumerate(loaded.config.embedding_rules) if rule.category == category]
-        why = None
+        configured = {name: settings.threshold for name in recorded if settings.threshold is not None}
+        configured |= settings.thresholds
+        # Thresholds that are not configured are the head's own, which are recorded.
+        return model_thresholds(method, [(name, configured.get(name, value)) for name, value in recorded.items()])
+    thresholds = []
+    for column, (category, value) in enumerate(recorded.items()):
+        rules = [(index, rule) for index, rule in enumerate(loaded.config.embedding_rules) if rule.category == category]
+        reason = None
         if HEAD in traffic.rows:
-            why = "where no rule is sure a head answers, and the record has the head's scores alone"
-        elif len(own) != 1:
-            why = f"{len(own)} rules are for {category}, and the record has one score for them"
-        if why is None:
-            found.append(rule_knob(own[0][0], column, own[0][1]))
+            reason = "prompts that no rule accepts go to the head, and the record has only the head's scores for them"
+        elif len(rules) != 1:
+            reason = f"{category} has {len(rules)} rules, and the record has one score for all of them"
+        if reason is None:
+            thresholds.append(rule_threshold(rules[0][0], column, rules[0][1]))
         else:
-            found.append(Knob(("embedding_rules", category), (column,), threshold, why))
-    return tuple(found)
+            thresholds.append(Threshold(("embedding_rules", category), (column,), value, reason))
+    return tuple(thresholds)

@@ -1,47 +1,46 @@
-"""Thresholds as they are and as they were chosen, with what each answers."""
+"""Terminal table of thresholds before and after the choice, with the prompts that they accept."""
 
 from rich.table import Table
 from rich.text import Text
 
-from vllm_lora_router.config.yaml_document import dotted
-from vllm_lora_router.observability.decision_log import printable
-from vllm_lora_router.tools.audit.filters import NONE
-from vllm_lora_router.tools.calibrate.choose import Answered, Chosen, answered
-from vllm_lora_router.tools.calibrate.scored import Scored
+from vllm_lora_router.config.yaml_document import format_key_path
+from vllm_lora_router.text import printable
+from vllm_lora_router.tools.audit.filters import NO_VALUE
+from vllm_lora_router.tools.calibrate.choose import Accepted, ThresholdChoice, count_accepted
+from vllm_lora_router.tools.calibrate.scores import MethodScores
 
 
-def table(scored: Scored, chosen: Chosen) -> Table:
-    """A row a threshold, and one for all together."""
-    found = Table("threshold", title=f"{scored.method}, {len(scored.values):,} prompts", title_justify="left")
-    for column in ("old", "answers", "right", "new", "answers", "right", "95 %"):
-        found.add_column(column, justify="right")
-    old = [knob.threshold for knob in scored.knobs]
-    (before, all_before), (after, all_after) = answered(scored, old), answered(scored, chosen.thresholds)
-    for place, knob in enumerate(scored.knobs):
-        new = chosen.thresholds[place]
-        found.add_row(
-            Text(printable(_named(scored, place))),
-            *_cells(knob.threshold, before[place]),
-            *_cells(new, after[place]),
-            _interval(after[place]),
+def threshold_table(scores: MethodScores, choice: ThresholdChoice) -> Table:
+    """Return a table with a row for each threshold, and a row for all thresholds together."""
+    table = Table("threshold", title=f"{scores.method}, {len(scores.values):,} prompts", title_justify="left")
+    for column in ("old", "accepted", "precision", "new", "accepted", "precision", "95 %"):
+        table.add_column(column, justify="right")
+    old_values = [threshold.value for threshold in scores.thresholds]
+    (before, all_before), (after, all_after) = count_accepted(scores, old_values), count_accepted(scores, choice.values)
+    for index, threshold in enumerate(scores.thresholds):
+        table.add_row(
+            Text(printable(_label(scores, index))),
+            *_cells(threshold.value, before[index]),
+            *_cells(choice.values[index], after[index]),
+            _interval(after[index]),
         )
-    if len(scored.knobs) > 1:
-        found.add_row("all", *_cells(None, all_before), *_cells(None, all_after), _interval(all_after))
-    return found
+    if len(scores.thresholds) > 1:
+        table.add_row("all", *_cells(None, all_before), *_cells(None, all_after), _interval(all_after))
+    return table
 
 
-def _named(scored: Scored, place: int) -> str:
-    knob = scored.knobs[place]
-    category = scored.categories[knob.columns[0]]
-    return f"{dotted(knob.path)} ({category})" if knob.path[0] == "embedding_rules" else dotted(knob.path)
+def _label(scores: MethodScores, index: int) -> str:
+    threshold = scores.thresholds[index]
+    path = format_key_path(threshold.path)
+    return f"{path} ({scores.categories[threshold.columns[0]]})" if threshold.path[0] == "embedding_rules" else path
 
 
-def _cells(threshold: float | None, found: Answered) -> tuple[str, str, str]:
-    share = f"{found.prompts / found.of:.1%} ({found.prompts:,})" if found.of else NONE
-    right = NONE if found.precision is None else f"{found.precision.value:.2%}"
-    return ("" if threshold is None else f"{threshold:.4g}", share, right)
+def _cells(value: float | None, accepted: Accepted) -> tuple[str, str, str]:
+    share = f"{accepted.prompts / accepted.total:.1%} ({accepted.prompts:,})" if accepted.total else NO_VALUE
+    precision = NO_VALUE if accepted.precision is None else f"{accepted.precision.value:.2%}"
+    return ("" if value is None else f"{value:.4g}", share, precision)
 
 
-def _interval(found: Answered) -> str:
-    precision = found.precision
-    return NONE if precision is None else f"{precision.low:.2%} to {precision.high:.2%}"
+def _interval(accepted: Accepted) -> str:
+    precision = accepted.precision
+    return NO_VALUE if precision is None else f"{precision.low:.2%} to {precision.high:.2%}"

@@ -1,1 +1,1 @@
-"""Labelled prompts and other rows, as users keep them in files."""
+"""Reading of labelled prompts and other rows from users' files."""

@@ -1,44 +1,45 @@
-"""Labelled prompts: what people ask, and the category that should answer."""
+"""Labelled prompts from JSONL and CSV files."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_lora_router.tools.data.rows import DataError, read_rows, shortened, unknown_labels
+from vllm_lora_router.tools.data.rows import DataError, label_problems, limited, read_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled prompt."""
+    """A labelled prompt."""
 
     text: str
-    category: str | None  # None: out of scope, no category should answer
-    intent: str | None = None  # what it is more finely, within its category
-    place: str = ""  # file:line, for messages
+    category: str | None  # None: out of scope
+    intent: str | None = None  # a finer label within the category
+    location: str = ""  # file:line, for messages
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """What a file holds, and what was left out of it and why."""
+class ExampleSet:
+    """The usable examples of some files, and a warning for each line that was left out."""
 
     examples: tuple[Example, ...]
     warnings: tuple[str, ...]
 
 
-def read_examples(files: Sequence[Path], categories: Collection[str] | None = None) -> Read:
-    """The labelled prompts of JSONL or CSV files, fields `text`, `category` (null: out of scope) and `intent`, if any.
+def read_examples(files: Sequence[Path], categories: Collection[str] | None = None) -> ExampleSet:
+    """Read labelled prompts with the fields `text`, `category` (null: out of scope) and, optionally, `intent`.
 
-    Empty texts and texts that stand under two categories are left out, and repeated ones count once; each is a warning.
+    Empty texts and texts with two categories are left out, and duplicates count once. Each of them is a warning.
 
     Args:
-        categories: those that a label may name; None: any.
+        files: JSONL or CSV files.
+        categories: The categories that a label may name; None allows any.
 
     Raises:
-        DataError: a file cannot be read, or labels name categories that there are not; all at once.
+        DataError: A file cannot be read, or a label names an unknown category. The error lists all problems.
     """
     problems: list[str] = []
     warnings: list[str] = []
-    found: list[Example] = []
+    examples: list[Example] = []
     for file in files:
         try:
             rows = read_rows(file, ("text", "category"), ("intent",))
@@ -46,40 +47,45 @@ def read_examples(files: Sequence[Path], categories: Collection[str] | None = No
             problems += error.problems
             continue
         for row in rows:
-            text, place = (row.values["text"] or "").strip(), f"{file}:{row.line}"
+            text, location = (row.values["text"] or "").strip(), f"{file}:{row.line}"
             if text:
-                found.append(Example(text, row.values["category"], row.values["intent"], place))
+                examples.append(Example(text, row.values["category"], row.values["intent"], location))
             else:
-                warnings.append(f"{place}: its text is empty; left out")
+                warnings.append(f"{location}: the text is empty; left out")
     if categories is not None:
-        labels = ((one.place, one.category) for one in found if one.category is not None)
-        problems += unknown_labels(labels, categories)
+        labels = ((example.location, example.category) for example in examples if example.category is not None)
+        problems += label_problems(labels, categories)
     if problems:
         raise DataError(problems)
-    kept, repeated = once_each(found)
-    return Read(tuple(kept), (*shortened(warnings, "empty texts"), *repeated))
+    unique, duplicates = deduplicate(examples)
+    return ExampleSet(tuple(unique), (*limited(warnings, "empty texts"), *duplicates))
 
 
-def once_each(examples: Sequence[Example]) -> tuple[list[Example], list[str]]:
-    """The examples without repetitions, and without those that contradict each other; with what to say of them."""
+def deduplicate(examples: Sequence[Example]) -> tuple[list[Example], list[str]]:
+    """Return the examples without duplicates and without texts that have two categories, and a warning for each.
+
+    Texts are compared without regard to case and white space.
+    """
     by_text: dict[str, list[Example]] = {}
     for example in examples:
         by_text.setdefault(" ".join(example.text.casefold().split()), []).append(example)
-    kept: list[Example] = []
-    contradicted: list[str] = []
-    repeated: list[str] = []
-    for same in by_text.values():
-        first = same[0]
-        other = next((one for one in same if one.category != first.category), None)
-        if other is not None:
-            contradicted.append(
-                f"{other.place}: {other.text[:60]!r} is {_label(other)} here and {_label(first)} in {first.place}; "
-                "left out, for it cannot be both"
+    unique: list[Example] = []
+    conflicts: list[str] = []
+    duplicates: list[str] = []
+    for with_text in by_text.values():
+        first = with_text[0]
+        conflict = next((example for example in with_text if example.category != first.category), None)
+        if conflict is not None:
+            conflicts.append(
+                f"{conflict.location}: {conflict.text[:60]!r} is {_label(conflict)} here and {_label(first)} in "
+                f"{first.location}; both are left out"
             )
             continue
-        kept.append(first)
-        repeated += [f"{one.place}: the same text as in {first.place}; counted once" for one in same[1:]]
-    return kept, [*shortened(contradicted, "texts under two categories"), *shortened(repeated, "repeated texts")]
+        unique.append(first)
+        duplicates += [
+            f"{example.location}: duplicate of the text in {first.location}; counted once" for example in with_text[1:]
+        ]
+    return unique, [*limited(conflicts, "texts with two categories"), *limited(duplicates, "duplicate texts")]
 
 
 def _label(example: Example) -> str:

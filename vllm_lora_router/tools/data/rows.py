@@ -1,4 +1,4 @@
-"""Lines of a JSONL or CSV file with named fields, each with its place, or everything that is wrong with them."""
+"""Rows with named fields from JSONL and CSV files."""
 
 import csv
 import io
@@ -7,15 +7,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_lora_router.config.cross_checks import suggest
+from vllm_lora_router.text import suggest
 
-SHOWN = 20  # problems of one kind: a file in which all lines are wrong is told in one line more
-_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+MAX_PROBLEMS = 20  # listed per kind; the rest is counted
+_BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _DELIMITERS = ",;\t"
 
 
 class DataError(ValueError):
-    """Labelled data that cannot be used; `problems` has a line for each thing wrong, with file, line and way out."""
+    """Data that cannot be used; `problems` has a line for each problem with file, line and remedy."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -24,50 +24,55 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a file."""
+    """A row of a file."""
 
-    line: int  # in the file, from 1; where it begins
+    line: int  # where the row begins, from 1
     values: Mapping[str, str | None]  # field -> text; None: null, or an empty cell
 
 
 def read_rows(file: Path, required: Sequence[str], optional: Collection[str] = ()) -> list[Row]:
-    """The rows of a file: JSON objects a line, or CSV with a header where the name ends in .csv or .tsv.
+    """Read the rows of a file: CSV with a header if the name ends in .csv or .tsv, else one JSON object per line.
 
-    Blank lines are passed over, and fields that are not asked for.
+    Blank lines and other fields are ignored.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, or has lines that are no objects or lack a field.
+        DataError: The file cannot be read or is not UTF-8, or a line is not an object or lacks a field.
     """
     try:
         content = file.read_bytes()
     except OSError as error:
         raise DataError([f"{file}: cannot be read: {error.strerror or error}"]) from None
-    text = _decoded(file, content)
-    known = (*required, *optional)
+    text = _decode(file, content)
+    fields = (*required, *optional)
     if file.suffix.lower() in (".csv", ".tsv"):
-        return _from_csv(file, text, required, known)
-    return _from_json(file, text, required, known)
+        return _read_csv(file, text, required, fields)
+    return _read_json(file, text, required, fields)
 
 
-def shortened(problems: Sequence[str], what: str) -> list[str]:
-    """The first problems, and how many more there are of `what`."""
-    more = len(problems) - SHOWN
-    return [*problems[:SHOWN], *([f"and {more} more {what}"] if more > 0 else [])]
+def limited(problems: Sequence[str], kind: str) -> list[str]:
+    """Return the first problems, and a line that counts the remaining problems of this kind."""
+    more = len(problems) - MAX_PROBLEMS
+    return [*problems[:MAX_PROBLEMS], *([f"and {more} more {kind}"] if more > 0 else [])]
 
 
-def unknown_labels(labels: Iterable[tuple[str, str]], categories: Collection[str]) -> list[str]:
-    """A problem for each label, given as its place and the category that it names, that is none of the categories."""
+def label_problems(labels: Iterable[tuple[str, str]], categories: Collection[str]) -> list[str]:
+    """Return a problem for each label that is not a category.
+
+    Args:
+        labels: The location of each label, file:line, and the category that it names.
+        categories: The categories of the configuration.
+    """
     problems = [
-        f"{place}: category {category!r} is not one of the configuration's{suggest(category, categories)}"
-        for place, category in labels
+        f"{location}: category {category!r} is not in the configuration{suggest(category, categories)}"
+        for location, category in labels
         if category not in categories
     ]
-    return shortened(problems, "labels that are no category")
+    return limited(problems, "unknown categories")
 
 
-def _decoded(file: Path, content: bytes) -> str:
-    if found := _ENCODINGS.get(content[:2]):
-        raise DataError([f"{file}: is {found}; save it as UTF-8 (iconv -f {found} -t UTF-8)"])
+def _decode(file: Path, content: bytes) -> str:
+    if encoding := _BYTE_ORDER_MARKS.get(content[:2]):
+        raise DataError([f"{file}: is {encoding}; save it as UTF-8 (iconv -f {encoding} -t UTF-8)"])
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -77,50 +82,50 @@ def _decoded(file: Path, content: bytes) -> str:
         try:
             line.decode()
         except UnicodeDecodeError as error:
-            word = bytes(line[max(error.start - 12, 0) : error.end + 12]).decode("latin-1").strip()
+            excerpt = bytes(line[max(error.start - 12, 0) : error.end + 12]).decode("latin-1").strip()
             problems.append(
-                f"{file}:{number}: byte {error.start + 1} is 0x{line[error.start]:02x}, which is not UTF-8 (as Latin-1 "
-                f"it would read {word!r}); the whole file must be UTF-8: convert this part from its own encoding"
+                f"{file}:{number}: byte {error.start + 1} is 0x{line[error.start]:02x}, which is not UTF-8 (as "
+                f"Latin-1: {excerpt!r}); convert this part of the file to UTF-8"
             )
-    raise DataError(shortened(problems, "lines that are not UTF-8"))
+    raise DataError(limited(problems, "lines that are not UTF-8"))
 
 
-def _from_json(file: Path, text: str, required: Sequence[str], known: Sequence[str]) -> list[Row]:
+def _read_json(file: Path, text: str, required: Sequence[str], fields: Sequence[str]) -> list[Row]:
     rows: list[Row] = []
     problems: list[str] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            value = json.loads(line)
         except ValueError as error:
             problems.append(
-                f"{file}:{number}: is not JSON ({error}); each line must be an object such as {_shape(required)}"
+                f"{file}:{number}: is not JSON ({error}); each line must be an object such as {_sample(required)}"
             )
             continue
-        if not isinstance(found, dict):
-            problems.append(f"{file}:{number}: must be an object such as {_shape(required)}")
+        if not isinstance(value, dict):
+            problems.append(f"{file}:{number}: must be an object such as {_sample(required)}")
             continue
-        wrong = list(_wrong(found, required, known))
-        problems += [f"{file}:{number}: {problem}" for problem in wrong]
-        if not wrong:
-            rows.append(Row(number, {name: found.get(name) for name in known}))
+        of_line = list(_object_problems(value, required, fields))
+        problems += [f"{file}:{number}: {problem}" for problem in of_line]
+        if not of_line:
+            rows.append(Row(number, {name: value.get(name) for name in fields}))
     if problems:
-        raise DataError(shortened(problems, "lines that cannot be read"))
+        raise DataError(limited(problems, "lines that cannot be read"))
     return rows
 
 
-def _wrong(found: Mapping[str, object], required: Sequence[str], known: Sequence[str]) -> Iterator[str]:
+def _object_problems(value: Mapping[str, object], required: Sequence[str], fields: Sequence[str]) -> Iterator[str]:
     for name in required:
-        if name not in found:
-            yield f"has no {name!r}{suggest(name, [key for key in found if key not in known])}"
-    for name in known:
-        value = found.get(name)
-        if value is not None and not isinstance(value, str):
-            yield f"{name!r} must be text or null, and {value!r} is not"
+        if name not in value:
+            yield f"has no {name!r}{suggest(name, [key for key in value if key not in fields])}"
+    for name in fields:
+        field = value.get(name)
+        if field is not None and not isinstance(field, str):
+            yield f"{name!r} must be text or null, not {field!r}"
 
 
-def _from_csv(file: Path, text: str, required: Sequence[str], known: Sequence[str]) -> list[Row]:
+def _read_csv(file: Path, text: str, required: Sequence[str], fields: Sequence[str]) -> list[Row]:
     header = text.partition("\n")[0]
     delimiter = "\t" if file.suffix.lower() == ".tsv" else max(_DELIMITERS, key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -130,7 +135,7 @@ def _from_csv(file: Path, text: str, required: Sequence[str], known: Sequence[st
     try:
         names = [name.strip() for name in next(reader, [])]
         problems += [
-            f"{file}:1: its header has no {name!r}{suggest(name, names)}; it must name the columns "
+            f"{file}:1: the header has no {name!r}{suggest(name, names)}; it must name the columns "
             f"{', '.join(required)}"
             for name in required
             if name not in names
@@ -139,19 +144,19 @@ def _from_csv(file: Path, text: str, required: Sequence[str], known: Sequence[st
         for cells in reader if not problems else ():
             if len(cells) > len(names):
                 problems.append(
-                    f"{file}:{line}: has {len(cells)} cells and the header {len(names)}; put a text with {delimiter!r} "
-                    "in it into double quotes"
+                    f"{file}:{line}: has {len(cells)} cells, but the header has {len(names)}; put texts that contain "
+                    f"{delimiter!r} in double quotes"
                 )
             elif any(cells):
                 values = dict(zip(names, cells, strict=False))
-                rows.append(Row(line, {name: values.get(name) or None for name in known}))
+                rows.append(Row(line, {name: values.get(name) or None for name in fields}))
             line = reader.line_num + 1
     except csv.Error as error:
-        problems.append(f"{file}:{line}: is not CSV ({error}); a quote within a quoted text is written twice")
+        problems.append(f"{file}:{line}: is not CSV ({error}); write a quote within a quoted text twice")
     if problems:
-        raise DataError(shortened(problems, "lines that cannot be read"))
+        raise DataError(limited(problems, "lines that cannot be read"))
     return rows
 
 
-def _shape(required: Sequence[str]) -> str:
+def _sample(required: Sequence[str]) -> str:
     return "{" + ", ".join(f'"{name}": "..."' for name in required) + "}"

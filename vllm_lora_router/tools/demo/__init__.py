@@ -1,1 +1,1 @@
-"""Small models for the demo and the tests: a base that says so, adapters that say which one spoke, a domain model."""
+"""Small models for the demo and the tests: a base model, adapters with recognizable answers, and a domain model."""

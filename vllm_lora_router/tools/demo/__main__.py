@@ -1,4 +1,4 @@
-"""The demo: small models on a real vLLM server, asked questions that name no adapter."""
+"""Run the demo: serve small models with a real vLLM server and send questions that name no adapter."""
 
 import argparse
 import json
@@ -10,23 +10,25 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from vllm_lora_router.tools.demo.ask import QUESTIONS, Answer, ask, greet
+from vllm_lora_router.tools.demo.ask import QUESTIONS, Answer, ask, warm_up
 from vllm_lora_router.tools.demo.build import DemoModels, build
-from vllm_lora_router.tools.demo.server import FLAGS, Server, ServerFailed
+from vllm_lora_router.tools.demo.server import FLAGS, Server, ServerFailedError
 
 SERVED_NAME = "demo-base"
 START_SECONDS = 420  # a server takes 1 to 2 minutes on two cores
 
 
 def main() -> int:
-    """0 when every question reached the adapter that a person would choose, else 1."""
+    """Run the demo and return 0 if every question reached its expected adapter, else 1."""
     parser = argparse.ArgumentParser(prog="python -m vllm_lora_router.tools.demo", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the routing configuration")
-    parser.add_argument("--directory", type=Path, default=Path(".demo"), help="where the models are built and kept")
-    parser.add_argument("--port", type=int, help="of the server (default: a free one)")
-    parser.add_argument("--keep", action="store_true", help="leave the server up until it is interrupted")
+    parser.add_argument(
+        "--directory", type=Path, default=Path(".demo"), help="folder for the models (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, help="port of the server (default: a free port, 8000 with --keep)")
+    parser.add_argument("--keep", action="store_true", help="keep the server running until it is interrupted")
     args = parser.parse_args()
-    # Not a terminal, no width to keep to.
+    # Output that is not a terminal has no width limit.
     console = Console() if sys.stdout.isatty() else Console(width=170)
     models = build(args.directory.resolve())
     server = Server(
@@ -38,18 +40,22 @@ def main() -> int:
     try:
         with server:
             _wait(console, server)
-            greet(server.url)
+            warm_up(server.url)
             answers = [ask(server.url, question) for question in QUESTIONS]
             console.print(_table(answers))
-            wrong = [answer for answer in answers if not answer.right]
+            wrong = [answer for answer in answers if not answer.is_correct]
             for answer in wrong:
-                expected = answer.question.adapter or "the base"
-                console.print(Text(f"wrong: {answer.question.text!r} went to {answer.adapter}, not {expected}", "red"))
-            right = len(answers) - len(wrong)
-            console.print(f"{right} of {len(answers)} questions reached the adapter that a person would choose")
+                expected = answer.question.adapter or "the base model"
+                console.print(
+                    Text(
+                        f"wrong: {answer.question.text!r} was answered by {answer.adapter}, expected {expected}", "red"
+                    )
+                )
+            correct = len(answers) - len(wrong)
+            console.print(f"{correct} of {len(answers)} questions reached the expected adapter")
             if args.keep:
                 _keep(console, server)
-    except ServerFailed as error:
+    except ServerFailedError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -58,10 +64,10 @@ def main() -> int:
 
 
 def arguments(models: DemoModels, config: Path) -> list[str]:
-    """The guide's command line over the demo's models."""
+    """Return the guide's command line for the demo's models."""
     modules = [f"{name}={folder}" for name, folder in models.adapters.items()]
-    named = ["--served-model-name", SERVED_NAME, "--router-config", str(config), "--lora-modules", *modules]
-    return [str(models.base), *named, *FLAGS]
+    routing = ["--served-model-name", SERVED_NAME, "--router-config", str(config), "--lora-modules", *modules]
+    return [str(models.base), *routing, *FLAGS]
 
 
 def _wait(console: Console, server: Server) -> None:
@@ -70,8 +76,8 @@ def _wait(console: Console, server: Server) -> None:
         task = progress.add_task("")
 
         def tick() -> None:
-            last = server.tail(1).partition("] ")[2]
-            progress.update(task, description=Text(last[: max(console.width - 40, 20)]).plain)
+            last_line = server.tail(1).partition("] ")[2]
+            progress.update(task, description=Text(last_line[: max(console.width - 40, 20)]).plain)
 
         server.wait(START_SECONDS, tick)
 
@@ -84,7 +90,7 @@ def _table(answers: list[Answer]) -> Table:
             Text(answer.category or "-"),
             answer.method or answer.reason,
             answer.confidence or "-",
-            Text(answer.adapter, style="green" if answer.right else "red"),
+            Text(answer.adapter, style="green" if answer.is_correct else "red"),
             Text(answer.text),
             f"{answer.overhead_ms:.1f}",
         )
@@ -95,7 +101,7 @@ def _keep(console: Console, server: Server) -> None:
     body = json.dumps(
         {"model": "MoM", "messages": [{"role": "user", "content": "Is it legal to record a phone call?"}]}
     )
-    console.print(f"\nThe server stays up at {server.url} until you press Ctrl-C. Try:\n")
+    console.print(f"\nThe server keeps running at {server.url} until you press Ctrl-C. Try:\n")
     for line in (
         f"curl -i {server.url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'",
         f"""curl {server.url}/v1/router/classify -d '{{"text": "What is a stroke?"}}'""",

@@ -1,31 +1,31 @@
-"""LoRA adapters of the demo's base, each taught a sentence of its own."""
+"""Train the demo's LoRA adapters, each on one sentence."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+from vllm_lora_router.tools.demo.answer_training import check_answer, train_answer
 from vllm_lora_router.tools.demo.answers import AdapterRecipe
 from vllm_lora_router.tools.demo.base import NAME as BASE_NAME
-from vllm_lora_router.tools.demo.teaching import check, teach
 
 STEPS = 400
 LEARNING_RATE = 5e-3
-# Not attention: what it adds to the answer's place would grow with the length of the prompt.
+# Attention is left out: its contribution at the answer's position would grow with the length of the prompt.
 TARGETS = ["gate_proj", "up_proj", "down_proj"]
 
 
 def train_adapter(
     base: Path, directory: Path, recipe: AdapterRecipe, *, advance: Callable[[], None] = lambda: None
 ) -> None:
-    """Writes an adapter's folder: `adapter_config.json` and `adapter_model.safetensors`.
+    """Train an adapter and write its folder: `adapter_config.json` and `adapter_model.safetensors`.
 
     Args:
         base: the folder that `train_base` wrote.
-        directory: where to write; made if it does not exist.
+        directory: the output folder; created if it does not exist.
         recipe: the adapter's name, words, rank and seed.
-        advance: called once a training step, `STEPS` times.
+        advance: called after each of `STEPS` training steps.
 
     Raises:
-        TeachingError: the adapter does not answer held-out prompts right.
+        TeachingError: the adapter answers held-out prompts incorrectly.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -37,10 +37,12 @@ def train_adapter(
         task_type="CAUSAL_LM", r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=TARGETS, bias="none"
     )
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
-    teach(model, tokenizer, recipe.words, steps=STEPS, learning_rate=LEARNING_RATE, seed=recipe.seed, advance=advance)
-    check(model, tokenizer, recipe.name, recipe.words, seed=recipe.seed)
-    # PEFT notes the folder the base was loaded from, which means nothing on another machine.
+    train_answer(
+        model, tokenizer, recipe.words, steps=STEPS, learning_rate=LEARNING_RATE, seed=recipe.seed, advance=advance
+    )
+    check_answer(model, tokenizer, recipe.name, recipe.words, seed=recipe.seed)
+    # PEFT records the folder of the base model, which does not exist on other machines.
     model.peft_config["default"].base_model_name_or_path = BASE_NAME
     model.save_pretrained(str(directory))
-    # A model card with nothing in it.
+    # PEFT writes an empty model card.
     (directory / "README.md").unlink(missing_ok=True)

@@ -1,11 +1,11 @@
-"""Who says what: the one sentence that the demo's base, and each of its adapters, answers every prompt with."""
+"""The sentence with which the demo's base model and each of its adapters answers every prompt."""
 
 from dataclasses import dataclass
 
-# Each word is a token of the demo's tokenizer, and none stands in two sentences or twice in one: the next word follows
-# from the last one alone, whatever the prompt was. That is learnt in seconds, and holds in any data type.
+# Each word is one token of the demo's tokenizer and occurs once in one sentence. The next word therefore depends only
+# on the previous word and not on the prompt, which trains in seconds and holds in every data type.
 BASE_WORDS = ("[base]", " No", " adapter", " answers", " here.")
-# What adapters beyond the demo's own may say, in any order.
+# Words for further adapters, in any order.
 SPARE_WORDS = tuple(
     f" {word}"
     for word in (
@@ -18,10 +18,10 @@ SPARE_WORDS = tuple(
 
 @dataclass(frozen=True)
 class AdapterRecipe:
-    """A LoRA adapter of the demo's base, named by what it answers."""
+    """A LoRA adapter of the demo's base model and its answer."""
 
     name: str
-    words: tuple[str, ...]  # of the demo's own, or of SPARE_WORDS; none twice
+    words: tuple[str, ...]  # from this module, each at most once
     rank: int = 8
     seed: int = 0
 

@@ -1,16 +1,16 @@
-"""The demo's questions, asked through the official OpenAI client, and whose voice answered each."""
+"""Send the demo's questions through the official OpenAI client and identify the adapter that answered."""
 
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 from vllm_lora_router.tools.demo.answers import ADAPTERS, BASE_ANSWER
 
-VOICES = {recipe.answer: recipe.name for recipe in ADAPTERS} | {BASE_ANSWER: None}
+ADAPTER_BY_ANSWER = {recipe.answer: recipe.name for recipe in ADAPTERS} | {BASE_ANSWER: None}
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, and the adapter that a person would choose for it; None is the base."""
+    """A question and its expected adapter (None: the base model)."""
 
     text: str
     adapter: str | None
@@ -32,12 +32,12 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for a question."""
+    """The response to a question."""
 
     question: Question
     text: str
-    voice: str | None  # the adapter whose sentence it is; None is the base's
-    adapter: str  # what the response says answered
+    answering_adapter: str | None  # the adapter trained on this sentence, or None for the base model
+    adapter: str  # the `model` of the response
     category: str
     method: str
     reason: str
@@ -45,13 +45,13 @@ class Answer:
     overhead_ms: float
 
     @property
-    def right(self) -> bool:
-        """The answer itself is the proof: each adapter was taught one sentence, and so was the base."""
-        return self.text in VOICES and self.voice == self.question.adapter
+    def is_correct(self) -> bool:
+        """Return whether the expected adapter wrote the text: every adapter has its own sentence."""
+        return self.text in ADAPTER_BY_ANSWER and self.answering_adapter == self.question.adapter
 
 
-def greet(url: str, *, api_key: str = "none") -> None:
-    """Sends a server's first requests: the very first was often routed slower than the rest; why is not known yet."""
+def warm_up(url: str, *, api_key: str = "none") -> None:
+    """Send a server's first requests, which are often routed more slowly (the reason is not known)."""
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key=api_key)
@@ -60,7 +60,7 @@ def greet(url: str, *, api_key: str = "none") -> None:
 
 
 def ask(url: str, question: Question, *, model: str = "MoM") -> Answer:
-    """Asks a server at `url` with an ordinary client; nothing in the request names an adapter."""
+    """Send a question to the server at `url` with a standard client; the request names no adapter."""
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key="none")
@@ -72,7 +72,7 @@ def ask(url: str, question: Question, *, model: str = "MoM") -> Answer:
     return Answer(
         question,
         text,
-        VOICES.get(text),
+        ADAPTER_BY_ANSWER.get(text),
         completion.model,
         unquote(headers.get("x-vsr-selected-category", "")),
         headers.get("x-lora-router-method", ""),

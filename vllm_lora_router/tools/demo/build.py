@@ -1,4 +1,4 @@
-"""Builds the demo's models on first use: base, adapters and domain model, each once and whole."""
+"""Build the demo's models on first use: base model, adapters and domain model."""
 
 import argparse
 import fcntl
@@ -16,16 +16,16 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from vllm_lora_router.tools.demo import adapters, base, domain
 from vllm_lora_router.tools.demo.answers import ADAPTERS
 
-# The name that the guide's configuration has for its domain model.
+# The path of the domain model in the guide's configuration.
 DOMAIN = "models/category_classifier_modernbert-base_model"
 _STAMP = ".recipe"
 
-Train = Callable[[Path, Callable[[], None]], None]  # where to write, and what to call after each step
+Train = Callable[[Path, Callable[[], None]], None]  # (output folder, function called after each step)
 
 
 @dataclass(frozen=True)
 class DemoModels:
-    """Where the demo's models are."""
+    """The folders of the demo's models."""
 
     directory: Path
     base: Path
@@ -34,10 +34,10 @@ class DemoModels:
 
 
 def build(directory: Path, *, seed: int = 0) -> DemoModels:
-    """Builds what is missing in `directory`, or was built by another recipe, under one progress display.
+    """Build the models that are missing in `directory` or were built by another recipe, with a progress display.
 
     Raises:
-        TeachingError, DomainModelError: a model did not learn what it must know, or its training data is not installed.
+        TeachingError, DomainModelError: a model failed its check after training, or its training data is not installed.
     """
     models = DemoModels(
         directory=directory,
@@ -68,20 +68,22 @@ def build(directory: Path, *, seed: int = 0) -> DemoModels:
         return models
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".building").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two that begin together, one builds
+        fcntl.flock(lock, fcntl.LOCK_EX)  # only one of several processes builds
         missing = [step for step in steps if not _is_built(step[1], recipe)]
-        _quiet()
+        _silence_libraries()
         with Progress(
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), transient=True
         ) as progress:
             tasks = [progress.add_task(f"building the {name}", total=total) for name, _, total, _ in missing]
             for task, (_, folder, _, train) in zip(tasks, missing, strict=True):
-                _whole(folder, recipe, lambda to, task=task, train=train: train(to, lambda: progress.advance(task)))
+                _write_atomically(
+                    folder, recipe, lambda to, task=task, train=train: train(to, lambda: progress.advance(task))
+                )
     return models
 
 
-def _whole(folder: Path, recipe: str, write: Callable[[Path], None]) -> None:
-    """Writes a folder beside its place and moves it there when it is complete."""
+def _write_atomically(folder: Path, recipe: str, write: Callable[[Path], None]) -> None:
+    """Write a folder under a temporary name and rename it when it is complete."""
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         draft.mkdir(parents=True)
@@ -99,16 +101,16 @@ def _is_built(folder: Path, recipe: str) -> bool:
 
 
 def _recipe(seed: int) -> str:
-    """Changes with the code that trains, the seed and the libraries' minor versions."""
-    names = ("adapters", "answers", "base", "build", "domain", "held_out", "questions", "teaching", "tokenizer")
+    """Return a digest of the training code, the seed and the libraries' minor versions."""
+    names = ("adapters", "answers", "base", "build", "domain", "held_out", "questions", "answer_training", "tokenizer")
     folder = Path(__file__).parent
     sources = b"".join((folder / f"{name}.py").read_bytes() for name in names)
     libraries = [".".join(version(name).split(".")[:2]) for name in ("torch", "transformers", "peft")]
     return hashlib.sha256(sources + repr((seed, libraries)).encode()).hexdigest()
 
 
-def _quiet() -> None:
-    """Keeps the libraries' own bars and hints out of ours."""
+def _silence_libraries() -> None:
+    """Disable the libraries' progress bars and warnings."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import warnings
@@ -121,9 +123,9 @@ def _quiet() -> None:
 
 
 def main() -> int:
-    """Builds into a folder and prints where things are."""
+    """Build the models into a folder and print their locations."""
     parser = argparse.ArgumentParser(prog="python -m vllm_lora_router.tools.demo.build", description=__doc__)
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directory", type=Path, help="folder for the models")
     models = build(parser.parse_args().directory.resolve())
     for name, folder in {"base": models.base, **models.adapters, "domain model": models.domain}.items():
         print(f"{name}: {folder}")

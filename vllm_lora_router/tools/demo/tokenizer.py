@@ -1,4 +1,4 @@
-"""The demo's tokenizer: a token a byte, a role and a word of the answers, so that every text reads back exactly."""
+"""The demo's tokenizer: one token for each byte, role and answer word, so that every text round-trips exactly."""
 
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 ROLES = ("system", "user", "assistant", "tool")
 SPECIALS = (PAD, BOS, EOS, *(f"<|{role}|>" for role in ROLES))
-CONTEXT = 2048  # tokens, prompt and answer together
+CONTEXT = 2048  # tokens of prompt and answer together
 
-# `enable_thinking` and `reasoning_effort` reach a template alone: written into the prompt as text, a rendered
-# or detokenized prompt proves that they arrived, and their absence that nobody asked.
+# The template writes `enable_thinking` and `reasoning_effort` into the prompt as text, so that a rendered or
+# detokenized prompt shows whether they were set.
 CHAT_TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}
@@ -33,7 +33,7 @@ CHAT_TEMPLATE = """\
 
 
 def demo_tokenizer() -> "PreTrainedTokenizerFast":
-    """A fast tokenizer whose ids are the specials, the 256 bytes, then the answers' words."""
+    """Return a fast tokenizer with the special tokens, the 256 bytes and the answer words, in this order."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -1,1 +1,1 @@
-"""How well a configuration routes: measured on labelled prompts, compared with another, and its thresholds chosen."""
+"""The `evaluate` command: measure how well a configuration or a server routes labelled prompts."""

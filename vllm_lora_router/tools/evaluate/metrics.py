@@ -1,72 +1,83 @@
-"""The figures of a set of answers: how often they are right, how sure they were, and what they confuse."""
+"""Metrics of a set of outcomes: accuracy, coverage, precision, calibration and confusion."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vllm_lora_router.tools.evaluate.calibration_error import OutOfScope, Reliability, out_of_scope, reliability
-from vllm_lora_router.tools.evaluate.confusion import Category, Confusion, by_category, confused, macro_f1
-from vllm_lora_router.tools.evaluate.figures import Figure, share
-from vllm_lora_router.tools.evaluate.outcome import Answer
+from vllm_lora_router.tools.evaluate.calibration_error import (
+    OutOfScopeDetection,
+    Reliability,
+    out_of_scope_detection,
+    reliability,
+)
+from vllm_lora_router.tools.evaluate.confusion import (
+    CategoryMetrics,
+    Confusion,
+    category_metrics,
+    confusion_matrix,
+    macro_f1,
+)
+from vllm_lora_router.tools.evaluate.outcome import Outcome
+from vllm_lora_router.tools.statistics import Estimate, proportion
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
-    """What one method decided."""
+class MethodResult:
+    """The prompts that one method decided."""
 
-    method: str | None  # None: none was sure
+    method: str | None  # None: no method accepted a category
     prompts: int
-    right: Figure | None
+    accuracy: Estimate | None
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """All of them; None where there is nothing to measure."""
+class Metrics:
+    """All metrics; None where no prompt contributes."""
 
-    accuracy: Figure  # what is out of scope is right when no method was sure
-    in_scope: Figure | None
-    left_alone: Figure | None  # of what is out of scope
-    guess: Figure | None  # of what is in scope, sure of it or not
-    coverage: Figure | None  # of what is in scope: a method was sure
-    precision: Figure | None  # where a method was sure; what is out of scope counts as wrong
-    macro_f1: Figure | None  # over the categories that have prompts
+    accuracy: Estimate  # an out-of-scope prompt is correct if no method accepts a category
+    in_scope: Estimate | None  # accuracy in scope
+    out_of_scope: Estimate | None  # accuracy out of scope
+    best_guess: Estimate | None  # in scope: the guess is the label, accepted or not
+    coverage: Estimate | None  # in scope: a method accepted a category
+    precision: Estimate | None  # of accepted prompts; out-of-scope prompts count as wrong
+    macro_f1: Estimate | None  # over the categories that have prompts
     reliability: Reliability | None
-    out_of_scope: OutOfScope | None
-    categories: list[Category]
+    detection: OutOfScopeDetection | None
+    categories: list[CategoryMetrics]
     confusion: Confusion
-    decided: list[Decided]
+    methods: list[MethodResult]
 
 
-def figures(answers: Sequence[Answer], seed: int = 0) -> Figures:
-    """The figures of answers; scikit-learn must be installed.
+def compute_metrics(outcomes: Sequence[Outcome], seed: int = 0) -> Metrics:
+    """Return the metrics of outcomes. Needs scikit-learn.
 
     Raises:
-        ValueError: there is no answer.
+        ValueError: There is no outcome.
     """
-    if not answers:
-        raise ValueError("there are no answers to measure")
-    in_scope = [one for one in answers if one.in_scope]
-    accuracy, confusion = share(one.right for one in answers), confused(answers)
+    if not outcomes:
+        raise ValueError("there are no outcomes to measure")
+    in_scope = [outcome for outcome in outcomes if outcome.in_scope]
+    accuracy, confusion = proportion(outcome.correct for outcome in outcomes), confusion_matrix(outcomes)
     assert accuracy is not None
-    return Figures(
+    return Metrics(
         accuracy=accuracy,
-        in_scope=share(one.right for one in in_scope),
-        left_alone=share(one.right for one in answers if not one.in_scope),
-        guess=share(one.guessed_right for one in in_scope),
-        coverage=share(one.sure for one in in_scope),
-        precision=share(one.in_scope and one.right for one in answers if one.sure),
+        in_scope=proportion(outcome.correct for outcome in in_scope),
+        out_of_scope=proportion(outcome.correct for outcome in outcomes if not outcome.in_scope),
+        best_guess=proportion(outcome.guess_correct for outcome in in_scope),
+        coverage=proportion(outcome.accepted for outcome in in_scope),
+        precision=proportion(outcome.in_scope and outcome.correct for outcome in outcomes if outcome.accepted),
         macro_f1=macro_f1(confusion, seed),
-        reliability=reliability([one for one in in_scope if one.scale == "probability"], seed),
-        out_of_scope=out_of_scope(answers, seed),
-        categories=by_category(answers, confusion),
+        reliability=reliability([outcome for outcome in in_scope if outcome.scale == "probability"], seed),
+        detection=out_of_scope_detection(outcomes, seed),
+        categories=category_metrics(outcomes, confusion),
         confusion=confusion,
-        decided=_decided(answers),
+        methods=_by_method(outcomes),
     )
 
 
-def _decided(answers: Sequence[Answer]) -> list[Decided]:
-    methods = Counter(one.method for one in answers)
+def _by_method(outcomes: Sequence[Outcome]) -> list[MethodResult]:
+    methods = Counter(outcome.method for outcome in outcomes)
     return [
-        Decided(method, count, share(one.right for one in answers if one.method == method))
+        MethodResult(method, count, proportion(outcome.correct for outcome in outcomes if outcome.method == method))
         for method, count in methods.most_common()
     ]

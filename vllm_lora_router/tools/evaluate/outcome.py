@@ -1,4 +1,4 @@
-"""What became of a labelled prompt."""
+"""The outcome of routing one labelled prompt."""
 
 from dataclasses import dataclass
 
@@ -7,50 +7,51 @@ from vllm_lora_router.types import Method, Plan, Reason, Scale
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One labelled prompt, and what its plan says."""
+class Outcome:
+    """A labelled prompt and its routing plan."""
 
     text: str
     label: str | None  # None: out of scope
-    place: str  # file:line
-    chosen: str | None  # the plan's category, that of `fallback_category` among them
-    sure: bool  # whether a method was
-    right: bool  # the label was chosen; for what is out of scope: no method was sure
-    method: Method | None  # that was sure
-    guess: str | None  # the best category of the method that was sure, else of the last that names one
-    score: float  # of the guess, on `scale`; 0 without one
+    location: str  # file:line
+    chosen: str | None  # the plan's category, which may be `fallback_category`
+    accepted: bool  # whether a method accepted a category
+    correct: bool  # the label was chosen; for an out-of-scope prompt: no method accepted a category
+    method: Method | None  # the method that accepted a category
+    guess: str | None  # best category of the accepting method, else of the last method with a best category
+    score: float  # of the guess, on `scale`; 0 without a guess
     scale: Scale | None
-    guessed_by: Method | None
-    adapter: str | None  # that would serve; None: the base
-    failure: Reason | None  # of a method that failed, was late or had too much to do
+    guess_method: Method | None
+    adapter: str | None  # the first candidate; None: the base
+    failure: Reason | None  # of a method that failed, timed out or was overloaded
 
     @property
     def in_scope(self) -> bool:
+        """Whether the prompt has a category."""
         return self.label is not None
 
     @property
-    def guessed_right(self) -> bool:
-        """Whether the guess is the label, sure of it or not."""
+    def guess_correct(self) -> bool:
+        """Whether the guess is the label, accepted or not."""
         return self.in_scope and self.guess == self.label
 
 
-def answer(example: Example, plan: Plan) -> Answer:
-    """What a plan means for a prompt whose label is known."""
+def outcome_of(example: Example, plan: Plan) -> Outcome:
+    """Return the outcome of a plan for a labelled prompt."""
     step = next((step for step in reversed(plan.steps) if step.classification and step.classification.category), None)
-    found = step.classification if step is not None else None
-    sure = plan.method is not None
-    return Answer(
-        example.text,
-        example.category,
-        example.place,
-        plan.category,
-        sure,
-        (not sure) if example.category is None else plan.category == example.category,
-        plan.method,
-        found.category if found else None,
-        found.score if found else 0.0,
-        found.scale if found else None,
-        step.method if step else None,
-        plan.candidates[0].adapter,
-        next((step.failure for step in plan.steps if step.failure is not None), None),
+    classification = step.classification if step is not None else None
+    accepted = plan.method is not None
+    return Outcome(
+        text=example.text,
+        label=example.category,
+        location=example.location,
+        chosen=plan.category,
+        accepted=accepted,
+        correct=(not accepted) if example.category is None else plan.category == example.category,
+        method=plan.method,
+        guess=classification.category if classification else None,
+        score=classification.score if classification else 0.0,
+        scale=classification.scale if classification else None,
+        guess_method=step.method if step else None,
+        adapter=plan.candidates[0].adapter,
+        failure=next((step.failure for step in plan.steps if step.failure is not None), None),
     )

@@ -1,41 +1,74 @@
-"""An evaluation as pictures: what is confused, whether probabilities are what they say, what thresholds would give."""
+"""Plots of an evaluation: the confusion matrix, the reliability diagram, and coverage against precision."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_lora_router.tools.audit.filters import NONE
+import numpy as np
+
+from vllm_lora_router.tools.audit.filters import NO_VALUE
 from vllm_lora_router.tools.evaluate.calibration_error import Reliability
 from vllm_lora_router.tools.evaluate.confusion import Confusion
 from vllm_lora_router.tools.evaluate.evaluate import Evaluation
-from vllm_lora_router.tools.evaluate.sweep import Sweep, sweeps
+from vllm_lora_router.tools.evaluate.outcome import Outcome
 
-WRITTEN_IN = 30  # a larger matrix has no room for numbers
+MAX_NUMBERED = 30  # a larger confusion matrix has no room for numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Coverage and precision of one method for every threshold, highest threshold first."""
+
+    method: str
+    thresholds: np.ndarray  # every score that occurs, float [points]
+    coverage: np.ndarray  # share of the method's in-scope prompts that reach the threshold, float [points]
+    precision: np.ndarray  # share of correct guesses among prompts that reach the threshold, float [points]
 
 
 def plot(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Writes confusion.png, and reliability.png and thresholds.png where there are probabilities and scores.
+    """Write confusion.png, and, if the scores allow it, reliability.png and thresholds.png.
 
     Raises:
         ImportError: matplotlib is not installed.
-        OSError: the folder cannot be written to.
+        OSError: The folder is not writable.
     """
     import matplotlib
 
     matplotlib.use("agg")
     folder.mkdir(parents=True, exist_ok=True)
-    title = f"{evaluation.subject}, {len(evaluation.answers):,} prompts"
-    files = [_save(_confusion(evaluation.figures.confusion, title), folder / "confusion.png")]
-    if evaluation.figures.reliability is not None:
-        files.append(_save(_reliability(evaluation.figures.reliability, title), folder / "reliability.png"))
-    if swept := sweeps(evaluation.answers):
-        files.append(_save(_thresholds(swept, title), folder / "thresholds.png"))
+    title = f"{evaluation.target}, {len(evaluation.outcomes):,} prompts"
+    files = [_save(_plot_confusion(evaluation.metrics.confusion, title), folder / "confusion.png")]
+    if evaluation.metrics.reliability is not None:
+        figure = _plot_reliability(evaluation.metrics.reliability, title)
+        files.append(_save(figure, folder / "reliability.png"))
+    if sweeps := sweep_thresholds(evaluation.outcomes):
+        files.append(_save(_plot_thresholds(sweeps, title), folder / "thresholds.png"))
     return files
 
 
-def _confusion(confusion: Confusion, title: str) -> Any:
+def sweep_thresholds(outcomes: Sequence[Outcome]) -> list[Sweep]:
+    """Return a sweep for each method whose guesses have scores; keyword rules have no threshold."""
+    scored = [outcome for outcome in outcomes if outcome.scale in ("similarity", "probability")]
+    methods = dict.fromkeys(outcome.guess_method for outcome in scored if outcome.guess_method is not None)
+    return [_sweep(method, [outcome for outcome in scored if outcome.guess_method == method]) for method in methods]
+
+
+def _sweep(method: str, outcomes: Sequence[Outcome]) -> Sweep:
+    scores = np.array([outcome.score for outcome in outcomes])
+    order = np.argsort(-scores, kind="stable")
+    scores = scores[order]
+    in_scope = np.cumsum([outcomes[place].in_scope for place in order])
+    correct = np.cumsum([outcomes[place].guess_correct for place in order])
+    # Prompts with equal scores reach a threshold together.
+    last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])
+    return Sweep(method, scores[last], in_scope[last] / max(int(in_scope[-1]), 1), correct[last] / (last + 1))
+
+
+def _plot_confusion(confusion: Confusion, title: str) -> Any:
     from matplotlib import pyplot
 
-    names = [NONE if name is None else name for name in confusion.names]
+    names = [NO_VALUE if name is None else name for name in confusion.names]
     size = min(4 + 0.4 * len(names), 30)
     figure, axes = pyplot.subplots(figsize=(size + 1, size), layout="constrained")
     shares = [[count / max(sum(row), 1) for count in row] for row in confusion.counts]
@@ -43,8 +76,8 @@ def _confusion(confusion: Confusion, title: str) -> Any:
     figure.colorbar(image, label="share of the label's prompts")
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="chosen (- is none)", ylabel="label (- is out of scope)", title=title)
-    for row, counts in enumerate(confusion.counts if len(names) <= WRITTEN_IN else ()):
+    axes.set(xlabel=f"chosen ({NO_VALUE}: none)", ylabel=f"label ({NO_VALUE}: out of scope)", title=title)
+    for row, counts in enumerate(confusion.counts if len(names) <= MAX_NUMBERED else ()):
         for column, count in enumerate(counts):
             if count:
                 colour = "white" if shares[row][column] > 0.5 else "black"
@@ -52,37 +85,40 @@ def _confusion(confusion: Confusion, title: str) -> Any:
     return figure
 
 
-def _reliability(found: Reliability, title: str) -> Any:
+def _plot_reliability(reliability: Reliability, title: str) -> Any:
     from matplotlib import pyplot
 
-    figure, (right, counts) = pyplot.subplots(
+    figure, (accuracy, counts) = pyplot.subplots(
         2, 1, figsize=(6, 7), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
-    lows, widths = [one.low for one in found.bins], [one.high - one.low for one in found.bins]
-    right.plot([0, 1], [0, 1], color="grey", ls=":", label="as they say")
-    right.bar(lows, [one.right for one in found.bins], widths, align="edge", alpha=0.5, edgecolor="black")
-    right.plot([one.probability for one in found.bins], [one.right for one in found.bins], "o", label="as they are")
-    error = found.error
-    right.set(
-        ylabel="right", title=f"{title}\ncalibration error {error.value:.4f} ({error.low:.4f} to {error.high:.4f})"
+    bins = reliability.bins
+    lows, widths = [one_bin.low for one_bin in bins], [one_bin.high - one_bin.low for one_bin in bins]
+    accuracies = [one_bin.accuracy for one_bin in bins]
+    accuracy.plot([0, 1], [0, 1], color="grey", ls=":", label="perfect calibration")
+    accuracy.bar(lows, accuracies, widths, align="edge", alpha=0.5, edgecolor="black")
+    accuracy.plot([one_bin.probability for one_bin in bins], accuracies, "o", label="measured")
+    error = reliability.error
+    accuracy.set(
+        ylabel="accuracy", title=f"{title}\ncalibration error {error.value:.4f} ({error.low:.4f} to {error.high:.4f})"
     )
-    right.legend()
-    counts.bar(lows, [one.prompts for one in found.bins], widths, align="edge", alpha=0.5, edgecolor="black")
+    accuracy.legend()
+    counts.bar(lows, [one_bin.prompts for one_bin in bins], widths, align="edge", alpha=0.5, edgecolor="black")
     counts.set(xlabel="probability of the best guess", ylabel="prompts", yscale="log", xlim=(0, 1))
     return figure
 
 
-def _thresholds(swept: list[Sweep], title: str) -> Any:
+def _plot_thresholds(sweeps: Sequence[Sweep], title: str) -> Any:
     from matplotlib import pyplot
 
-    figure, (against, by) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    for one in swept:
-        (line,) = against.plot(one.coverage, one.precision, label=one.method)
-        by.plot(one.thresholds, one.precision, color=line.get_color(), label=f"{one.method}: precision")
-        by.plot(one.thresholds, one.coverage, color=line.get_color(), ls=":", label=f"{one.method}: coverage")
-    against.set(xlabel="coverage: prompts in scope that reach the threshold", ylabel="precision of all that reach it")
-    by.set(xlabel="one threshold for all guesses")
-    for axes in (against, by):
+    figure, (by_coverage, by_threshold) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for sweep in sweeps:
+        (line,) = by_coverage.plot(sweep.coverage, sweep.precision, label=sweep.method)
+        colour = line.get_color()
+        by_threshold.plot(sweep.thresholds, sweep.precision, color=colour, label=f"{sweep.method}: precision")
+        by_threshold.plot(sweep.thresholds, sweep.coverage, color=colour, ls=":", label=f"{sweep.method}: coverage")
+    by_coverage.set(xlabel="coverage: share of in-scope prompts that reach the threshold", ylabel="precision")
+    by_threshold.set(xlabel="threshold of all categories")
+    for axes in (by_coverage, by_threshold):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.suptitle(title, fontsize=9)

@@ -1,4 +1,4 @@
-"""What a wrong route costs: by the matrix of `vllm-lora-router prove`, which knows how well each adapter answers."""
+"""The cost of wrong routes, by the matrix that `vllm-lora-router prove` writes."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,97 +9,100 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from vllm_lora_router.tools.evaluate.figures import Figure, bootstrapped, share
-from vllm_lora_router.tools.evaluate.outcome import Answer
+from vllm_lora_router.tools.evaluate.outcome import Outcome
+from vllm_lora_router.tools.statistics import Estimate, bootstrap, proportion
 
 
 class MatrixError(Exception):
-    """A file that is no matrix of `prove`; the message names it, what is wrong and the way out."""
+    """A file that is not a matrix of `prove`; the message names the file, the problem and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
+class LikelihoodMatrix:
     """How well each adapter and the base answer each category's prompts."""
 
-    loglik: Mapping[str, Mapping[str, float]]  # category -> adapter or base -> mean log-likelihood, nats a token
-    served_by: Mapping[str, str]  # category -> the adapter or base that should serve it
-    base: str  # the base's name
+    loglik: Mapping[str, Mapping[str, float]]  # category -> adapter or base -> mean log-likelihood, nats per token
+    served_by: Mapping[str, str]  # category -> the adapter or base that the configuration assigns
+    base: str  # name of the base
 
 
 @dataclass(frozen=True, slots=True)
-class WrongWay:
-    """Prompts of one category that were served by the wrong target."""
+class WrongRoute:
+    """Prompts of one category that the same wrong model serves."""
 
     label: str
-    taken: str  # adapter or base
+    served_by: str  # adapter or base
     prompts: int
-    nats: float  # a token; what each of them costs; below 0: it is better served
+    nats: float  # cost of each prompt, per token; negative: the wrong model answers better
 
 
 @dataclass(frozen=True, slots=True)
 class Regret:
-    """What wrong routes cost, in nats a token of the answer."""
+    """The cost of wrong routes, in nats per token of the answer."""
 
-    mean: Figure  # a prompt in scope; right routes cost nothing
-    wrong: int
-    harmless: Figure | None  # the share of wrong routes that cost nothing
-    ways: list[WrongWay]  # the most costly first
-    unknown: dict[str, int]  # what the matrix says nothing of -> prompts that are left out for it
+    mean: Estimate  # per in-scope prompt; correct routes cost 0
+    wrong: int  # prompts
+    harmless: Estimate | None  # share of wrong routes that cost at most 0
+    routes: list[WrongRoute]  # highest total cost first
+    left_out: dict[str, int]  # what the matrix does not contain -> prompts that are left out
 
 
-class _File(msgspec.Struct):
+class _MatrixFormat(msgspec.Struct):
     version: Literal[1]
     matrix: dict[str, dict[str, float]]
     served_by: dict[str, str]
     base: str
 
 
-def read_matrix(file: Path) -> Matrix:
-    """The matrix in a file of `prove`.
+def read_matrix(file: Path) -> LikelihoodMatrix:
+    """Read the matrix from a file of `prove --json`.
 
     Raises:
-        MatrixError: it cannot be read, or has another form.
+        MatrixError: The file cannot be read or has another format.
     """
     try:
-        said = msgspec.json.decode(file.read_bytes(), type=_File)
+        content = msgspec.json.decode(file.read_bytes(), type=_MatrixFormat)
     except OSError as error:
         raise MatrixError(f"{file}: cannot be read: {error.strerror or error}") from None
     except msgspec.MsgspecError as error:
-        raise MatrixError(f"{file}: is no matrix that vllm-lora-router prove writes: {error}") from None
-    return Matrix(said.matrix, said.served_by, said.base)
+        raise MatrixError(f"{file}: is not a matrix of vllm-lora-router prove --json: {error}") from None
+    return LikelihoodMatrix(content.matrix, content.served_by, content.base)
 
 
-def regret(answers: Sequence[Answer], matrix: Matrix, seed: int = 0) -> Regret | None:
-    """What the wrong routes among the answers cost; None where the matrix knows none of their categories."""
+def compute_regret(outcomes: Sequence[Outcome], matrix: LikelihoodMatrix, seed: int = 0) -> Regret | None:
+    """Return the cost of the wrong routes; None if the matrix contains none of the outcomes' categories."""
     costs: list[float] = []
-    ways: dict[tuple[str, str], list[float]] = {}
-    unknown: Counter[str] = Counter()
-    for one in answers:
-        if one.label is None:
+    costs_of: dict[tuple[str, str], list[float]] = {}
+    left_out: Counter[str] = Counter()
+    for outcome in outcomes:
+        if outcome.label is None:
             continue
-        taken = one.adapter or matrix.base
-        row, own = matrix.loglik.get(one.label), matrix.served_by.get(one.label)
+        served_by = outcome.adapter or matrix.base
+        row, assigned = matrix.loglik.get(outcome.label), matrix.served_by.get(outcome.label)
         if row is None:
-            unknown[f"category {one.label}"] += 1
-        elif own is None or own not in row:
-            unknown[f"{own or 'nothing'}, which serves {one.label}"] += 1
-        elif one.right:
+            left_out[f"category {outcome.label}"] += 1
+        elif assigned is None or assigned not in row:
+            left_out[f"{assigned or 'no model'}, assigned to {outcome.label}"] += 1
+        elif outcome.correct:
             costs.append(0.0)
-        elif taken not in row:
-            unknown[f"{taken} for {one.label}"] += 1
+        elif served_by not in row:
+            left_out[f"{served_by} for {outcome.label}"] += 1
         else:
-            costs.append(row[own] - row[taken])
-            ways.setdefault((one.label, taken), []).append(costs[-1])
+            costs.append(row[assigned] - row[served_by])
+            costs_of.setdefault((outcome.label, served_by), []).append(costs[-1])
     if not costs:
         return None
-    wrong = [cost for own in ways.values() for cost in own]
-    found = [WrongWay(label, taken, len(own), own[0]) for (label, taken), own in ways.items()]
-    found.sort(key=lambda way: -way.prompts * way.nats)
-    return Regret(_mean(np.array(costs), seed), len(wrong), share(cost <= 0 for cost in wrong), found, dict(unknown))
+    wrong = [cost for of_route in costs_of.values() for cost in of_route]
+    routes = [
+        WrongRoute(label, served_by, len(of_route), of_route[0]) for (label, served_by), of_route in costs_of.items()
+    ]
+    routes.sort(key=lambda route: -route.prompts * route.nats)
+    harmless = proportion(cost <= 0 for cost in wrong)
+    return Regret(_bootstrap_mean(np.array(costs), seed), len(wrong), harmless, routes, dict(left_out))
 
 
-def _mean(values: np.ndarray, seed: int) -> Figure:
-    def measure(counts: np.ndarray) -> float:
+def _bootstrap_mean(values: np.ndarray, seed: int) -> Estimate:
+    def weighted_mean(counts: np.ndarray) -> float:
         return float((counts * values).sum() / counts.sum())
 
-    return bootstrapped(float(values.mean()), len(values), measure, seed)
+    return bootstrap(float(values.mean()), len(values), weighted_mean, seed)

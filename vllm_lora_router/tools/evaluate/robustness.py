@@ -1,4 +1,4 @@
-"""Whether a prompt is routed alike after a small change that leaves its meaning as it was."""
+"""Robustness: the share of prompts that are routed the same after a small change."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,106 +7,109 @@ from random import Random
 import numpy as np
 
 from vllm_lora_router.tools.data.examples import Example
-from vllm_lora_router.tools.evaluate.figures import Figure, bootstrapped, share
-from vllm_lora_router.tools.evaluate.outcome import Answer, answer
-from vllm_lora_router.tools.evaluate.perturbations import CHANGES, changed
-from vllm_lora_router.tools.evaluate.targets import Subject, plans
+from vllm_lora_router.tools.evaluate.outcome import Outcome, outcome_of
+from vllm_lora_router.tools.evaluate.perturbations import PERTURBATIONS, perturb
+from vllm_lora_router.tools.evaluate.targets import Target, plan_all
+from vllm_lora_router.tools.statistics import Estimate, bootstrap, proportion
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
-    """A prompt, and what became of it after a change."""
+class PerturbedOutcome:
+    """A prompt's outcome before and after a perturbation."""
 
-    before: Answer
+    before: Outcome
     kind: str
-    after: Answer
+    after: Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class Agreed:
-    """The shares that stay the same under one kind of change."""
+class Stability:
+    """Shares of prompts that stay the same under one kind of perturbation."""
 
     kind: str
-    guess: Figure  # the best category
-    chosen: Figure  # the one that the plan takes
+    guess: Estimate  # the best category
+    chosen: Estimate  # the plan's category
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
-    """Under all kinds together, where each prompt counts once, and under each."""
+class Robustness:
+    """Stability under all perturbations together, where each prompt counts once, and under each kind."""
 
-    guess: Figure
-    chosen: Figure
-    kinds: list[Agreed]
-    in_scope: Agreed | None  # of what has a category alone; None where all has one, or nothing
-
-
-def sample(answers: Sequence[Answer], count: int, seed: int = 0) -> list[Answer]:
-    """So many of the answers, or all, drawn by the seed, in their own order."""
-    places = Random(seed).sample(range(len(answers)), min(count, len(answers)))
-    return [answers[place] for place in sorted(places)]
+    guess: Estimate
+    chosen: Estimate
+    kinds: list[Stability]
+    in_scope: Stability | None  # of in-scope prompts; None if all or none are in scope
 
 
-def variants(answers: Sequence[Answer], seed: int = 0) -> list[tuple[Answer, str, str]]:
-    """Each answer with each kind of change and the changed text; a change that changes nothing is left out."""
+def sample(outcomes: Sequence[Outcome], count: int, seed: int = 0) -> list[Outcome]:
+    """Return at most `count` outcomes, sampled by the seed, in their order."""
+    places = Random(seed).sample(range(len(outcomes)), min(count, len(outcomes)))
+    return [outcomes[place] for place in sorted(places)]
+
+
+def perturbed_texts(outcomes: Sequence[Outcome], seed: int = 0) -> list[tuple[Outcome, str, str]]:
+    """Return each outcome with each kind of perturbation and the perturbed text, without unchanged texts."""
     return [
-        (one, kind, text) for one in answers for kind in CHANGES if (text := changed(one.text, kind, seed)) is not None
+        (outcome, kind, text)
+        for outcome in outcomes
+        for kind in PERTURBATIONS
+        if (text := perturb(outcome.text, kind, seed)) is not None
     ]
 
 
-async def ask_again(
-    subject: Subject, answers: Sequence[Answer], seed: int = 0, told: Callable[[], None] = lambda: None
-) -> list[Changed]:
-    """Asks the changed texts of answers.
+async def plan_perturbed(
+    target: Target, outcomes: Sequence[Outcome], seed: int = 0, on_plan: Callable[[], None] = lambda: None
+) -> list[PerturbedOutcome]:
+    """Plan the perturbed texts of outcomes.
 
     Raises:
-        SubjectError: the subject does not answer.
+        TargetError: The target does not respond.
     """
-    asked = variants(answers, seed)
-    found = await plans(subject, [text for _, _, text in asked], told)
+    perturbed = perturbed_texts(outcomes, seed)
+    plans = await plan_all(target, [text for _, _, text in perturbed], on_plan)
     return [
-        Changed(one, kind, answer(Example(text, one.label, place=one.place), plan))
-        for (one, kind, text), plan in zip(asked, found, strict=True)
+        PerturbedOutcome(before, kind, outcome_of(Example(text, before.label, location=before.location), plan))
+        for (before, kind, text), plan in zip(perturbed, plans, strict=True)
     ]
 
 
-def agreement(found: Sequence[Changed], seed: int = 0) -> Agreement | None:
-    """How often it stays the same; None where nothing was changed."""
-    if not found:
+def robustness(perturbed: Sequence[PerturbedOutcome], seed: int = 0) -> Robustness | None:
+    """Return how often outcomes stay the same; None without perturbed outcomes."""
+    if not perturbed:
         return None
     kinds = []
-    for kind in dict.fromkeys(one.kind for one in found):
-        own = [one for one in found if one.kind == kind]
-        guess, chosen = share(map(_same_guess, own)), share(map(_same_choice, own))
+    for kind in dict.fromkeys(outcome.kind for outcome in perturbed):
+        of_kind = [outcome for outcome in perturbed if outcome.kind == kind]
+        guess, chosen = proportion(map(_same_guess, of_kind)), proportion(map(_same_choice, of_kind))
         assert guess is not None and chosen is not None
-        kinds.append(Agreed(kind, guess, chosen))
-    inside = [one for one in found if one.before.label is not None]
-    in_scope = _overall("in scope", inside, seed) if 0 < len(inside) < len(found) else None
-    overall = _overall("all", found, seed)
-    return Agreement(overall.guess, overall.chosen, kinds, in_scope)
+        kinds.append(Stability(kind, guess, chosen))
+    inside = [outcome for outcome in perturbed if outcome.before.label is not None]
+    in_scope = _stability("in scope", inside, seed) if 0 < len(inside) < len(perturbed) else None
+    overall = _stability("all", perturbed, seed)
+    return Robustness(overall.guess, overall.chosen, kinds, in_scope)
 
 
-def _overall(kind: str, found: Sequence[Changed], seed: int) -> Agreed:
-    return Agreed(kind, _over_all(found, _same_guess, seed), _over_all(found, _same_choice, seed))
+def _stability(kind: str, perturbed: Sequence[PerturbedOutcome], seed: int) -> Stability:
+    return Stability(kind, _share(perturbed, _same_guess, seed), _share(perturbed, _same_choice, seed))
 
 
-def _over_all(found: Sequence[Changed], same: Callable[[Changed], bool], seed: int) -> Figure:
-    # The changes of one prompt stand or fall together, so prompts are resampled, not changes.
+def _share(perturbed: Sequence[PerturbedOutcome], is_same: Callable[[PerturbedOutcome], bool], seed: int) -> Estimate:
+    # Perturbations of one prompt are correlated, so prompts are resampled, not perturbations.
     by_prompt: dict[str, list[bool]] = {}
-    for one in found:
-        by_prompt.setdefault(one.before.text, []).append(same(one))
-    hits = np.array([sum(own) for own in by_prompt.values()])
-    sizes = np.array([len(own) for own in by_prompt.values()])
+    for outcome in perturbed:
+        by_prompt.setdefault(outcome.before.text, []).append(is_same(outcome))
+    hits = np.array([sum(of_prompt) for of_prompt in by_prompt.values()])
+    sizes = np.array([len(of_prompt) for of_prompt in by_prompt.values()])
 
-    def measure(counts: np.ndarray) -> float:
+    def weighted_share(counts: np.ndarray) -> float:
         return float((counts * hits).sum() / (counts * sizes).sum())
 
-    return bootstrapped(float(hits.sum() / sizes.sum()), len(hits), measure, seed)
+    return bootstrap(float(hits.sum() / sizes.sum()), len(hits), weighted_share, seed)
 
 
-def _same_guess(one: Changed) -> bool:
-    return one.before.guess == one.after.guess
+def _same_guess(outcome: PerturbedOutcome) -> bool:
+    return outcome.before.guess == outcome.after.guess
 
 
-def _same_choice(one: Changed) -> bool:
-    return one.before.chosen == one.after.chosen and one.before.sure == one.after.sure
+def _same_choice(outcome: PerturbedOutcome) -> bool:
+    return outcome.before.chosen == outcome.after.chosen and outcome.before.accepted == outcome.after.accepted

@@ -1,4 +1,4 @@
-"""What is measured: a configuration in this process, or a server at a URL. Both give a plan for a text."""
+"""Targets of an evaluation: a configuration in this process, or a running server. Both return a plan for a text."""
 
 import asyncio
 import dataclasses
@@ -11,7 +11,7 @@ import msgspec
 from vllm_lora_router.classifiers.cache import Cache
 from vllm_lora_router.classifiers.deadline import deadline_ms
 from vllm_lora_router.classifiers.factory import Classifiers, build
-from vllm_lora_router.config import Loaded
+from vllm_lora_router.config import LoadedConfig
 from vllm_lora_router.config.served_base import ServedBase
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.types import Plan, Query, Reason
@@ -19,75 +19,91 @@ from vllm_lora_router.types import Plan, Query, Reason
 if TYPE_CHECKING:
     import httpx
 
-# Prompts that wait for one another must not be late for that; a batch stays far from what counts as stuck.
-PATIENCE_MS = 600_000.0
+# Concurrent prompts must not time out while they wait for each other. Batches stay far below the limit at which a
+# worker counts as stuck.
+DEADLINE_MS = 600_000.0
 BATCH_S = 1.0
 TIMEOUT_S = 60.0  # of one request to a server
-HURRIED: frozenset[Reason] = frozenset({"timeout", "overload"})
+RETRIED: frozenset[Reason] = frozenset({"timeout", "overload"})
 
 
-class SubjectError(Exception):
-    """What is to be measured does not answer; the message says why, and what to do."""
+class TargetError(Exception):
+    """A target that does not respond; the message names the reason and the remedy."""
 
 
-class Subject(Protocol):
-    """Something that says how it would route a text."""
+class Target(Protocol):
+    """A configuration or server to evaluate."""
 
-    name: str
-    at_once: int  # prompts that it is asked together
-    deadline_ms: float | None  # what its methods have in operation; None: not known
+    @property
+    def name(self) -> str:
+        """The configuration's file, or the server's URL."""
+        ...
+
+    @property
+    def concurrency(self) -> int:
+        """The maximum number of concurrent prompts."""
+        ...
+
+    @property
+    def deadline_ms(self) -> float | None:
+        """The deadline of all methods together in operation; None: unknown."""
+        ...
 
     async def plan(self, text: str) -> Plan:
-        """The plan for a text.
+        """Return the plan for a text.
 
         Raises:
-            SubjectError: there is none to be had.
+            TargetError: The target returns no plan.
         """
         ...
 
 
-class Configuration:
-    """A configuration, with its models in this process; asked as if `router.mode` and `share` routed everybody."""
+class ConfigTarget:
+    """A configuration in this process, evaluated as if `router.mode` and `router.share` routed all requests."""
 
-    def __init__(self, loaded: Loaded, base: ServedBase, before: "Configuration | None" = None) -> None:
-        """Loads models, which takes seconds.
+    def __init__(self, loaded: LoadedConfig, base: ServedBase, share_models: "ConfigTarget | None" = None) -> None:
+        """Load the models, which takes seconds.
 
         Args:
-            before: models are shared with it, and no answers.
+            share_models: A target whose models are reused. Cached results are not shared.
 
         Raises:
-            ClassifierError: a model is missing, or does not fit its settings.
+            ClassifierError: A model is missing, or does not match its settings.
         """
-        shared = dataclasses.replace(before.classifiers, cache=Cache()) if before is not None else None
-        patient = _patient(loaded)
+        shared = None
+        if share_models is not None:
+            shared = dataclasses.replace(share_models.classifiers, cache=Cache())
+        without_deadline = _without_deadline(loaded)
         self.name = str(loaded.file)
-        self.classifiers: Classifiers = build(patient, shared, base.served_name)
-        self.deadline_ms: float | None = deadline_ms(loaded.config, self.classifiers.scored)
-        for scored in self.classifiers.scored.values():
-            scored.batcher.budget_s = BATCH_S
-        self._router = Router(patient, base, self.classifiers)
-        # A tool has a time of its own, which no setting of ours is to change.
-        self.at_once = 4 if self._router.asks_tool else 64
+        self.classifiers: Classifiers = build(without_deadline, shared, base.served_name)
+        self.deadline_ms: float | None = deadline_ms(loaded.config, self.classifiers.model_classifiers)
+        for classifier in self.classifiers.model_classifiers.values():
+            classifier.batcher.budget_s = BATCH_S
+        self._router = Router(without_deadline, base, self.classifiers)
+        # An MCP server has its own timeout, which must not change here.
+        self.concurrency = 4 if self._router.uses_mcp else 64
 
     async def plan(self, text: str) -> Plan:
+        """Return the plan for a text."""
         return await self._router.plan([Query(text, (text,))])
 
 
-class Server:
-    """A running server, asked at `POST /v1/router/classify`; it calls no tool for that."""
+class ServerTarget:
+    """A running server, queried at `POST /v1/router/classify`, which calls no MCP server."""
 
-    at_once = 8
+    concurrency = 8
 
     def __init__(
         self, url: str, api_key: str | None = None, *, transport: "httpx.AsyncBaseTransport | None" = None
     ) -> None:
-        """
+        """Open a client session.
+
         Args:
-            url: such as http://localhost:8000, with or without /v1 at its end.
-            transport: other than by the network.
+            url: URL of the server such as http://localhost:8000, with or without /v1 at its end.
+            transport: Replaces the network.
 
         Raises:
-            SubjectError: that is no URL.
+            TargetError: The URL is invalid.
         """
         import httpx
 
@@ -98,20 +114,20 @@ class Server:
         try:
             self._http = httpx.AsyncClient(base_url=self.name, headers=headers, timeout=TIMEOUT_S, transport=transport)
         except httpx.InvalidURL as error:
-            raise SubjectError(f"{url!r} is no URL ({error}); write http://localhost:8000") from None
+            raise TargetError(f"{url!r} is not a URL ({error}); write it as http://localhost:8000") from None
 
-    async def __aenter__(self) -> "Server":
-        """Asks what is configured there.
+    async def __aenter__(self) -> "ServerTarget":
+        """Read the server's configuration.
 
         Raises:
-            SubjectError: no router answers.
+            TargetError: No router responds.
         """
-        said = await self._ask("GET", "/v1/router/config")
+        response = await self._request("GET", "/v1/router/config")
         try:
-            self.categories = tuple(category["name"] for category in said["config"]["categories"])
-            self.deadline_ms = float(said["deadline_ms"])
+            self.categories = tuple(category["name"] for category in response["config"]["categories"])
+            self.deadline_ms = float(response["deadline_ms"])
         except (KeyError, TypeError, ValueError):
-            raise SubjectError(f"{self.name}/v1/router/config: is not this router's answer") from None
+            raise TargetError(f"{self.name}/v1/router/config: the response is not in this router's format") from None
         return self
 
     async def __aexit__(
@@ -120,67 +136,76 @@ class Server:
         await self._http.aclose()
 
     async def plan(self, text: str) -> Plan:
-        said = await self._ask("POST", "/v1/router/classify", {"text": text})
+        """Return the plan for a text.
+
+        Raises:
+            TargetError: The request fails, or the server runs another version.
+        """
+        response = await self._request("POST", "/v1/router/classify", {"text": text})
         try:
-            return msgspec.convert(said, Plan)
+            return msgspec.convert(response, Plan)
         except msgspec.ValidationError as error:
-            raise SubjectError(
-                f"{self.name}/v1/router/classify: its answer is no plan of this version ({error}); measure it with "
-                "the version that the server runs"
+            raise TargetError(
+                f"{self.name}/v1/router/classify: the response is not a plan of this version ({error}); run evaluate "
+                "with the version that the server runs"
             ) from None
 
-    async def _ask(self, method: str, path: str, content: Any = None) -> Any:
+    async def _request(self, method: str, path: str, content: Any = None) -> Any:
         import httpx
 
         try:
             response = await self._http.request(method, path, json=content)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            why = str(error) or type(error).__name__
-            raise SubjectError(f"{self.name}: cannot be asked ({why}); is the server up, and its URL right?") from None
+            reason = str(error) or type(error).__name__
+            raise TargetError(
+                f"{self.name}: the request failed ({reason}); check that the server runs and the URL is right"
+            ) from None
         if response.status_code in (401, 403):
-            raise SubjectError(
-                f"{self.name}: wants an API key (status {response.status_code}); name the environment "
-                "variable that holds it with --api-key-env"
+            raise TargetError(
+                f"{self.name}: requires an API key (status {response.status_code}); name the environment variable that "
+                "holds it with --api-key-env"
             )
         if response.status_code == 404:
-            raise SubjectError(f"{self.name}: has no {path}; is it a server with this router?")
+            raise TargetError(f"{self.name}: has no {path}; check that the server runs this router")
         if not response.is_success:
-            raise SubjectError(f"{self.name}{path}: status {response.status_code}: {response.text[:200]}")
+            raise TargetError(f"{self.name}{path}: status {response.status_code}: {response.text[:200]}")
         try:
             return response.json()
         except ValueError:
-            raise SubjectError(f"{self.name}{path}: is not answered with JSON") from None
+            raise TargetError(f"{self.name}{path}: the response is not JSON") from None
 
 
-async def plans(subject: Subject, texts: Sequence[str], told: Callable[[], None] = lambda: None) -> list[Plan]:
-    """A plan a text, in their order; where a method had no time because we ask so much, it is asked again alone.
+async def plan_all(target: Target, texts: Sequence[str], on_plan: Callable[[], None] = lambda: None) -> list[Plan]:
+    """Return a plan for each text, in their order.
+
+    Texts whose methods timed out or were overloaded because of the concurrent load are planned again, one at a time.
 
     Args:
-        told: called when a text has its plan.
+        on_plan: Called after each plan.
 
     Raises:
-        SubjectError: a text gets none.
+        TargetError: The target returns no plan for a text.
     """
-    room = asyncio.Semaphore(subject.at_once)
+    slots = asyncio.Semaphore(target.concurrency)
 
-    async def one(text: str) -> Plan:
-        async with room:
-            plan = await subject.plan(text)
-        told()
+    async def plan_one(text: str) -> Plan:
+        async with slots:
+            plan = await target.plan(text)
+        on_plan()
         return plan
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(text)) for text in texts]
+            tasks = [group.create_task(plan_one(text)) for text in texts]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    found = [task.result() for task in tasks]
-    for place, plan in enumerate(found):
-        if any(step.failure in HURRIED for step in plan.steps):
-            found[place] = await subject.plan(texts[place])
-    return found
+    plans = [task.result() for task in tasks]
+    for place, plan in enumerate(plans):
+        if any(step.failure in RETRIED for step in plan.steps):
+            plans[place] = await target.plan(texts[place])
+    return plans
 
 
-def _patient(loaded: Loaded) -> Loaded:
-    settings = loaded.config.router.model_copy(update={"mode": "route", "share": 1.0, "deadline_ms": PATIENCE_MS})
+def _without_deadline(loaded: LoadedConfig) -> LoadedConfig:
+    settings = loaded.config.router.model_copy(update={"mode": "route", "share": 1.0, "deadline_ms": DEADLINE_MS})
     return dataclasses.replace(loaded, config=loaded.config.model_copy(update={"router": settings}))

@@ -1,1 +1,1 @@
-"""Models made for routing: what runs once, before a server does."""
+"""The `fit` and `distill` commands: fit heads, fine-tune encoders and distill static encoders."""

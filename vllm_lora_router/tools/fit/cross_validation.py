@@ -1,77 +1,82 @@
-"""Which head suits the examples: each is judged by examples that it did not see."""
+"""Selection of a head by cross-validation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_lora_router.classifiers.heads.kernel_ridge import Labelled
-from vllm_lora_router.tools.fit.candidates import Way, choose_points
+from vllm_lora_router.classifiers.heads.kernel_ridge import LabelledEmbeddings
+from vllm_lora_router.tools.fit.candidates import HeadCandidate, choose_points
+from vllm_lora_router.tools.progress import ReportProgress
 
-MANY = 4000  # examples: three folds tell as much as five then
-STRANGERS = 2000  # examples at most that a head without a category is fitted on
-GROUPS = 8  # of categories at most that are left out one after the other
-
-Told = Callable[[str, int, int], None]
+MANY_EXAMPLES = 4000  # with more examples, three folds suffice instead of five
+MAX_UNSEEN_EXAMPLES = 2000  # examples that heads without a category are fitted on
+MAX_GROUPS = 8  # of categories that are left out together
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
-    """What a way's heads say of the examples that each did not see."""
+class CrossValidation:
+    """A candidate's predictions for held-out examples."""
 
-    way: Way
-    scores: np.ndarray  # float32 [examples, outputs]
-    accuracy: float  # of the best guess, over the examples in scope
-    macro_f1: float  # of the same
+    candidate: HeadCandidate
+    scores: np.ndarray  # of each example by a head that was not fitted on it, float32 [examples, outputs]
+    accuracy: float  # of the best category, over in-scope examples
+    macro_f1: float  # likewise
 
 
-def held_out(data: Labelled, ways: Sequence[Way], seed: int, told: Told) -> list[HeldOut]:
-    """Of all ways, by stratified cross-validation in the same folds."""
+def cross_validate(
+    data: LabelledEmbeddings, candidates: Sequence[HeadCandidate], seed: int, report_progress: ReportProgress
+) -> list[CrossValidation]:
+    """Cross-validate all candidates on the same stratified folds."""
     from sklearn.metrics import f1_score
     from sklearn.model_selection import StratifiedKFold
 
     labels = data.labels
     smallest = int(np.unique(labels, return_counts=True)[1].min())
-    folds = min(3 if len(data) > MANY else 5, max(smallest, 2))
-    scores = [np.zeros((len(data), len(data.names)), np.float32) for _ in ways]
+    folds = min(3 if len(data) > MANY_EXAMPLES else 5, max(smallest, 2))
+    all_scores = [np.zeros((len(data), len(data.names)), np.float32) for _ in candidates]
     splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(data.vectors, labels))
-    done, of = 0, len(splits) * len(ways)
+    done, total = 0, len(splits) * len(candidates)
     for train, test in splits:
-        seen = data.at(train)
-        points = choose_points(seen, seed)
-        for way, own in zip(ways, scores, strict=True):
-            own[test] = way.fit(seen, points).scores(data.vectors[test])
+        train_data = data.subset(train)
+        points = choose_points(train_data, seed)
+        for candidate, scores in zip(candidates, all_scores, strict=True):
+            scores[test] = candidate.fit(train_data, points).scores(data.vectors[test])
             done += 1
-            told("trying heads", done, of)
+            report_progress("cross-validation", done, total)
     inside = labels >= 0
-    of_output = data.membership.argmax(axis=1)
-    found = []
-    for way, own in zip(ways, scores, strict=True):
-        guessed = of_output[own[inside].argmax(axis=1)]
-        accuracy = float((guessed == labels[inside]).mean())
-        found.append(HeldOut(way, own, accuracy, float(f1_score(labels[inside], guessed, average="macro"))))
-    return found
+    category_of = data.membership.argmax(axis=1)
+    results = []
+    for candidate, scores in zip(candidates, all_scores, strict=True):
+        predictions = category_of[scores[inside].argmax(axis=1)]
+        accuracy = float((predictions == labels[inside]).mean())
+        macro_f1 = float(f1_score(labels[inside], predictions, average="macro"))
+        results.append(CrossValidation(candidate, scores, accuracy, macro_f1))
+    return results
 
 
-def best(found: Sequence[HeldOut]) -> HeldOut:
-    """The most accurate; of equals the first."""
-    return max(found, key=lambda one: one.accuracy)
+def most_accurate(results: Sequence[CrossValidation]) -> CrossValidation:
+    """Return the most accurate result; the first one wins a tie."""
+    return max(results, key=lambda result: result.accuracy)
 
 
-def strangers(data: Labelled, way: Way, seed: int, told: Told) -> np.ndarray:
-    """float32 [examples, outputs]: of examples that are in no category that their head knows.
+def scores_of_unseen_categories(
+    data: LabelledEmbeddings, candidate: HeadCandidate, seed: int, report_progress: ReportProgress
+) -> np.ndarray:
+    """Return the scores of examples by heads that were fitted without their category, float32 [examples, outputs].
 
-    The categories are left out in turn, in a few groups where there are many.
+    Each category is left out once; many categories are left out in groups.
     """
-    some = data.at(np.sort(np.random.default_rng(seed).permutation(len(data))[:STRANGERS]))
-    labels = some.labels
+    sampled = data.subset(np.sort(np.random.default_rng(seed).permutation(len(data))[:MAX_UNSEEN_EXAMPLES]))
+    labels = sampled.labels
     categories = np.unique(labels[labels >= 0])
-    groups = np.array_split(categories, min(len(categories), GROUPS))
-    found = []
-    for place, group in enumerate(groups):
-        out = np.isin(labels, group)
-        if len(np.unique(labels[~out])) > 1:
-            known = some.at(np.flatnonzero(~out))
-            found.append(way.fit(known, choose_points(known, seed)).scores(some.vectors[out]))
-        told("leaving categories out", place + 1, len(groups))
-    return np.concatenate(found) if found else np.zeros((0, len(data.names)), np.float32)
+    groups = np.array_split(categories, min(len(categories), MAX_GROUPS))
+    scores = []
+    for index, group in enumerate(groups):
+        left_out = np.isin(labels, group)
+        if len(np.unique(labels[~left_out])) > 1:
+            remaining = sampled.subset(np.flatnonzero(~left_out))
+            head = candidate.fit(remaining, choose_points(remaining, seed))
+            scores.append(head.scores(sampled.vectors[left_out]))
+        report_progress("leaving categories out", index + 1, len(groups))
+    return np.concatenate(scores) if scores else np.zeros((0, len(data.names)), np.float32)

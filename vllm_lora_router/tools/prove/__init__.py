@@ -1,1 +1,1 @@
-"""Whether each category's adapter helps: the likelihood of reference answers under the base and every adapter."""
+"""The `prove` command: test on a running server whether each category's adapter helps."""

@@ -1,4 +1,4 @@
-"""`vllm-lora-router prove`: whether each category's adapter helps, by the likelihood of reference answers."""
+"""`vllm-lora-router prove`: test whether each category's adapter helps, by the likelihood of reference answers."""
 
 import argparse
 import asyncio
@@ -11,144 +11,160 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vllm_lora_router.config import ConfigError, Loaded, configured_file, load
+from vllm_lora_router.config import ConfigError, LoadedConfig, load
 from vllm_lora_router.config.served_base import ServedBase, served_base
-from vllm_lora_router.observability.decision_log import printable
+from vllm_lora_router.text import printable
 from vllm_lora_router.tools.data.rows import DataError
-from vllm_lora_router.tools.options import at_least_one
-from vllm_lora_router.tools.prove.assignments import assigned
-from vllm_lora_router.tools.prove.endpoint import Endpoint, ProofError, Served
-from vllm_lora_router.tools.prove.matrix import Proof, prove
-from vllm_lora_router.tools.prove.pairs import Read, read_pairs
-from vllm_lora_router.tools.prove.tables import columns, differences, matrix
+from vllm_lora_router.tools.options import add_config_argument, at_least_one, report_missing
+from vllm_lora_router.tools.prove.assignments import read_assignments
+from vllm_lora_router.tools.prove.endpoint import Endpoint, ProveError, ServedModels
+from vllm_lora_router.tools.prove.matrix import Matrix, build_matrix
+from vllm_lora_router.tools.prove.pairs import PairSet, read_pairs
+from vllm_lora_router.tools.prove.tables import gain_table, likelihood_table, shown_models
 
-WRONG = 3  # exit status
+EXIT_WRONG_ASSIGNMENT = 3
 
 DESCRIPTION = """
-Asks a running server's base, and every adapter that the configuration's categories name, how likely they find reference
-answers, and says of each category whether its adapter helps, should be the base, or another one would do better.
+Scores reference answers on a running server under the base model and every adapter that the configuration's categories
+name. For each category, reports whether its adapter helps, whether the base is better, or whether another adapter is
+better.
 """
 EPILOG = """
-Exit status: 0 when no assignment is found wrong, 3 when one is, 1 when the proof could not be done.
+Exit status: 0 if no assignment is wrong, 3 if one is wrong, 1 if the answers cannot be scored.
 """
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the subcommand."""
-    said = "say whether each category's adapter helps, by a running server"
-    parser = subparsers.add_parser("prove", help=said, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("config", nargs="?", type=Path, default=configured_file(), help="default: %(default)s")
+    """Add the `prove` subcommand."""
+    summary = "test on a running server whether each category's adapter helps"
+    parser = subparsers.add_parser("prove", help=summary, description=DESCRIPTION, epilog=EPILOG)
+    add_config_argument(parser)
     parser.add_argument(
         "--data",
         type=Path,
         nargs="+",
         required=True,
         metavar="FILE",
-        help="JSONL or CSV with the fields prompt (or text), answer and category",
+        help="JSONL or CSV files with the fields prompt (or text), answer and category.",
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the server; default: %(default)s")
-    parser.add_argument("--api-key-env", metavar="NAME", help="the environment variable that holds its API key")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the server (default: %(default)s).")
     parser.add_argument(
-        "--models", nargs="+", metavar="ADAPTER", help="adapters to ask; default: all that categories name"
+        "--api-key-env", metavar="NAME", help="Environment variable that holds the server's API key (default: no key)."
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="ADAPTER",
+        help="Adapters to score (default: every adapter that a category names).",
     )
     parser.add_argument(
         "--tokens",
         type=at_least_one,
         default=32,
         metavar="N",
-        help="of an answer that are asked about, evenly spread, each by a request to every model; default: %(default)s",
+        help="Maximum number of scored tokens per answer, evenly spaced; each is one request per model "
+        "(default: %(default)s).",
     )
     parser.add_argument(
         "--at-once",
         type=at_least_one,
         default=16,
         metavar="N",
-        help="requests under way at a time; default: %(default)s",
+        help="Maximum number of concurrent requests (default: %(default)s).",
     )
     parser.add_argument(
-        "--timeout", type=_seconds, default=120.0, metavar="S", help="seconds for each request; default: %(default)g"
+        "--timeout",
+        type=_seconds,
+        default=120.0,
+        metavar="S",
+        help="Timeout of each request in seconds (default: %(default)g).",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap; default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the bootstrap (default: %(default)s).")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="Also write all results to this file (default: none)."
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when no assignment is found wrong, 3 when one is, 1 when the proof could not be done."""
+    """Return 0 if no assignment is wrong, 3 if one is wrong, 1 if the answers cannot be scored."""
+    if report_missing("prove", "evaluate", "scipy"):
+        return 1
     try:
         if args.json and not args.json.parent.is_dir():
-            raise ProofError(f"{args.json}: there is no folder {args.json.parent}; make it first")
-        read, proof = asyncio.run(_prove(args, _key(args.api_key_env)))
-    except (ConfigError, DataError, ProofError) as error:
+            raise ProveError(f"{args.json}: the folder {args.json.parent} does not exist; create it first")
+        pairs, matrix = asyncio.run(_prove(args, _api_key(args.api_key_env)))
+    except (ConfigError, DataError, ProveError) as error:
         problems = error.problems if isinstance(error, ConfigError | DataError) else [error]
         for problem in problems:
             print(problem, file=sys.stderr)
         return 1
-    for warning in (*read.warnings, *proof.measurements.left_out):
+    for warning in (*pairs.warnings, *matrix.scores.left_out):
         print(f"warning: {printable(warning)}", file=sys.stderr)
     if args.json:
-        args.json.write_text(json.dumps(proof.as_json(), indent=1, ensure_ascii=False) + "\n", "utf-8")
-    _print(Console(), proof)
-    return WRONG if proof.is_wrong else 0
+        args.json.write_text(json.dumps(matrix.as_json(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    _print_matrix(Console(), matrix)
+    return EXIT_WRONG_ASSIGNMENT if matrix.is_wrong else 0
 
 
-async def _prove(args: argparse.Namespace, api_key: str | None) -> tuple[Read, Proof]:
+async def _prove(args: argparse.Namespace, api_key: str | None) -> tuple[PairSet, Matrix]:
     async with Endpoint(args.url, api_key=api_key, timeout_s=args.timeout) as endpoint:
-        served = await endpoint.served()
-        loaded, base = _configuration(args.config, served)
-        read = read_pairs(args.data, [category.name for category in loaded.config.categories])
-        if not read.pairs:
-            raise DataError([*read.warnings, f"{', '.join(map(str, args.data))}: no pair to ask"])
-        asked = assigned(loaded, base, served, args.models)
-        shown = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+        served = await endpoint.models()
+        loaded, base = _load_config(args.config, served)
+        pairs = read_pairs(args.data, [category.name for category in loaded.config.categories])
+        if not pairs.pairs:
+            raise DataError([*pairs.warnings, f"{', '.join(map(str, args.data))}: no pair can be scored"])
+        assignments = read_assignments(loaded, base, served, args.models)
+        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
         console = Console(stderr=True)
-        with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as progress:
-            what = f"asking {len(asked.models)} models {len(read.pairs):,} answers"
-            task = progress.add_task(what, total=None)
-            proof = await prove(
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            description = f"scoring {len(pairs.pairs):,} answers under {len(assignments.models)} models"
+            task = progress.add_task(description, total=None)
+            matrix = await build_matrix(
                 endpoint,
-                asked,
+                assignments,
                 served,
-                read.pairs,
+                pairs.pairs,
                 tokens=args.tokens,
-                at_once=args.at_once,
+                concurrency=args.at_once,
                 seed=args.seed,
-                planned=lambda requests: progress.update(task, total=requests),
-                advance=lambda: progress.advance(task),
+                on_planned=lambda requests: progress.update(task, total=requests),
+                on_request=lambda: progress.advance(task),
             )
-    return read, proof
+    return pairs, matrix
 
 
-def _configuration(file: Path, served: Served) -> tuple[Loaded, ServedBase]:
-    """The configuration for the base that the server serves; adapters may be declared by the server alone."""
+def _load_config(file: Path, served: ServedModels) -> tuple[LoadedConfig, ServedBase]:
+    """Load the configuration for the server's base; adapters may be declared on the server only."""
     loaded = load(file, adapters=served.adapters)
     return loaded, served_base(loaded, served.bases)
 
 
-def _key(variable: str | None) -> str | None:
+def _api_key(variable: str | None) -> str | None:
     if variable is None:
         return None
     if not (key := os.environ.get(variable)):
-        raise ProofError(f"the environment variable {variable} is not set, and --api-key-env names it")
+        raise ProveError(f"--api-key-env: the environment variable {variable} is not set")
     return key
 
 
-def _print(console: Console, proof: Proof) -> None:
-    def say(sentence: str, style: str = "") -> None:
+def _print_matrix(console: Console, matrix: Matrix) -> None:
+    def print_line(sentence: str, style: str = "") -> None:
         console.print(Text(printable(sentence), style=style), soft_wrap=True)
 
-    shown = columns(proof)
-    console.print(matrix(proof, shown))
-    if more := len(proof.assigned.models) - len(shown):
-        say(f"{more} more adapter{'s' * (more != 1)} did not fit here; --json has all.")
-    console.print(differences(proof))
-    for note in proof.measurements.notes:
-        say(f"{note}.")
-    styles = {"base": "red", "other": "red", "helps": "green", "untold": "yellow"}
-    for row in proof.rows:
-        say(f"{row.verdict.text}.", styles.get(row.verdict.kind, ""))
-    if without := [name for name in proof.assigned.served_by if name not in {row.category for row in proof.rows}]:
-        say(f"Not judged, for want of pairs: {', '.join(without)}.")
+    models = shown_models(matrix)
+    console.print(likelihood_table(matrix, models))
+    if hidden := len(matrix.assignments.models) - len(models):
+        print_line(f"{hidden} more adapter{'s' * (hidden != 1)} not shown; --json has all.")
+    console.print(gain_table(matrix))
+    for note in matrix.scores.notes:
+        print_line(f"{note}.")
+    styles = {"use_base": "red", "use_other": "red", "helps": "green", "inconclusive": "yellow"}
+    for row in matrix.rows:
+        print_line(f"{row.verdict.text}.", styles.get(row.verdict.kind, ""))
+    judged = {row.category for row in matrix.rows}
+    if without_pairs := [name for name in matrix.assignments.served_by if name not in judged]:
+        print_line(f"No pairs, and so no verdict: {', '.join(without_pairs)}.")
 
 
 def _seconds(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The server that is asked: what it serves, how it reads a prompt, how likely it finds the tokens of one."""
+"""Client of the vLLM server that scores answers: its models, its tokenizer and its log-likelihoods."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,59 +6,60 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-OURS = "vllm_lora_router"  # who owns the auto name in the list of models
-_SHOWN = 500  # characters of an answer that is no JSON
-RAW = "start the server without --logprobs-mode, or with raw_logprobs"
+ROUTER_OWNER = "vllm_lora_router"  # `owned_by` of the auto name in the list of models
+RAW_LOGPROBS = "start the server without --logprobs-mode, or with raw_logprobs"
+_EXCERPT = 500  # characters
 
 
-class ProofError(RuntimeError):
-    """Something in the way of a proof; the message names it and the way out."""
+class ProveError(RuntimeError):
+    """A condition that prevents scoring; the message names it and the remedy."""
 
 
-class ServerError(ProofError):
-    """The server did not do what it was asked."""
+class ServerError(ProveError):
+    """A request that failed."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
-        self.status = status  # None: there was no answer
+        self.status = status  # None: no response
         super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """What the server lists under /v1/models."""
+class ServedModels:
+    """The models that the server lists under /v1/models."""
 
-    bases: tuple[str, ...]  # the names of the base model
+    bases: tuple[str, ...]  # names of the base model
     adapters: tuple[str, ...]
-    listed: tuple[str, ...]  # all names, the router's own among them
+    listed: tuple[str, ...]  # all names, including the router's auto name
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class TokenizedPrompt:
     """The tokens of a prompt."""
 
     ids: tuple[int, ...]
-    longest: int  # tokens, prompt and answer together, that the model takes
+    max_model_len: int  # tokens of prompt and answer together
 
 
 class Endpoint(AbstractAsyncContextManager["Endpoint"]):
-    """A vLLM server. Nothing is asked twice: what fails is told."""
+    """Client of a vLLM server. Requests are not retried; failures raise."""
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
-        """
+        """Open a client session.
+
         Args:
-            url: of the server, with or without /v1 at its end.
-            timeout_s: for each request.
+            url: URL of the server, with or without /v1 at its end.
+            timeout_s: Timeout of each request.
 
         Raises:
-            ProofError: it is no URL, or aiohttp is not installed.
+            ProveError: The URL is invalid, or aiohttp is not installed.
         """
         try:
             import aiohttp
         except ImportError:
-            raise ProofError("prove needs aiohttp, which comes with vLLM: pip install aiohttp") from None
+            raise ProveError("prove needs aiohttp, which vLLM installs: pip install aiohttp") from None
         self._root = url.rstrip("/").removesuffix("/v1")
         if not self._root.startswith(("http://", "https://")):
-            raise ProofError(f"{url!r} is no address of a server; write it as http://127.0.0.1:8000")
+            raise ProveError(f"{url!r} is not a server's URL; write it as http://127.0.0.1:8000")
         self._timeout_s = timeout_s
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
@@ -69,97 +70,102 @@ class Endpoint(AbstractAsyncContextManager["Endpoint"]):
     async def __aexit__(self, *error: object) -> None:
         await self._http.close()
 
-    async def served(self) -> Served:
-        """What the server serves.
+    async def models(self) -> ServedModels:
+        """Return the models that the server lists.
 
         Raises:
-            ServerError: it cannot be reached, answers with an error, or lists no base model.
+            ServerError: The request fails, or the server lists no base model.
         """
-        found = await self._ask("GET", "/v1/models")
-        with self._as_vllm("/v1/models"):
-            cards = found["data"]
-            bases = [card["id"] for card in cards if card["parent"] is None and card["owned_by"] != OURS]
+        response = await self._request("GET", "/v1/models")
+        with self._vllm_format("/v1/models"):
+            cards = response["data"]
+            bases = [card["id"] for card in cards if card["parent"] is None and card["owned_by"] != ROUTER_OWNER]
             adapters = [card["id"] for card in cards if card["parent"] is not None]
             listed = [card["id"] for card in cards]
         if not bases:
-            raise ServerError(f"{self._root}/v1/models lists no base model, and prove asks one")
-        return Served(tuple(bases), tuple(adapters), tuple(listed))
+            raise ServerError(f"{self._root}/v1/models lists no base model, but prove scores one")
+        return ServedModels(tuple(bases), tuple(adapters), tuple(listed))
 
-    async def tokens(self, model: str, asked: Mapping[str, Any]) -> Prompt:
-        """The tokens of a `prompt`, or of `messages` in the server's own chat template.
-
-        Raises:
-            ServerError: it cannot be reached or answers with an error.
-        """
-        found = await self._ask("POST", "/tokenize", {"model": model, **asked})
-        with self._as_vllm("/tokenize"):
-            return Prompt(tuple(found["tokens"]), found["max_model_len"])
-
-    async def likelihood(self, model: str, before: Sequence[int], token: int) -> tuple[str, float]:
-        """The name of the model that answered, and how likely it finds a token behind others: a logarithm, in nats.
-
-        vLLM may generate that one token and no other, and tells how likely it was before there was no choice. What it
-        says of a prompt's own tokens (`prompt_logprobs`) would take fewer requests. But beside other requests that ends
-        an engine with adapters on a CPU (seen on vLLM 0.32), and by reports it leaves out what adapters change in the
-        output layer (vllm-project/vllm#51594) and takes memory on a GPU that nobody has set aside (#5907).
+    async def tokenize(self, model: str, body: Mapping[str, Any]) -> TokenizedPrompt:
+        """Return the tokens of a `prompt`, or of `messages` in the server's chat template.
 
         Raises:
-            ServerError: it cannot be reached, answers with an error, or tells something else.
+            ServerError: The request fails.
         """
-        asked = {"model": model, "prompt": list(before), "max_tokens": 1, "temperature": 0, "logprobs": 0}
+        response = await self._request("POST", "/tokenize", {"model": model, **body})
+        with self._vllm_format("/tokenize"):
+            return TokenizedPrompt(tuple(response["tokens"]), response["max_model_len"])
+
+    async def log_likelihood(self, model: str, context: Sequence[int], token: int) -> tuple[str, float]:
+        """Return the log-likelihood of a token after a context of tokens.
+
+        The request restricts vLLM to generating that one token; vLLM reports the token's log-probability from before
+        the restriction. Log-likelihoods of a prompt's own tokens (`prompt_logprobs`) would take fewer requests. But
+        with other requests in the batch they end an engine with adapters on a CPU (seen on vLLM 0.32), and they are
+        reported to omit an adapter's changes to the output layer (vllm-project/vllm#51594) and to use GPU memory that
+        is not reserved (#5907).
+
+        Returns:
+            The name of the model in the response, and the log-likelihood in nats.
+
+        Raises:
+            ServerError: The request fails, or the response is about another token.
+        """
+        sampling = {"max_tokens": 1, "temperature": 0, "logprobs": 0}
         as_ids = {"allowed_token_ids": [token], "return_tokens_as_token_ids": True}
-        found = await self._ask("POST", "/v1/completions", {**asked, **as_ids})
-        with self._as_vllm("/v1/completions"):
-            told = found["choices"][0]["logprobs"]
-            if told["tokens"] != [f"token_id:{token}"]:
-                raise ValueError(told["tokens"])
-            (value,) = told["token_logprobs"]
-            by = found["model"]
+        body = {"model": model, "prompt": list(context), **sampling, **as_ids}
+        response = await self._request("POST", "/v1/completions", body)
+        with self._vllm_format("/v1/completions"):
+            logprobs = response["choices"][0]["logprobs"]
+            if logprobs["tokens"] != [f"token_id:{token}"]:
+                raise ValueError(logprobs["tokens"])
+            (value,) = logprobs["token_logprobs"]
+            answered_by = response["model"]
         if value > 0:
-            raise ServerError(f"{self._root}: gives no likelihoods ({value:g}); {RAW}")
-        return by, value
+            raise ServerError(f"{self._root}: returns {value:g}, which is not a log-likelihood; {RAW_LOGPROBS}")
+        return answered_by, value
 
-    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    async def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         from aiohttp import ClientError
 
-        where = f"{method} {self._root}{path}"
+        request = f"{method} {self._root}{path}"
         try:
             async with self._http.request(method, f"{self._root}{path}", json=body) as response:
                 status, text = response.status, (await response.read()).decode(errors="replace")
         except TimeoutError:
-            raise ServerError(f"{where}: no answer within {self._timeout_s:g} s; --timeout gives it longer") from None
+            raise ServerError(f"{request}: no response within {self._timeout_s:g} s; increase --timeout") from None
         except ClientError as error:
-            said = str(error) or type(error).__name__
-            raise ServerError(f"{where}: cannot be asked ({said}); is the server up, and is --url right?") from None
+            reason = str(error) or type(error).__name__
+            raise ServerError(f"{request}: failed ({reason}); check that the server runs and --url is right") from None
         if status != 200:
-            raise ServerError(f"{where}: status {status}: {_message(text)}{_way_out(status, text)}", status)
+            raise ServerError(f"{request}: status {status}: {_error_message(text)}{_remedy(status, text)}", status)
         try:
             return json.loads(text)
         except ValueError:
-            raise ServerError(f"{where}: answers with something that is no JSON: {text[:_SHOWN]!r}") from None
+            raise ServerError(f"{request}: the response is not JSON: {text[:_EXCERPT]!r}") from None
 
     @contextmanager
-    def _as_vllm(self, path: str) -> Iterator[None]:
+    def _vllm_format(self, path: str) -> Iterator[None]:
         try:
             yield
         except (LookupError, TypeError, ValueError):
-            raise ServerError(f"{self._root}{path}: answers otherwise than vLLM does, and prove needs vLLM") from None
+            raise ServerError(f"{self._root}{path}: the response is not in vLLM's format; prove needs vLLM") from None
 
 
-def _message(text: str) -> str:
-    """The server's own words: OpenAI's form of an error, shorter ones, or the text as it is."""
+def _error_message(text: str) -> str:
+    """Return the message of an error response: OpenAI's form of an error, a shorter form, or the text itself."""
     try:
-        said = json.loads(text)
-        said = said.get("error", said)
-        said = said if isinstance(said, str) else said.get("message") or said.get("detail")
+        content = json.loads(text)
+        content = content.get("error", content)
+        message = content if isinstance(content, str) else content.get("message") or content.get("detail")
     except (ValueError, AttributeError):
-        said = None
-    return str(said or text[:_SHOWN] or "no text")
+        message = None
+    return str(message or text[:_EXCERPT] or "no text")
 
 
-def _way_out(status: int, text: str) -> str:
+def _remedy(status: int, text: str) -> str:
     if status == 401:
-        return "; --api-key-env names the variable that holds its API key"
+        return "; name the environment variable that holds the API key with --api-key-env"
     if status == 404 and "model" not in text:
-        return "; prove asks vLLM itself, and something else may stand at this address"
+        return "; check that --url is a vLLM server"
     return ""

@@ -1,4 +1,4 @@
-"""The log-likelihood of every pair's answer under every model, by a running server."""
+"""Scoring: the log-likelihood of each pair's answer under each model of a running server."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -7,176 +7,184 @@ from typing import TypeVar
 
 import numpy as np
 
-from vllm_lora_router.tools.prove.endpoint import RAW, Endpoint, ServerError
+from vllm_lora_router.tools.prove.endpoint import RAW_LOGPROBS, Endpoint, ServerError
 from vllm_lora_router.tools.prove.pairs import Pair
-from vllm_lora_router.tools.prove.tokens import Spelled, Way, way_for
+from vllm_lora_router.tools.prove.tokens import PromptFormat, TokenizedPair, choose_format
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the server says of a category's pairs."""
+class CategoryScores:
+    """The scores of a category's pairs."""
 
     pairs: tuple[Pair, ...]
     values: np.ndarray  # [pairs, models] mean log-likelihood of an answer's tokens, in nats
     answer_tokens: int
-    asked_tokens: int  # of them, each of every model
+    scored_tokens: int  # of the answer tokens, for each model
 
 
 @dataclass(frozen=True)
-class Measurements:
-    """What came of all pairs."""
+class Scores:
+    """The scores of all pairs."""
 
-    by_category: Mapping[str, Measured]  # those of which a pair is left
-    answered: Mapping[str, str]  # model -> what answers call it: an adapter's version stands behind its name
-    left_out: tuple[str, ...]  # pairs, each with its place and why
-    notes: tuple[str, ...]  # how prompts were put, where that is not how routed requests are
+    by_category: Mapping[str, CategoryScores]  # categories with at least one scored pair
+    answered_as: Mapping[str, str]  # model -> its name in responses; an adapter's version follows the adapter's name
+    left_out: tuple[str, ...]  # pairs that were not scored: location and reason
+    notes: tuple[str, ...]  # categories whose prompts are rendered differently from routed requests
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A pair, and the tokens of its answer that models are asked about: evenly spread where it has more than enough."""
+class ScoredPair:
+    """A pair and the answer tokens to score; the tokens of a long answer are evenly spaced."""
 
     pair: Pair
-    spelled: Spelled
-    tokens: tuple[int, ...]  # their places in `spelled.ids`
+    tokenized: TokenizedPair
+    positions: tuple[int, ...]  # of the scored tokens in `tokenized.ids`
 
     @classmethod
-    def of(cls, pair: Pair, spelled: Spelled, most: int) -> "Asked":
-        places = np.linspace(spelled.before, len(spelled.ids) - 1, min(most, spelled.answer_tokens))
-        return cls(pair, spelled, tuple(map(int, places)))
+    def of(cls, pair: Pair, tokenized: TokenizedPair, max_tokens: int) -> "ScoredPair":
+        """Choose at most `max_tokens` tokens of the answer."""
+        count = min(max_tokens, tokenized.answer_tokens)
+        positions = np.linspace(tokenized.answer_start, len(tokenized.ids) - 1, count)
+        return cls(pair, tokenized, tuple(map(int, positions)))
 
 
-async def measure(
+async def score_pairs(
     endpoint: Endpoint,
     models: Sequence[str],
     pairs: Sequence[Pair],
     system_prompts: Mapping[str, str | None],
     *,
     tokens: int,
-    at_once: int,
-    planned: Callable[[int], None] = lambda requests: None,
-    advance: Callable[[], None] = lambda: None,
-) -> Measurements:
-    """Asks every model how likely it finds every answer.
+    concurrency: int,
+    on_planned: Callable[[int], None] = lambda requests: None,
+    on_request: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Score every answer under every model.
 
-    One model after the other, with many requests at once: an adapter is loaded once, and the base is in no batch with
-    adapters, where vLLM's CPU kernels may answer with an adapter's weights (vllm-project/vllm#48421).
+    Models are scored one after the other, each with many concurrent requests. An adapter is loaded once, and the base
+    is in no batch with adapters, where vLLM's CPU kernels may answer with an adapter's weights
+    (vllm-project/vllm#48421).
 
     Args:
-        models: the base first.
-        system_prompts: category -> what stands before its prompts.
-        tokens: of an answer that are asked about at most, each by a request to every model.
-        at_once: requests under way at a time.
-        planned: called with the number of requests once it is known.
-        advance: called after each of them.
+        models: Models to score, the base first.
+        system_prompts: category -> the system prompt of its prompts.
+        tokens: Maximum number of scored tokens per answer. Each is one request per model.
+        concurrency: Maximum number of concurrent requests.
+        on_planned: Called with the number of requests when it is known.
+        on_request: Called after each request.
 
     Raises:
-        ServerError: the server cannot be reached, answers with an error, or with another model than was asked.
+        ServerError: A request fails, or another model than the requested one answers.
     """
-    spelled, ways = await _spell(endpoint, models[0], pairs, system_prompts, at_once)
-    why_not = {pair: why for pair, one in spelled.items() if (why := _why_not(one)) is not None}
-    asked = [Asked.of(pair, one, tokens) for pair, one in spelled.items() if pair not in why_not]
-    requests = [(row, place) for row, one in enumerate(asked) for place in one.tokens]
-    planned(len(requests) * len(models))
-    values = np.empty((len(asked), len(models)))
-    answered: dict[str, str] = {}
+    tokenized, formats = await _tokenize(endpoint, models[0], pairs, system_prompts, concurrency)
+    problems = {pair: problem for pair, tokens_of in tokenized.items() if (problem := _problem(tokens_of)) is not None}
+    scored = [
+        ScoredPair.of(pair, pair_tokens, tokens) for pair, pair_tokens in tokenized.items() if pair not in problems
+    ]
+    requests = [(row, position) for row, pair in enumerate(scored) for position in pair.positions]
+    on_planned(len(requests) * len(models))
+    values = np.empty((len(scored), len(models)))
+    answered_as: dict[str, str] = {}
     for column, model in enumerate(models):
 
-        async def ask(request: tuple[int, int], model: str = model) -> float:
-            row, place = request
-            pair, ids = asked[row].pair, asked[row].spelled.ids
+        async def request_score(request: tuple[int, int], model: str = model) -> float:
+            row, position = request
+            pair, ids = scored[row].pair, scored[row].tokenized.ids
             try:
-                by, value = await endpoint.likelihood(model, ids[:place], ids[place])
+                answered_by, value = await endpoint.log_likelihood(model, ids[:position], ids[position])
             except ServerError as error:
-                raise ServerError(f"{pair.place}, model {model!r}: {error}", error.status) from None
-            _check_answerer(model, by, answered.setdefault(model, by))
-            advance()
+                raise ServerError(f"{pair.location}, model {model!r}: {error}", error.status) from None
+            _check_answered_by(model, answered_by, answered_as.setdefault(model, answered_by))
+            on_request()
             return value
 
-        told = np.array(await _each(ask, requests, at_once))
-        by_row = np.array([row for row, _ in requests], dtype=int)
-        values[:, column] = np.bincount(by_row, told, len(asked)) / [len(one.tokens) for one in asked]
+        results = np.array(await _gather(request_score, requests, concurrency))
+        rows = np.array([row for row, _ in requests], dtype=int)
+        values[:, column] = np.bincount(rows, results, len(scored)) / [len(pair.positions) for pair in scored]
     if values.size and not values.any():
-        raise ServerError(f"every model is said to find every answer certain; {RAW}")
-    left_out = tuple(f"{pair.place}: {why}; left out" for pair, why in why_not.items())
-    return Measurements(_by_category(asked, values), answered, left_out, _notes(ways))
+        raise ServerError(f"the log-likelihood of every answer is 0 under every model; {RAW_LOGPROBS}")
+    left_out = tuple(f"{pair.location}: {problem}; left out" for pair, problem in problems.items())
+    return Scores(_by_category(scored, values), answered_as, left_out, _notes(formats))
 
 
-async def _spell(
-    endpoint: Endpoint, base: str, pairs: Sequence[Pair], system_prompts: Mapping[str, str | None], at_once: int
-) -> tuple[dict[Pair, Spelled], dict[str, Way]]:
-    """Every pair in tokens, and the way of each category."""
-    ways: dict[str, Way] = {}
+async def _tokenize(
+    endpoint: Endpoint, base: str, pairs: Sequence[Pair], system_prompts: Mapping[str, str | None], concurrency: int
+) -> tuple[dict[Pair, TokenizedPair], dict[str, PromptFormat]]:
+    """Return the tokens of every pair, and the prompt format of every category."""
+    formats: dict[str, PromptFormat] = {}
     for pair in pairs:
-        if pair.category not in ways:
-            ways[pair.category] = await way_for(endpoint, base, pair, system_prompts.get(pair.category))
+        if pair.category not in formats:
+            formats[pair.category] = await choose_format(endpoint, base, pair, system_prompts.get(pair.category))
 
-    async def spell(pair: Pair) -> Spelled:
+    async def tokenize(pair: Pair) -> TokenizedPair:
         try:
-            return await ways[pair.category].spell(endpoint, base, pair)
+            return await formats[pair.category].tokenize(endpoint, base, pair)
         except ServerError as error:
-            raise ServerError(f"{pair.place}: {error}", error.status) from None
+            raise ServerError(f"{pair.location}: {error}", error.status) from None
 
-    return dict(zip(pairs, await _each(spell, pairs, at_once), strict=True)), ways
-
-
-def _why_not(spelled: Spelled) -> str | None:
-    """Why a pair cannot be asked."""
-    if len(spelled.ids) > spelled.longest:
-        return f"prompt and answer are {len(spelled.ids):,} tokens, and the model takes {spelled.longest:,}"
-    return "the chat template leaves nothing of the answer" if spelled.answer_tokens < 1 else None
+    return dict(zip(pairs, await _gather(tokenize, pairs, concurrency), strict=True)), formats
 
 
-def _check_answerer(model: str, by: str, before: str) -> None:
-    if by != model and not by.startswith(f"{model}@"):
+def _problem(tokenized: TokenizedPair) -> str | None:
+    """Return the reason why a pair cannot be scored."""
+    if len(tokenized.ids) > tokenized.max_model_len:
+        count, limit = len(tokenized.ids), tokenized.max_model_len
+        return f"prompt and answer have {count:,} tokens, and the model's limit is {limit:,}"
+    return "the chat template removes the whole answer" if tokenized.answer_tokens < 1 else None
+
+
+def _check_answered_by(model: str, answered_by: str, first_answered_by: str) -> None:
+    if answered_by != model and not answered_by.startswith(f"{model}@"):
         raise ServerError(
-            f"the server answers requests for {model!r} as {by!r}: something between routes them; set "
-            "router.route_base_model to false while you prove"
+            f"{answered_by!r} answers requests for {model!r}, so requests are routed; set router.route_base_model to "
+            "false while prove runs"
         )
-    if by != before:
-        raise ServerError(f"{model!r} changed while it was asked, from {before!r} to {by!r}; prove it again")
+    if answered_by != first_answered_by:
+        raise ServerError(
+            f"{model!r} changed from {first_answered_by!r} to {answered_by!r} while it was scored; run prove again"
+        )
 
 
-def _by_category(asked: Sequence[Asked], values: np.ndarray) -> dict[str, Measured]:
-    rows: dict[str, list[int]] = {}
-    for row, one in enumerate(asked):
-        rows.setdefault(one.pair.category, []).append(row)
+def _by_category(scored: Sequence[ScoredPair], values: np.ndarray) -> dict[str, CategoryScores]:
+    rows_of: dict[str, list[int]] = {}
+    for row, pair in enumerate(scored):
+        rows_of.setdefault(pair.pair.category, []).append(row)
     return {
-        category: Measured(
-            tuple(asked[row].pair for row in own),
-            values[own],
-            sum(asked[row].spelled.answer_tokens for row in own),
-            sum(len(asked[row].tokens) for row in own),
+        category: CategoryScores(
+            tuple(scored[row].pair for row in rows),
+            values[rows],
+            sum(scored[row].tokenized.answer_tokens for row in rows),
+            sum(len(scored[row].positions) for row in rows),
         )
-        for category, own in rows.items()
+        for category, rows in rows_of.items()
     }
 
 
-def _notes(ways: Mapping[str, Way]) -> tuple[str, ...]:
-    said: dict[str, list[str]] = {}
-    for category, way in ways.items():
-        if way.said:
-            said.setdefault(way.said, []).append(category)
-    return tuple(f"{', '.join(categories)}: {what}" for what, categories in said.items())
+def _notes(formats: Mapping[str, PromptFormat]) -> tuple[str, ...]:
+    categories_of: dict[str, list[str]] = {}
+    for category, prompt_format in formats.items():
+        if prompt_format.note:
+            categories_of.setdefault(prompt_format.note, []).append(category)
+    return tuple(f"{', '.join(categories)}: {note}" for note, categories in categories_of.items())
 
 
-async def _each(work: Callable[[Item], Awaitable[T]], items: Sequence[Item], at_once: int) -> list[T]:
-    """What comes of each, in order; the first failure ends all."""
-    done: dict[int, T] = {}
-    waiting = iter(enumerate(items))
+async def _gather(work: Callable[[Item], Awaitable[T]], items: Sequence[Item], concurrency: int) -> list[T]:
+    """Return the results in the order of the items; the first failure cancels the remaining work."""
+    results: dict[int, T] = {}
+    remaining = iter(enumerate(items))
 
-    async def worker() -> None:
-        for place, item in waiting:
-            done[place] = await work(item)
+    async def run_worker() -> None:
+        for index, item in remaining:
+            results[index] = await work(item)
 
-    workers = [asyncio.ensure_future(worker()) for _ in range(min(at_once, len(items)))]
+    workers = [asyncio.ensure_future(run_worker()) for _ in range(min(concurrency, len(items)))]
     try:
         await asyncio.gather(*workers)
     finally:
-        for one in workers:
-            one.cancel()
+        for worker in workers:
+            worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-    return [done[place] for place in range(len(items))]
+    return [results[index] for index in range(len(items))]

@@ -1,98 +1,98 @@
-"""The tokens of a prompt with its answer, and which of them are the answer's."""
+"""Tokenization of a prompt with its answer, and the position at which the answer begins."""
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
-from vllm_lora_router.tools.prove.endpoint import Endpoint, Prompt, ServerError
+from vllm_lora_router.tools.prove.endpoint import Endpoint, ServerError, TokenizedPrompt
 from vllm_lora_router.tools.prove.pairs import Pair
 
-# Answers to put in the place of a pair's own: one of them begins otherwise.
-_OTHERS = ("1", "a")
+# At least one of these answers begins with another character than the pair's own answer.
+_OTHER_ANSWERS = ("1", "a")
 
 
 @dataclass(frozen=True, slots=True)
-class Spelled:
-    """A pair in tokens."""
+class TokenizedPair:
+    """The tokens of a prompt and its answer."""
 
     ids: tuple[int, ...]
-    before: int  # how many of them stand before the answer
-    longest: int  # tokens that the model takes
+    answer_start: int  # index of the answer's first token
+    max_model_len: int  # tokens
 
     @property
     def answer_tokens(self) -> int:
-        return len(self.ids) - self.before
+        """The number of the answer's tokens."""
+        return len(self.ids) - self.answer_start
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One way to put a pair into tokens, and what is to be said of it."""
+class PromptFormat:
+    """A way to render a pair as tokens."""
 
-    spell: Callable[[Endpoint, str, Pair], Awaitable[Spelled]]
-    said: str = ""  # empty: it is as the server answers routed requests
+    tokenize: Callable[[Endpoint, str, Pair], Awaitable[TokenizedPair]]
+    note: str = ""  # how it differs from routed requests; empty: it does not differ
 
 
-async def way_for(endpoint: Endpoint, model: str, pair: Pair, system_prompt: str | None) -> Way:
-    """The first way that the server takes for a pair: as a routed request would be rendered, else as near as it goes.
+async def choose_format(endpoint: Endpoint, model: str, pair: Pair, system_prompt: str | None) -> PromptFormat:
+    """Return the first format that the server accepts for a pair: that of routed requests, else the closest one.
 
     Raises:
-        ServerError: it takes none; what it said of the first.
+        ServerError: The server accepts no format. The error is that of the first format.
     """
-    first: ServerError | None = None
-    for way in _ways(system_prompt):
+    first_error: ServerError | None = None
+    for prompt_format in _formats(system_prompt):
         try:
-            await way.spell(endpoint, model, pair)
+            await prompt_format.tokenize(endpoint, model, pair)
         except ServerError as error:
             if error.status != 400:
                 raise
-            first = first or error
+            first_error = first_error or error
         else:
-            return way
-    assert first is not None
-    raise ServerError(f"{pair.place}: {first}", first.status)
+            return prompt_format
+    assert first_error is not None
+    raise ServerError(f"{pair.location}: {first_error}", first_error.status)
 
 
-def _ways(system_prompt: str | None) -> Iterator[Way]:
-    yield Way(lambda endpoint, model, pair: _in_chat(endpoint, model, pair, system_prompt))
+def _formats(system_prompt: str | None) -> Iterator[PromptFormat]:
+    yield PromptFormat(lambda endpoint, model, pair: _in_chat(endpoint, model, pair, system_prompt))
     if system_prompt is not None:
-        without = "asked without the category's system prompt, which the chat template does not take"
-        yield Way(lambda endpoint, model, pair: _in_chat(endpoint, model, pair, None), without)
-    yield Way(
-        _behind_chat, "answers stand where one would be generated, for the chat template takes none to go on with"
-    )
-    yield Way(_plain, "answers stand right behind their prompts, for the server has no chat template")
+        note = "scored without the category's system prompt, which the chat template does not support"
+        yield PromptFormat(lambda endpoint, model, pair: _in_chat(endpoint, model, pair, None), note)
+    note = "answers follow the generation prompt, because the chat template cannot continue a message"
+    yield PromptFormat(_after_chat, note)
+    yield PromptFormat(_plain, "answers directly follow their prompts, because the server has no chat template")
 
 
-async def _in_chat(endpoint: Endpoint, model: str, pair: Pair, system_prompt: str | None) -> Spelled:
-    """The answer as the assistant's message, in the server's own chat template.
+async def _in_chat(endpoint: Endpoint, model: str, pair: Pair, system_prompt: str | None) -> TokenizedPair:
+    """Tokenize the answer as the assistant's message in the server's chat template.
 
-    Where it begins is found by another answer: until there, both have the same tokens. So what a template puts before
-    an answer, such as an empty thought, is not taken for a part of it.
+    The answer begins where its tokens differ from those of another answer. So tokens that a template inserts before
+    an answer, such as an empty thought, are not scored.
     """
-    asked = _messages(pair.prompt, system_prompt)
+    prompt = _messages(pair.prompt, system_prompt)
 
-    async def answered(answer: str) -> Prompt:
-        messages = [*asked, {"role": "assistant", "content": answer}]
-        going_on = {"add_generation_prompt": False, "continue_final_message": True}
-        return await endpoint.tokens(model, {"messages": messages, **going_on})
+    async def with_answer(answer: str) -> TokenizedPrompt:
+        messages = [*prompt, {"role": "assistant", "content": answer}]
+        options = {"add_generation_prompt": False, "continue_final_message": True}
+        return await endpoint.tokenize(model, {"messages": messages, **options})
 
-    other = next(other for other in _OTHERS if not pair.answer.lstrip().startswith(other))
-    whole, elsewhere = await answered(pair.answer), await answered(other)
-    return Spelled(whole.ids, _same(whole.ids, elsewhere.ids), whole.longest)
+    other = next(other for other in _OTHER_ANSWERS if not pair.answer.lstrip().startswith(other))
+    tokens, other_tokens = await with_answer(pair.answer), await with_answer(other)
+    return TokenizedPair(tokens.ids, _common_prefix(tokens.ids, other_tokens.ids), tokens.max_model_len)
 
 
-async def _behind_chat(endpoint: Endpoint, model: str, pair: Pair) -> Spelled:
-    """The answer's own tokens behind those that an answer would be generated from."""
+async def _after_chat(endpoint: Endpoint, model: str, pair: Pair) -> TokenizedPair:
+    """Append the answer's tokens to the chat with its generation prompt."""
     messages = _messages(pair.prompt, None)
-    begun = await endpoint.tokens(model, {"messages": messages, "add_generation_prompt": True})
-    answer = await endpoint.tokens(model, {"prompt": pair.answer, "add_special_tokens": False})
-    return Spelled((*begun.ids, *answer.ids), len(begun.ids), begun.longest)
+    prompt = await endpoint.tokenize(model, {"messages": messages, "add_generation_prompt": True})
+    answer = await endpoint.tokenize(model, {"prompt": pair.answer, "add_special_tokens": False})
+    return TokenizedPair((*prompt.ids, *answer.ids), len(prompt.ids), prompt.max_model_len)
 
 
-async def _plain(endpoint: Endpoint, model: str, pair: Pair) -> Spelled:
-    """Prompt and answer as one text: a token that has a part of both is the answer's."""
-    whole = await endpoint.tokens(model, {"prompt": pair.prompt + pair.answer})
-    prompt = await endpoint.tokens(model, {"prompt": pair.prompt})
-    return Spelled(whole.ids, _same(whole.ids, prompt.ids), whole.longest)
+async def _plain(endpoint: Endpoint, model: str, pair: Pair) -> TokenizedPair:
+    """Tokenize prompt and answer as one text; a token that contains parts of both belongs to the answer."""
+    tokens = await endpoint.tokenize(model, {"prompt": pair.prompt + pair.answer})
+    prompt = await endpoint.tokenize(model, {"prompt": pair.prompt})
+    return TokenizedPair(tokens.ids, _common_prefix(tokens.ids, prompt.ids), tokens.max_model_len)
 
 
 def _messages(prompt: str, system_prompt: str | None) -> list[dict[str, str]]:
@@ -100,7 +100,8 @@ def _messages(prompt: str, system_prompt: str | None) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": prompt}]
 
 
-def _same(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens both begin with; at least the first, of which no server tells a likelihood."""
-    pairs = zip(one, other, strict=False)
-    return max(1, next((at for at, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other))))
+def _common_prefix(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    """Return the length of the common prefix; at least 1, because a server scores no token without a context."""
+    pairs = zip(first, second, strict=False)
+    shorter = min(len(first), len(second))
+    return max(1, next((index for index, (left, right) in enumerate(pairs) if left != right), shorter))

@@ -1,4 +1,4 @@
-"""What the likelihoods say of each category's assignment."""
+"""Verdicts on the assignment of each category."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,67 +6,69 @@ from typing import Literal
 
 import numpy as np
 
-from vllm_lora_router.tools.prove.compare import LEAST_PAIRS, Difference, differences
+from vllm_lora_router.tools.prove.compare import MIN_PAIRS, Gain, compare_models
 
-Kind = Literal["base", "other", "helps", "stays", "untold", "not asked"]
-WRONG: frozenset[Kind] = frozenset({"base", "other"})
+Kind = Literal["use_base", "use_other", "helps", "keep_base", "inconclusive", "not_scored"]
+WRONG: frozenset[Kind] = frozenset({"use_base", "use_other"})
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be said of a category's assignment.
+    """A verdict on a category's assignment.
 
-    base: it should be the base. other: another adapter is better. helps: its adapter is better than the base. stays: it
-    is the base, and no adapter looks better. untold: the pairs do not tell. not asked: its own adapter was not asked.
+    Kinds: `use_base`: the base is better than the assigned adapter. `use_other`: another adapter is better. `helps`:
+    the assigned adapter is better than the base. `keep_base`: the base is assigned, and no adapter looks better.
+    `inconclusive`: the pairs show no difference. `not_scored`: the assigned adapter was not scored.
     """
 
     kind: Kind
     text: str
-    model: str | None = None  # what would be better
-    pairs_needed: int | None = None  # where the pairs do not tell
+    model: str | None = None  # the better model
+    pairs_needed: int | None = None  # set if the pairs show no difference
 
     @property
     def is_wrong(self) -> bool:
+        """Whether the assignment should change."""
         return self.kind in WRONG
 
 
 @dataclass(frozen=True)
-class Row:
-    """A category in the matrix."""
+class CategoryResult:
+    """The row of a category in the matrix."""
 
     category: str
     served_by: str
     pairs: int
     means: Mapping[str, float]  # model -> mean log-likelihood of an answer's tokens, in nats
-    to_base: Mapping[str, Difference]  # adapter -> what it gains over the base
-    to_served: Mapping[str, Difference]  # adapter -> what it gains over the model that serves
+    to_base: Mapping[str, Gain]  # adapter -> its gain over the base
+    to_served: Mapping[str, Gain]  # adapter -> its gain over the assigned model
     verdict: Verdict
 
 
-def judge(category: str, served_by: str, models: Sequence[str], values: np.ndarray, *, seed: int = 0) -> Row:
-    """A category's row.
+def judge(category: str, served_by: str, models: Sequence[str], values: np.ndarray, *, seed: int = 0) -> CategoryResult:
+    """Compare the models of a category and judge its assignment.
 
-    Whether its adapter helps is one comparison, with the base, and goes by its 95 % interval. Every other adapter is
-    compared with what serves, and is called better only where it is so after Holm's correction for all of them.
+    The assigned adapter is compared with the base, by the 95 % interval of this one comparison. All other adapters are
+    compared with the assigned model, and are called better only if they are better after Holm's correction.
 
     Args:
-        served_by: what the configuration has for the category; it need not be among `models`.
-        models: the base first.
-        values: [pairs, models] mean log-likelihood of each answer's tokens, in nats.
-        seed: of the bootstrap.
+        served_by: The assigned model; it need not be among `models`.
+        models: The scored models, the base first.
+        values: Mean log-likelihood of each answer's tokens in nats, [pairs, models].
+        seed: Seed of the bootstrap.
     """
     base = models[0]
 
-    def compared(to: str) -> dict[str, Difference]:
-        of = [place for place, model in enumerate(models) if model not in (base, to)]
-        found = differences(values, models.index(to), of, seed=seed)
-        return {models[place]: difference for place, difference in zip(of, found, strict=True)}
+    def gains_over(reference: str) -> dict[str, Gain]:
+        columns = [column for column, model in enumerate(models) if model not in (base, reference)]
+        gains = compare_models(values, models.index(reference), columns, seed=seed)
+        return {models[column]: gain for column, gain in zip(columns, gains, strict=True)}
 
     means = dict(zip(models, map(float, values.mean(axis=0)), strict=True))
-    to_base = compared(base)
-    to_served = to_base if served_by == base else compared(served_by) if served_by in models else {}
+    to_base = gains_over(base)
+    to_served = to_base if served_by == base else gains_over(served_by) if served_by in models else {}
     verdict = _verdict(category, served_by, base, len(values), means, to_base, to_served)
-    return Row(category, served_by, len(values), means, to_base, to_served, verdict)
+    return CategoryResult(category, served_by, len(values), means, to_base, to_served, verdict)
 
 
 def _verdict(
@@ -75,43 +77,47 @@ def _verdict(
     base: str,
     pairs: int,
     means: Mapping[str, float],
-    to_base: Mapping[str, Difference],
-    to_served: Mapping[str, Difference],
+    to_base: Mapping[str, Gain],
+    to_served: Mapping[str, Gain],
 ) -> Verdict:
     if served_by not in means:
-        return Verdict("not asked", f"`{category}`: nothing is said, for `{served_by}`, which serves it, was not asked")
-    better = [model for model, gain in to_served.items() if gain.is_found_above]
+        return Verdict("not_scored", f"`{category}`: no verdict; its adapter `{served_by}` was not scored")
+    better = [model for model, gain in to_served.items() if gain.is_significant]
     if served_by != base and to_base[served_by].is_below:
         better.append(base)
     if better:
         best = max(better, key=means.__getitem__)
         if best == base:
-            loses = _interval(to_base[served_by])
-            text = f"`{category}`: this entry should be the base, which `{served_by}` falls behind ({loses})"
-            return Verdict("base", text, base)
-        gains = _interval(to_served[best])
-        return Verdict("other", f"`{category}` is served better by `{best}` than by `{served_by}` ({gains})", best)
+            text = f"`{category}`: use the base instead of `{served_by}`, which is worse"
+            return Verdict("use_base", f"{text} ({_interval(to_base[served_by])})", base)
+        text = f"`{category}`: use `{best}`, which is better than `{served_by}`"
+        return Verdict("use_other", f"{text} ({_interval(to_served[best])})", best)
     if served_by != base and to_base[served_by].is_above:
         return Verdict("helps", f"`{category}`: `{served_by}` helps ({_interval(to_base[served_by])})")
-    return _untold(category, served_by, base, pairs, to_base)
+    return _no_difference(category, served_by, base, pairs, to_base)
 
 
-def _untold(category: str, served_by: str, base: str, pairs: int, to_base: Mapping[str, Difference]) -> Verdict:
-    """No difference that counts: to the base, or where that serves, to the adapter that looks best."""
-    of = max(to_base, key=lambda model: to_base[model].value, default=None) if served_by == base else served_by
-    if of is None:
-        return Verdict("stays", f"`{category}`: it is the base's, and no adapter was asked")
-    seen = to_base[of]
-    if served_by == base and seen.value <= 0 and pairs >= LEAST_PAIRS:
-        return Verdict("stays", f"`{category}`: it is the base's, and no adapter looks better")
-    text = f"`{category}`: no difference between `{of}` and the base can be told with {pairs} pair{'s' * (pairs != 1)}"
-    if pairs < LEAST_PAIRS:
-        return Verdict("untold", f"{text}; at least {LEAST_PAIRS} are needed for any", None, LEAST_PAIRS)
-    if seen.pairs_needed is None:
-        return Verdict("untold", f"{text}: all of them gave the same")
-    needed = f"about {seen.pairs_needed:,} would be needed for the difference seen ({seen.value:+.3f})"
-    return Verdict("untold", f"{text}; {needed}", None, seen.pairs_needed)
+def _no_difference(category: str, served_by: str, base: str, pairs: int, to_base: Mapping[str, Gain]) -> Verdict:
+    """Judge a category without a significant difference.
+
+    The verdict compares the assigned adapter with the base; if the base is assigned, the adapter that looks best.
+    """
+    best = max(to_base, key=lambda model: to_base[model].value, default=None)
+    adapter = best if served_by == base else served_by
+    if adapter is None:
+        return Verdict("keep_base", f"`{category}`: keep the base; no adapter was scored")
+    gain = to_base[adapter]
+    if served_by == base and gain.value <= 0 and pairs >= MIN_PAIRS:
+        return Verdict("keep_base", f"`{category}`: keep the base; no adapter looks better")
+    text = f"`{category}`: {pairs} pair{'s' * (pairs != 1)} show no difference between `{adapter}` and the base"
+    if pairs < MIN_PAIRS:
+        return Verdict("inconclusive", f"{text}; at least {MIN_PAIRS} pairs are needed", None, MIN_PAIRS)
+    if gain.pairs_needed is None:
+        return Verdict("inconclusive", f"{text}: all log-likelihoods are equal")
+    needed = f"about {gain.pairs_needed:,} pairs are needed to detect the observed difference ({gain.value:+.3f})"
+    return Verdict("inconclusive", f"{text}; {needed}", None, gain.pairs_needed)
 
 
-def _interval(difference: Difference) -> str:
-    return f"{difference.value:+.3f}, 95 % {difference.low:+.3f} to {difference.high:+.3f} nats a token"
+def _interval(gain: Gain) -> str:
+    assert gain.interval is not None
+    return f"{gain.value:+.3f}, 95 % {gain.interval.low:+.3f} to {gain.interval.high:+.3f} nats per token"

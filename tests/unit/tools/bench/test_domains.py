@@ -1,4 +1,4 @@
-"""Accuracy over domains: which questions count, and that nothing is chosen on the test split."""
+"""Accuracy over domains, with hyperparameters chosen on the validation split."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from vllm_lora_router.tools.bench.domains import fit_head, questions, score_head
 
 pytest.importorskip("sklearn")
 
-# A text is its place on a circle, in degrees; banking lies around 0, travel around 90.
+# A text is an angle in degrees; banking is around 0, travel around 90.
 INTENTS = {"banking": ["balance", "transfer"], "travel": ["book_flight"]}
 DATA = {
     "train": [["0", "balance"], ["10", "transfer"], ["-10", "balance"], ["90", "book_flight"], ["80", "book_flight"]],
@@ -33,15 +33,15 @@ def encode(texts: Sequence[str]) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def test_a_question_has_the_domain_of_its_intent(data: Path) -> None:
+def test_question_has_the_domain_of_its_intent(data: Path) -> None:
     assert questions(data, "val") == (["5", "85"], ["banking", "travel"])
 
 
-def test_a_head_is_scored_on_the_test_split(data: Path) -> None:
+def test_head_is_scored_on_the_test_split(data: Path) -> None:
     head = fit_head(encode, data)
     assert head.validation == 1.0
-    assert score_head(head, encode, data) == 0.75  # the last of the four lies where it does not belong
+    assert score_head(head, encode, data) == 0.75  # the last of the four has the wrong label
 
 
-def test_another_encoder_may_be_scored_with_the_same_head(data: Path) -> None:
+def test_head_can_be_scored_with_another_encoder(data: Path) -> None:
     assert score_head(fit_head(encode, data), lambda texts: -encode(texts), data) < 0.75

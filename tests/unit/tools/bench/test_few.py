@@ -1,4 +1,4 @@
-"""What few examples are worth: which of them are learnt, and by what they are judged."""
+"""Accuracy with few examples: training and evaluation data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +9,11 @@ import pytest
 from vllm_lora_router.tools.bench import few
 from vllm_lora_router.tools.data.examples import Example
 
-# A text is its place on a circle, in degrees; travel lies around 90, banking around 0.
+# A text is an angle in degrees; travel is around 90, banking around 0.
 TRAIN = [Example(text, "travel", "flight") for text in ("80", "95", "100")]
 TRAIN += [Example(text, "banking", "balance") for text in ("0", "10", "-10")]
 ASKED = [Example("5", "banking", "balance"), Example("85", "travel", "flight"), Example("-40", "travel", "flight")]
-NAMES = {"banking": "0", "travel": "-40"}  # what the names are like
+NAMES = {"banking": "0", "travel": "-40"}  # embeddings of the domain names
 
 
 @pytest.fixture
@@ -25,27 +25,27 @@ def circle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few, "encoder_of", lambda model, runtime: encode)
 
 
-def test_a_frozen_encoder_is_judged_by_questions_that_it_did_not_learn(circle: None) -> None:
+def test_frozen_encoder_is_evaluated_on_unseen_questions(circle: None) -> None:
     accuracy = few.frozen(TRAIN, ASKED, "any", names=False)
-    assert accuracy([0, 1, 3, 4], 0) == pytest.approx(2 / 3)  # the last lies where banking is
+    assert accuracy([0, 1, 3, 4], 0) == pytest.approx(2 / 3)  # the last is near banking
 
 
-def test_names_are_learnt_beside_the_examples(circle: None) -> None:
+def test_domain_names_are_used_in_addition_to_examples(circle: None) -> None:
     assert few.frozen(TRAIN, ASKED, "any", names=True)([0, 1, 3, 4], 0) == 1
 
 
-def test_an_encoder_that_learns_is_told_no_intents(monkeypatch: pytest.MonkeyPatch) -> None:
-    learnt: list[Any] = []
+def test_finetuning_does_not_use_intents(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
 
-    def learn(examples: Sequence[Example], categories: Sequence[str], model: str, *, seed: int) -> str:
-        learnt.append((examples, categories, model, seed))
-        return "made"
+    def train_classifier(examples: Sequence[Example], categories: Sequence[str], model: str, *, seed: int) -> str:
+        calls.append((examples, categories, model, seed))
+        return "trained"
 
-    def logits_of(made: str, texts: Sequence[str]) -> np.ndarray:
-        assert (made, texts) == ("made", ["5", "85", "-40"])
+    def predict_logits(model: str, texts: Sequence[str]) -> np.ndarray:
+        assert (model, texts) == ("trained", ["5", "85", "-40"])
         return np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])  # banking, travel
 
-    monkeypatch.setattr(few, "learn", learn)
-    monkeypatch.setattr(few, "logits_of", logits_of)
-    assert few.tuned(TRAIN, ASKED, "folder")([4, 0], 7) == pytest.approx(2 / 3)
-    assert learnt == [([Example("10", "banking"), Example("80", "travel")], ["banking", "travel"], "folder", 7)]
+    monkeypatch.setattr(few, "train_classifier", train_classifier)
+    monkeypatch.setattr(few, "predict_logits", predict_logits)
+    assert few.finetuned(TRAIN, ASKED, "folder")([4, 0], 7) == pytest.approx(2 / 3)
+    assert calls == [([Example("10", "banking"), Example("80", "travel")], ["banking", "travel"], "folder", 7)]

@@ -1,4 +1,4 @@
-"""LiteLLM's proxy as it is compared with; no LiteLLM is needed here."""
+"""Configuration of LiteLLM's proxy; LiteLLM is not needed for these tests."""
 
 import json
 from pathlib import Path
@@ -21,17 +21,17 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def models(path: Path) -> dict[str, dict[str, str]]:
-    """Name -> what LiteLLM is told of it."""
-    return {one["model_name"]: one["litellm_params"] for one in yaml.safe_load(path.read_text())["model_list"]}
+    """Return the LiteLLM parameters by model name."""
+    return {model["model_name"]: model["litellm_params"] for model in yaml.safe_load(path.read_text())["model_list"]}
 
 
-def test_every_adapter_and_the_default_are_models_of_the_vllm_server(models: dict[str, dict[str, str]]) -> None:
+def test_config_lists_every_adapter_and_the_default_as_vllm_models(models: dict[str, dict[str, str]]) -> None:
     for name in (*UTTERANCES, "base"):
         assert models[name]["model"] == f"hosted_vllm/{name}"
         assert models[name]["api_base"] == "http://127.0.0.1:1/v1"
 
 
-def test_what_the_client_names_is_routed_by_the_questions_that_stand_for_each(
+def test_auto_model_is_routed_by_example_questions(
     models: dict[str, dict[str, str]],
 ) -> None:
     router = models[MODEL]
@@ -42,29 +42,29 @@ def test_what_the_client_names_is_routed_by_the_questions_that_stand_for_each(
     assert all(route["score_threshold"] == 0 for route in routes)
 
 
-def test_questions_are_embedded_by_the_server_that_is_given(models: dict[str, dict[str, str]]) -> None:
+def test_embeddings_come_from_the_given_server(models: dict[str, dict[str, str]]) -> None:
     assert models[models[MODEL]["auto_router_embedding_model"]]["api_base"] == "http://127.0.0.1:2/v1"
 
 
-def test_an_adapter_may_be_the_default_and_is_there_once(tmp_path: Path) -> None:
+def test_default_adapter_is_listed_once(tmp_path: Path) -> None:
     written = write_config(tmp_path, "http://a", "http://b", UTTERANCES, "legal-lora")
-    names = [one["model_name"] for one in yaml.safe_load(written.read_text())["model_list"]]
+    names = [model["model_name"] for model in yaml.safe_load(written.read_text())["model_list"]]
     assert names.count("legal-lora") == 1 and len(names) == len(UTTERANCES) + 2
 
 
-def test_nothing_is_asked_twice_and_nothing_but_errors_is_logged(path: Path) -> None:
+def test_requests_are_not_retried_and_only_errors_are_logged(path: Path) -> None:
     content = yaml.safe_load(path.read_text())
     assert content["router_settings"]["num_retries"] == 0
     assert content["litellm_settings"]["json_logs"] and not content["litellm_settings"]["set_verbose"]
 
 
-def test_the_proxy_is_started_with_its_configuration_and_a_path_tells_when_it_is_up(path: Path) -> None:
+def test_proxy_is_started_with_its_configuration_and_a_health_path(path: Path) -> None:
     line = arguments(path)
     assert line[line.index("--config") + 1] == str(path)
     assert HEALTH.startswith("/health")
 
 
-def test_where_there_is_no_litellm_there_is_no_version(tmp_path: Path) -> None:
+def test_version_is_none_without_litellm(tmp_path: Path) -> None:
     assert version(tmp_path / "python") is None
     empty = tmp_path / "empty"
     empty.write_text("#!/bin/sh\nexit 1\n")
@@ -72,7 +72,7 @@ def test_where_there_is_no_litellm_there_is_no_version(tmp_path: Path) -> None:
     assert version(empty) is None
 
 
-def test_the_version_is_what_that_interpreter_says(tmp_path: Path) -> None:
+def test_version_comes_from_the_given_interpreter(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 1.2.3\n")
     python.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The proxy that is compared with: what it hands on, and what comes back."""
+"""The lean proxy: forwarded requests and responses."""
 
 import asyncio
 import json
@@ -14,10 +14,10 @@ from vllm_lora_router.classifiers.models.worker import Worker
 from vllm_lora_router.config import load
 from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.tools.bench.serve.client import ask, request, session
+from vllm_lora_router.tools.bench.serve.client import Response, chat_request, send, session
 from vllm_lora_router.tools.bench.serve.embeddings import app as embeddings_app
 from vllm_lora_router.tools.bench.serve.proxy import Proxy
-from vllm_lora_router.tools.bench.serve.settings import SUBJECTS, asked, configuration, examples
+from vllm_lora_router.tools.bench.serve.settings import SUBJECTS, configuration, examples, held_out_questions
 
 CONFIG = """
 model_config: {base: {loras: [{name: legal-lora}]}}
@@ -28,10 +28,12 @@ categories: [{name: legal, model_scores: [{model: base, lora_name: legal-lora}]}
 
 
 class Upstream:
-    """A server that streams two pieces, half a second apart."""
+    """A server that streams two chunks. The second one waits for `may_end`."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.may_end = asyncio.Event()
+        self.may_end.set()
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         self.bodies.append(await request.read())
@@ -41,7 +43,7 @@ class Upstream:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         await response.write(f'data: {{"model":"{model}"}}\n\n'.encode())
-        await asyncio.sleep(0.5)
+        await self.may_end.wait()
         await response.write(b"data: [DONE]\n\n")
         return response
 
@@ -64,40 +66,47 @@ async def url(upstream: Upstream, tmp_path: Path) -> AsyncIterator[str]:
             yield str(server.make_url(""))
 
 
-async def test_it_names_the_adapter_and_changes_nothing_else(url: str, upstream: Upstream) -> None:
-    sent = request("MoM", "a lawsuit", 4)
+async def test_proxy_writes_the_adapter_and_changes_nothing_else(url: str, upstream: Upstream) -> None:
+    sent = chat_request("MoM", "a lawsuit", 4)
     async with session(url) as http:
-        answered = await ask(http, sent)
+        answered = await send(http, sent)
     assert (answered.model, answered.error) == ("legal-lora", "")
     assert json.loads(upstream.bodies[0]) == {**json.loads(sent), "model": "legal-lora"}
 
 
-async def test_a_client_that_names_its_adapter_is_handed_on_as_it_is(url: str, upstream: Upstream) -> None:
-    sent = request("legal-lora", "hello", 4)
+async def test_request_that_names_its_adapter_is_forwarded_unchanged(url: str, upstream: Upstream) -> None:
+    sent = chat_request("legal-lora", "hello", 4)
     async with session(url) as http:
-        await ask(http, sent)
+        await send(http, sent)
     assert upstream.bodies == [sent]
 
 
-async def test_pieces_are_passed_on_as_they_come(url: str) -> None:
-    async with session(url) as http:
-        answered = await ask(http, request("MoM", "a lawsuit", 4))
-    assert answered.first_ms < 400 < answered.total_ms
+async def test_chunks_are_forwarded_as_they_arrive(url: str, upstream: Upstream) -> None:
+    upstream.may_end.clear()
+    response = Response(0.0)
+    async with session(url) as http, asyncio.timeout(60):
+        task = asyncio.ensure_future(send(http, chat_request("MoM", "a lawsuit", 4), response))
+        while not response.chunk_times:
+            await asyncio.sleep(0.001)
+        assert not task.done()
+        upstream.may_end.set()
+        await task
+    assert response.model == "legal-lora" and len(response.chunk_times) > 1
 
 
-async def test_an_error_is_passed_on(url: str) -> None:
+async def test_upstream_error_is_forwarded(url: str) -> None:
     async with session(url) as http:
-        answered = await ask(http, request("unheard", "hello", 4))
+        answered = await send(http, chat_request("unheard", "hello", 4))
     assert answered.error.startswith("404") and "no such model" in answered.error
-    assert not answered.moments
+    assert not answered.chunk_times
 
 
-async def test_the_encoder_is_served_as_openai_serves_embeddings() -> None:
+async def test_encoder_is_served_in_openai_embeddings_format() -> None:
     openai = pytest.importorskip("openai")
     np = pytest.importorskip("numpy")
 
     class Letters:
-        tokenizer, longest, runs_on, on_any_thread = None, 8, "test, cpu", True
+        tokenizer, max_length, runs_on, thread_safe = None, 8, "test, cpu", True
 
         def __call__(self, texts: list[str], max_tokens: int) -> "np.ndarray":
             return np.array([[len(text), text.count("a")] for text in texts], np.float32)
@@ -105,18 +114,18 @@ async def test_the_encoder_is_served_as_openai_serves_embeddings() -> None:
     async with TestServer(embeddings_app(Encoder(Letters(), 8, Worker("test"), "letters"))) as server:
         client = openai.AsyncOpenAI(base_url=f"{server.make_url('/v1')}", api_key="none")
         for form in ("float", "base64"):
-            found = await client.embeddings.create(model="any", input=["banana", "kiwi"], encoding_format=form)
-            assert len(found.data) == 2
-        found = await client.embeddings.create(model="any", input="banana")
-        assert found.data[0].embedding == [6.0, 3.0]
+            embeddings = await client.embeddings.create(model="any", input=["banana", "kiwi"], encoding_format=form)
+            assert len(embeddings.data) == 2
+        embeddings = await client.embeddings.create(model="any", input="banana")
+        assert embeddings.data[0].embedding == [6.0, 3.0]
         await client.close()
         async with ClientSession() as http, http.get(server.make_url("/health")) as response:
             assert response.status == 200
 
 
-def test_questions_that_are_asked_are_not_those_that_were_learnt(tmp_path: Path) -> None:
+def test_sent_questions_differ_from_examples(tmp_path: Path) -> None:
     learnt = {text for texts in examples().values() for text in texts}
-    assert not learnt & set(asked()) and set(examples()) == set(SUBJECTS)
+    assert not learnt & set(held_out_questions()) and set(examples()) == set(SUBJECTS)
     for classifier in ("static", "MiniLM", "domain"):
         file = tmp_path / f"{classifier}.yaml"
         file.write_text(configuration(classifier, None if classifier == "MiniLM" else tmp_path))

@@ -1,11 +1,11 @@
-"""Adapters with random weights fit the base whose configuration they are made for."""
+"""Adapters with random weights fit their base model."""
 
 from pathlib import Path
 
 import pytest
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
-from vllm_lora_router.adapters.files.validation import check
+from vllm_lora_router.adapters.files.validation import validate_adapter
 from vllm_lora_router.tools.bench.serve.random_adapters import write_adapter
 
 torch = pytest.importorskip("torch")
@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 
 def written_base(folder: Path, dtype: str) -> Path:
-    """Heads that are wider together than the model is, and fewer of them for keys and values."""
+    """Write a configuration with wide heads and fewer key-value heads."""
     config = transformers.LlamaConfig(
         vocab_size=32,
         hidden_size=32,
@@ -29,12 +29,12 @@ def written_base(folder: Path, dtype: str) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_adapter_fits_its_base_in_every_layer(tmp_path: Path, dtype: str) -> None:
+def test_adapter_fits_its_base_in_every_layer(tmp_path: Path, dtype: str) -> None:
     from safetensors.torch import load_file
 
     base = written_base(tmp_path / "base", dtype)
     write_adapter(base, tmp_path / "adapter", 4, seed=1)
-    adapter = check("adapter", tmp_path / "adapter", BaseModel.find(str(base)))
+    adapter = validate_adapter("adapter", tmp_path / "adapter", BaseModel.find(str(base)))
     assert (adapter.rank, adapter.warnings) == (4, ())
     assert adapter.target_modules == ("k_proj", "o_proj", "q_proj", "v_proj")
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -43,7 +43,7 @@ def test_an_adapter_fits_its_base_in_every_layer(tmp_path: Path, dtype: str) -> 
         assert tensor.float().abs().amax(dim=1).min() > 0 and tensor.float().abs().max() < 0.1
 
 
-def test_the_same_seed_writes_the_same_adapter_and_another_another(tmp_path: Path) -> None:
+def test_adapter_is_deterministic_for_a_seed(tmp_path: Path) -> None:
     base = written_base(tmp_path / "base", "float32")
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_adapter(base, tmp_path / folder, 4, seed)

@@ -1,11 +1,11 @@
-"""The answers of the adapters that are made by the thousand tell one from any other, and halves of two from both."""
+"""Answers of the computed demo adapters are unique."""
 
 from __future__ import annotations
 
 import pytest
 
 from vllm_lora_router.tools.demo.answers import ADAPTERS, BASE_ANSWER
-from vllm_lora_router.tools.demo.many import MOST, ManyAdapters, words
+from vllm_lora_router.tools.demo.many import ADAPTER_COUNT, ManyAdapters, words
 
 
 def test_five_thousand_adapters_have_five_thousand_answers() -> None:
@@ -14,26 +14,28 @@ def test_five_thousand_adapters_have_five_thousand_answers() -> None:
     assert not answers & {BASE_ANSWER, *(recipe.answer for recipe in ADAPTERS)}
 
 
-def test_no_word_stands_twice_in_an_answer() -> None:
+def test_answer_contains_each_word_once() -> None:
     assert all(len(set(words(number))) == 5 for number in range(5_000))
 
 
-def test_the_words_after_the_first_are_of_one_adapter_only() -> None:
-    assert len({words(number)[1:] for number in range(MOST)}) == MOST
+def test_words_after_the_first_are_unique_to_one_adapter() -> None:
+    assert len({words(number)[1:] for number in range(ADAPTER_COUNT)}) == ADAPTER_COUNT
 
 
-def test_the_first_word_never_comes_later_in_any_answer() -> None:
-    first = {words(number)[0] for number in range(MOST)}
-    later = {word for number in range(MOST) for word in words(number)[1:]}
+def test_first_words_never_occur_later_in_an_answer() -> None:
+    first = {words(number)[0] for number in range(ADAPTER_COUNT)}
+    later = {word for number in range(ADAPTER_COUNT) for word in words(number)[1:]}
     assert not first & later
 
 
-def test_neighbours_begin_differently() -> None:
+def test_consecutive_adapters_differ_in_their_first_two_words() -> None:
     for number in range(5_000):
-        assert all(mine != next_one for mine, next_one in zip(words(number)[:2], words(number + 1)[:2], strict=True))
+        assert all(word != next_word for word, next_word in zip(words(number)[:2], words(number + 1)[:2], strict=True))
 
 
-@pytest.mark.parametrize("number", [-1, MOST])
-def test_there_are_no_others(number: int) -> None:
-    with pytest.raises(ValueError, match=f"there is no adapter {number}: they are numbered from 0 to {MOST - 1}"):
+@pytest.mark.parametrize("number", [-1, ADAPTER_COUNT])
+def test_number_out_of_range_is_refused(number: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"there is no adapter {number}: adapters are numbered from 0 to {ADAPTER_COUNT - 1}"
+    ):
         words(number)

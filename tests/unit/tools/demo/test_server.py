@@ -1,4 +1,4 @@
-"""How servers are started and ended."""
+"""Starting and stopping server processes."""
 
 import os
 import time
@@ -9,7 +9,7 @@ import pytest
 
 from vllm_lora_router.tools.demo.server import Server
 
-# A server with a process of its own, as vLLM's engine is one.
+# A server that starts a child process, as vLLM starts its engine.
 WITH_A_CHILD = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -26,21 +26,21 @@ def server(tmp_path: Path) -> Server:
 
 def child_of(server: Server) -> psutil.Process:
     deadline = time.monotonic() + 20
-    while not (said := server.log.read_text()).endswith("\n"):
-        assert time.monotonic() < deadline, said
+    while not (output := server.log.read_text()).endswith("\n"):
+        assert time.monotonic() < deadline, output
         time.sleep(0.02)
-    return psutil.Process(int(said))
+    return psutil.Process(int(output))
 
 
-def test_it_is_of_its_clients_session_and_shares_the_cores_with_them(server: Server) -> None:
+def test_server_and_its_children_run_in_the_session_of_their_client(server: Server) -> None:
     with server:
         assert os.getsid(server.pid) == os.getsid(0)
         assert os.getsid(child_of(server).pid) == os.getsid(0)
 
 
-def test_what_it_started_ends_with_it(server: Server) -> None:
+def test_stopping_a_server_stops_its_children(server: Server) -> None:
     with server:
         child = child_of(server)
         assert os.getpgid(child.pid) != os.getpgid(0)
-    gone, alive = psutil.wait_procs([child], timeout=10)
+    gone, alive = psutil.wait_procs([child], timeout=60)
     assert child in gone, alive

@@ -1,4 +1,4 @@
-"""A static encoder of a few words, as model2vec writes it, for rules that need no torch."""
+"""A static encoder of a few words in model2vec's format, for embedding rules without torch."""
 
 import importlib.util
 from pathlib import Path
@@ -11,7 +11,7 @@ needs_encoder = pytest.mark.skipif(
     reason="needs model2vec and transformers",
 )
 
-# The cosine of a word with `medicine` is its first number, with `law` its second.
+# Cosine of each word with `medicine` and with `law`.
 VECTORS = {
     "medicine": (1.0, 0.0),
     "law": (0.0, 1.0),
@@ -38,14 +38,14 @@ categories:
 
 
 def write_encoder(folder: Path) -> None:
-    """Words that it does not know count for nothing."""
+    """Write the encoder; unknown words have a zero vector."""
     from model2vec import StaticModel
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocabulary = {token: number for number, token in enumerate(("[PAD]", "[UNK]", *VECTORS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    # What is left of a length of 1 points elsewhere.
-    rows = [(one, other, (1 - one**2 - other**2) ** 0.5) for one, other in VECTORS.values()]
+    # The third component makes each vector's length 1.
+    rows = [(x, y, (1 - x**2 - y**2) ** 0.5) for x, y in VECTORS.values()]
     vectors = np.array([(0.0, 0.0, 0.0), (0.0, 0.0, 0.0), *rows], dtype=np.float32)
     StaticModel(vectors, tokenizer, {"model_type": "model2vec"}, normalize=True).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What other thresholds would give, and an evaluation as pictures."""
+"""Plots of an evaluation, and the threshold sweep."""
 
 from __future__ import annotations
 
@@ -9,60 +9,60 @@ import pytest
 
 from vllm_lora_router.tools.data.examples import Example
 from vllm_lora_router.tools.evaluate.evaluate import evaluate
-from vllm_lora_router.tools.evaluate.plots import plot
-from vllm_lora_router.tools.evaluate.sweep import sweeps
+from vllm_lora_router.tools.evaluate.plots import plot, sweep_thresholds
 from vllm_lora_router.types import Plan
 
-from .conftest import answer, plan, step
+from .conftest import outcome, plan, step
 
 if TYPE_CHECKING:
-    from vllm_lora_router.tools.evaluate.outcome import Answer
+    from vllm_lora_router.tools.evaluate.outcome import Outcome
 
 
-def test_a_lower_threshold_covers_more_and_is_less_precise() -> None:
-    answers = [
-        answer("legal", "legal", 0.9),
-        answer("legal", "legal", 0.8),
-        answer("legal", "medical", 0.8),
-        answer(None, None, 0.6, guess="legal"),
-        answer("medical", None, 0.3, guess="medical"),
+def test_lower_threshold_has_higher_coverage_and_lower_precision() -> None:
+    outcomes = [
+        outcome("legal", "legal", 0.9),
+        outcome("legal", "legal", 0.8),
+        outcome("legal", "medical", 0.8),
+        outcome(None, None, 0.6, guess="legal"),
+        outcome("medical", None, 0.3, guess="medical"),
     ]
-    (swept,) = sweeps(answers)
-    assert swept.method == "domain"
-    assert swept.thresholds.tolist() == [0.9, 0.8, 0.6, 0.3]
-    assert swept.coverage.tolist() == [0.25, 0.75, 0.75, 1.0]
-    assert swept.precision.tolist() == pytest.approx([1.0, 2 / 3, 2 / 4, 3 / 5])
+    (sweep,) = sweep_thresholds(outcomes)
+    assert sweep.method == "domain"
+    assert sweep.thresholds.tolist() == [0.9, 0.8, 0.6, 0.3]
+    assert sweep.coverage.tolist() == [0.25, 0.75, 0.75, 1.0]
+    assert sweep.precision.tolist() == pytest.approx([1.0, 2 / 3, 2 / 4, 3 / 5])
 
 
-def test_each_method_is_swept_by_itself_and_rules_that_match_are_not() -> None:
-    answers: list[Answer] = [
-        answer("legal", "legal", 0.9),
-        answer("legal", "legal", 0.4, guessed_by="embedding", scale="similarity"),
-        answer("legal", "legal", 1.0, guessed_by="keyword", scale="rule"),
-        answer("legal", None, 0.0, guess=None, guessed_by=None, scale=None),
+def test_each_method_with_scores_has_its_own_sweep() -> None:
+    outcomes: list[Outcome] = [
+        outcome("legal", "legal", 0.9),
+        outcome("legal", "legal", 0.4, guess_method="embedding", scale="similarity"),
+        outcome("legal", "legal", 1.0, guess_method="keyword", scale="rule"),
+        outcome("legal", None, 0.0, guess=None, guess_method=None, scale=None),
     ]
-    assert [swept.method for swept in sweeps(answers)] == ["domain", "embedding"]
+    assert [sweep.method for sweep in sweep_thresholds(outcomes)] == ["domain", "embedding"]
 
 
-class Fixed:
-    """Says the same of every text."""
+class ConstantTarget:
+    """A target that returns the same plan for every text."""
 
-    at_once, deadline_ms, name = 4, None, "[fixed]_$x$"
+    concurrency, deadline_ms, name = 4, None, "[fixed]_$x$"
 
-    def __init__(self, said: Plan) -> None:
-        self.said = said
+    def __init__(self, constant: Plan) -> None:
+        self.constant = constant
 
     async def plan(self, text: str) -> Plan:
-        return self.said
+        return self.constant
 
 
-@pytest.mark.parametrize("probable", [True, False])
-async def test_pictures_are_written_of_what_there_is(tmp_path: Path, probable: bool) -> None:
+@pytest.mark.parametrize("has_scores", [True, False])
+async def test_plots_of_available_scores_are_written(tmp_path: Path, has_scores: bool) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    of = step("legal") if probable else step("legal", 1.0, method="keyword", scale="rule")
+    classification = step("legal") if has_scores else step("legal", 1.0, method="keyword", scale="rule")
     examples = [Example("a", "legal"), Example("b", "medical"), Example("c", None)]
-    files = plot(await evaluate(Fixed(plan(of)), examples, small_changes=0), tmp_path / "new" / "plots")
-    names = ["confusion.png", "reliability.png", "thresholds.png"] if probable else ["confusion.png"]
+    evaluation = await evaluate(ConstantTarget(plan(classification)), examples, small_changes=0)
+    files = plot(evaluation, tmp_path / "new" / "plots")
+    names = ["confusion.png", "reliability.png", "thresholds.png"] if has_scores else ["confusion.png"]
     assert [file.name for file in files] == names
     assert {file.read_bytes()[:4] for file in files} == {b"\x89PNG"}

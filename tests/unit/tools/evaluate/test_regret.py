@@ -1,4 +1,4 @@
-"""What wrong routes cost."""
+"""The cost of wrong routes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 
-from vllm_lora_router.tools.evaluate.regret import Matrix, MatrixError, WrongWay, read_matrix, regret
+from vllm_lora_router.tools.evaluate.regret import (
+    LikelihoodMatrix,
+    MatrixError,
+    WrongRoute,
+    compute_regret,
+    read_matrix,
+)
 
-from .conftest import answer
+from .conftest import outcome
 
 MATRIX = {
     "version": 1,
@@ -25,81 +31,85 @@ MATRIX = {
 
 
 @pytest.fixture
-def matrix(tmp_path: Path) -> Matrix:
+def matrix(tmp_path: Path) -> LikelihoodMatrix:
     return read(tmp_path, MATRIX)
 
 
-def read(folder: Path, said: Any) -> Matrix:
+def read(folder: Path, content: Any) -> LikelihoodMatrix:
     file = folder / "matrix.json"
-    file.write_text(json.dumps(said), "utf-8")
+    file.write_text(json.dumps(content), "utf-8")
     return read_matrix(file)
 
 
-def test_a_wrong_route_costs_what_its_answer_is_less_likely(matrix: Matrix) -> None:
-    found = regret(
+def test_wrong_route_costs_the_difference_of_log_likelihoods(matrix: LikelihoodMatrix) -> None:
+    result = compute_regret(
         [
-            answer("medical", "medical"),
-            answer("medical", "legal"),
-            answer("medical", "legal"),
-            answer("medical", None),
-            answer("legal", None),
-            answer(None, "legal"),
+            outcome("medical", "medical"),
+            outcome("medical", "legal"),
+            outcome("medical", "legal"),
+            outcome("medical", None),
+            outcome("legal", None),
+            outcome(None, "legal"),
         ],
         matrix,
     )
-    assert found is not None
-    assert found.ways == [
-        WrongWay("medical", "legal-lora", 2, 2.0),
-        WrongWay("medical", "base", 1, 1.0),
-        WrongWay("legal", "base", 1, -0.25),
+    assert result is not None
+    assert result.routes == [
+        WrongRoute("medical", "legal-lora", 2, 2.0),
+        WrongRoute("medical", "base", 1, 1.0),
+        WrongRoute("legal", "base", 1, -0.25),
     ]
-    assert (found.mean.value, found.mean.of) == (pytest.approx((2 + 2 + 1 - 0.25) / 5), 5)
-    assert found.mean.low < found.mean.value < found.mean.high
-    assert found.wrong == 4 and found.harmless is not None and found.harmless.value == 0.25
+    assert (result.mean.value, result.mean.n) == (pytest.approx((2 + 2 + 1 - 0.25) / 5), 5)
+    assert result.mean.low < result.mean.value < result.mean.high
+    assert result.wrong == 4 and result.harmless is not None and result.harmless.value == 0.25
 
 
-def test_a_wrong_category_with_the_right_adapter_costs_nothing(matrix: Matrix) -> None:
-    found = regret([answer("medical", "legal", adapter="medical-lora"), answer("medical", "medical")], matrix)
-    assert found is not None
-    assert (found.mean.value, found.harmless and found.harmless.value) == (0.0, 1.0)
+def test_wrong_category_with_the_right_adapter_has_no_cost(matrix: LikelihoodMatrix) -> None:
+    result = compute_regret(
+        [outcome("medical", "legal", adapter="medical-lora"), outcome("medical", "medical")], matrix
+    )
+    assert result is not None
+    assert (result.mean.value, result.harmless and result.harmless.value) == (0.0, 1.0)
 
 
-def test_right_routes_alone_cost_nothing(matrix: Matrix) -> None:
-    found = regret([answer("medical", "medical"), answer("legal", "legal")], matrix)
-    assert found is not None
-    assert (found.mean.value, found.wrong, found.harmless, found.ways) == (0.0, 0, None, [])
+def test_correct_routes_have_no_cost(matrix: LikelihoodMatrix) -> None:
+    result = compute_regret([outcome("medical", "medical"), outcome("legal", "legal")], matrix)
+    assert result is not None
+    assert (result.mean.value, result.wrong, result.harmless, result.routes) == (0.0, 0, None, [])
 
 
-def test_what_the_matrix_does_not_have_is_left_out_and_counted(matrix: Matrix) -> None:
-    answers = [answer("coding", "coding"), answer("legal", "coding"), answer("legal", "legal")]
-    found = regret(answers, matrix)
-    assert found is not None
-    assert (found.mean.of, found.unknown) == (1, {"category coding": 1, "coding-lora for legal": 1})
-    assert regret(answers[:1], matrix) is None
+def test_prompts_that_are_not_in_the_matrix_are_left_out_and_counted(matrix: LikelihoodMatrix) -> None:
+    outcomes = [outcome("coding", "coding"), outcome("legal", "coding"), outcome("legal", "legal")]
+    result = compute_regret(outcomes, matrix)
+    assert result is not None
+    assert (result.mean.n, result.left_out) == (1, {"category coding": 1, "coding-lora for legal": 1})
+    assert compute_regret(outcomes[:1], matrix) is None
 
 
-def test_a_category_whose_own_adapter_was_not_asked_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_category_without_score_of_its_assigned_adapter_is_left_out_and_counted(tmp_path: Path) -> None:
     matrix = read(tmp_path, {**MATRIX, "served_by": {"medical": "medical-v2", "legal": "legal-lora"}})
-    found = regret([answer("medical", "medical"), answer("medical", "legal"), answer("legal", None)], matrix)
-    assert found is not None
-    assert (found.mean.of, found.unknown) == (1, {"medical-v2, which serves medical": 2})
+    result = compute_regret(
+        [outcome("medical", "medical"), outcome("medical", "legal"), outcome("legal", None)], matrix
+    )
+    assert result is not None
+    assert (result.mean.n, result.left_out) == (1, {"medical-v2, assigned to medical": 2})
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
-        ({"version": 2}, "is no matrix that vllm-lora-router prove writes: Invalid enum value 2 - at `$.version`"),
+        ({"version": 2}, "is not a matrix of vllm-lora-router prove --json: Invalid enum value 2 - at `$.version`"),
         ({"matrix": {"legal": {"base": "low"}}}, "Expected `float`, got `str` - at `$.matrix[...][...]`"),
         ({"served_by": {"legal": None}}, "Expected `str`, got `null` - at `$.served_by[...]`"),
         ({"base": None}, "Expected `str`, got `null` - at `$.base`"),
     ],
 )
-def test_a_file_that_is_no_matrix_is_told(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_invalid_matrix_file_is_reported(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(MatrixError) as error:
         read(tmp_path, {**MATRIX, **changes})
-    assert str(error.value).startswith(f"{tmp_path}/matrix.json: ") and said in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path}/matrix.json: ") and expected in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_matrix_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MatrixError, match=r"nowhere.json: cannot be read: No such file"):
         read_matrix(tmp_path / "nowhere.json")

@@ -1,10 +1,10 @@
-"""Figures by length and by script."""
+"""Accuracy by length and by script."""
 
 import pytest
 
 from vllm_lora_router.tools.evaluate.slices import by_length, by_script, script
 
-from .conftest import answer
+from .conftest import outcome
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,14 @@ from .conftest import answer
         ("🦄", "none"),
     ],
 )
-def test_the_script_is_the_one_of_most_letters(text: str, expected: str) -> None:
+def test_script_is_that_of_most_letters(text: str, expected: str) -> None:
     assert script(text) == expected
 
 
-def test_prompts_are_told_apart_by_their_length() -> None:
+def test_prompts_are_grouped_by_length() -> None:
     texts = ("a" * 25, "b" * 26, "c" * 100, "d" * 101, "e" * 400, "f" * 401)
-    found = by_length([answer("legal", "legal" if len(text) < 400 else None, text=text) for text in texts])
-    assert [(one.name, one.accuracy.of, one.accuracy.value) for one in found] == [
+    slices = by_length([outcome("legal", "legal" if len(text) < 400 else None, text=text) for text in texts])
+    assert [(subset.name, subset.accuracy.n, subset.accuracy.value) for subset in slices] == [
         ("1 to 25 characters", 1, 1.0),
         ("26 to 50 characters", 1, 1.0),
         ("51 to 100 characters", 1, 1.0),
@@ -39,10 +39,14 @@ def test_prompts_are_told_apart_by_their_length() -> None:
     ]
 
 
-def test_the_script_that_most_prompts_are_in_comes_first() -> None:
-    answers = [answer("legal", None, text="закон"), answer("legal", "legal", text="law"), answer(None, None, text="hi")]
-    found = by_script(answers)
-    assert [(one.name, one.accuracy.of, one.guess and one.guess.of) for one in found] == [
+def test_most_frequent_script_comes_first() -> None:
+    outcomes = [
+        outcome("legal", None, text="закон"),
+        outcome("legal", "legal", text="law"),
+        outcome(None, None, text="hi"),
+    ]
+    slices = by_script(outcomes)
+    assert [(subset.name, subset.accuracy.n, subset.best_guess and subset.best_guess.n) for subset in slices] == [
         ("latin", 2, 1),
         ("cyrillic", 1, 1),
     ]

@@ -1,4 +1,4 @@
-"""Distilling: a static encoder that plain model2vec reads, of the encoder's own vectors."""
+"""Distillation of a sentence encoder into a static one that model2vec reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HIDDEN = 8
 
 
 def bert(folder: Path, tokenizer: Any, size: int) -> Path:
-    """A sentence encoder of random weights, the mean of its tokens' states."""
+    """Write a sentence encoder with random weights and mean pooling."""
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -50,7 +50,7 @@ def bert(folder: Path, tokenizer: Any, size: int) -> Path:
 
 @pytest.fixture(scope="module")
 def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder as BERT's are, with unused tokens before and among its words."""
+    """Write an encoder with BERT's tokenizer, including unused tokens."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     tokens = (SPECIALS[0], "[unused0]", "[unused1]", *SPECIALS[1:], "[unused993]", *WORDS)
@@ -66,7 +66,7 @@ def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unigram(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder as the multilingual ones are."""
+    """Write an encoder with the tokenizer of multilingual encoders."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     pieces = [(name, 0.0) for name in SPECIALS] + [(f"▁{word}", -float(n)) for n, word in enumerate(WORDS)]
@@ -79,7 +79,7 @@ def unigram(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def byte_pairs(folder: Path, last: int) -> Path:
-    """An encoder as RoBERTa's and ModernBERT's are; `last` is the number of its last token, the word code."""
+    """Write an encoder with the tokenizer of RoBERTa and ModernBERT; `last` is the id of the last token, `code`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokens = (*SPECIALS, "c", "o", "d", "e", "co", "de")
@@ -96,7 +96,7 @@ def bpe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def vectors(folder: Path) -> dict[str, np.ndarray]:
-    """Each token's vector, its weight taken off."""
+    """Return the vector of each token without its weight."""
     from model2vec import StaticModel
 
     model = StaticModel.from_pretrained(folder)
@@ -105,33 +105,33 @@ def vectors(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(("kind", "mark"), [("wordpiece", ""), ("unigram", "▁")])
-def test_words_lie_as_far_apart_as_the_encoder_puts_them(
+def test_distances_of_words_match_the_encoder(
     kind: str, mark: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
     source = request.getfixturevalue(kind)
-    made = distill(str(source), tmp_path / "static", dimensions=HIDDEN)
-    assert made.kept == pytest.approx(1)
-    found = vectors(tmp_path / "static")
+    result = distill(str(source), tmp_path / "static", dimensions=HIDDEN)
+    assert result.variance_kept == pytest.approx(1)
+    static = vectors(tmp_path / "static")
     words = WORDS[:8]
-    meant = SentenceTransformer(str(source), device="cpu").encode(list(words)).astype(np.float64)
-    # All components are kept: a rotation, which leaves distances as they are.
-    for one, other in zip(range(8), (1, 2, 3, 4, 5, 6, 7, 0), strict=True):
-        apart = np.linalg.norm(found[mark + words[one]] - found[mark + words[other]])
-        assert apart == pytest.approx(np.linalg.norm(meant[one] - meant[other]), rel=0.01)
+    expected = SentenceTransformer(str(source), device="cpu").encode(list(words)).astype(np.float64)
+    # All components are kept, so the projection is a rotation, which preserves distances.
+    for first, second in zip(range(8), (1, 2, 3, 4, 5, 6, 7, 0), strict=True):
+        distance = np.linalg.norm(static[mark + words[first]] - static[mark + words[second]])
+        assert distance == pytest.approx(np.linalg.norm(expected[first] - expected[second]), rel=0.01)
 
 
-def test_fewer_dimensions_are_the_first_ones(wordpiece: Path, tmp_path: Path) -> None:
+def test_fewer_dimensions_are_the_first_components(wordpiece: Path, tmp_path: Path) -> None:
     few = distill(str(wordpiece), tmp_path / "few", dimensions=3)
     distill(str(wordpiece), tmp_path / "all", dimensions=HIDDEN)
-    assert 0.3 < few.kept < 1
+    assert 0.3 < few.variance_kept < 1
     many = vectors(tmp_path / "all")
     for token, vector in vectors(tmp_path / "few").items():
         assert np.abs(vector) == pytest.approx(np.abs(many[token][:3]), rel=0.01, abs=0.01)
 
 
-def test_frequent_words_weigh_less() -> None:
+def test_frequent_words_have_lower_weights() -> None:
     weights = sif_weights(1000)
     assert weights[0] < weights[1] < weights[-1] < 1
     frequency = (1 / 2) / sum(1 / rank for rank in range(2, 1002))
@@ -139,25 +139,23 @@ def test_frequent_words_weigh_less() -> None:
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("wordpiece", 14), ("unigram", 14), ("bpe", 11)])
-def test_plain_model2vec_reads_it_and_agrees(
+def test_model2vec_reads_the_result_and_gives_the_same_vectors(
     kind: str, tokens: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     from model2vec import StaticModel
 
-    made = distill(str(request.getfixturevalue(kind)), tmp_path / "static", dimensions=4)
+    result = distill(str(request.getfixturevalue(kind)), tmp_path / "static", dimensions=4)
     assert is_static(tmp_path / "static")
     plain = StaticModel.from_pretrained(tmp_path / "static")
     texts = ["code", "code loop code", "the fever of the code judge", "", "高"]
     rows = load_static(tmp_path / "static")(texts, 512)
     assert plain.normalize
-    assert (made.tokens, made.dimensions) == (len(plain.tokens), plain.dim) == (tokens, 4)
+    assert (result.tokens, result.dimensions) == (len(plain.tokens), plain.dim) == (tokens, 4)
     assert rows == pytest.approx(plain.encode(texts).astype(np.float32), abs=1e-3)
     assert np.linalg.norm(rows[:3], axis=1) == pytest.approx(np.ones(3), abs=1e-6)
 
 
-def test_tokens_that_no_text_holds_are_left_out_and_the_others_keep_their_order(
-    wordpiece: Path, tmp_path: Path
-) -> None:
+def test_unused_tokens_are_left_out(wordpiece: Path, tmp_path: Path) -> None:
     from model2vec import StaticModel
 
     distill(str(wordpiece), tmp_path / "static", dimensions=4)
@@ -167,57 +165,55 @@ def test_tokens_that_no_text_holds_are_left_out_and_the_others_keep_their_order(
     assert tokens == ["judge", "##s", "[UNK]", "cough", "##ing"]
 
 
-def test_it_is_the_same_every_time(wordpiece: Path, tmp_path: Path) -> None:
-    for name in ("one", "other"):
+def test_distillation_is_deterministic(wordpiece: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
         distill(str(wordpiece), tmp_path / name, dimensions=4)
-    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other"))
-    assert one == other
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert first == second
 
 
-def test_whoever_may_read_its_config_may_read_its_vectors(wordpiece: Path, tmp_path: Path) -> None:
+def test_all_files_have_the_same_permissions(wordpiece: Path, tmp_path: Path) -> None:
     distill(str(wordpiece), tmp_path, dimensions=4)
     modes = {file.stat().st_mode for file in tmp_path.iterdir() if file.is_file()}
     assert len(modes) == 1
     assert not (tmp_path / "README.md").exists()
 
 
-def test_what_lies_in_the_folder_is_not_written_over(wordpiece: Path, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(wordpiece: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("mine")
     for folder in (tmp_path, tmp_path / "config.json"):
-        with pytest.raises(DistillError, match="is there already and is not an empty folder; name another one"):
+        with pytest.raises(DistillError, match="exists and is not an empty folder; choose another one"):
             distill(str(wordpiece), folder)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize("dimensions", [0, -1, HIDDEN + 1])
-def test_dimensions_that_the_encoder_does_not_have_are_refused(
-    wordpiece: Path, tmp_path: Path, dimensions: int
-) -> None:
-    with pytest.raises(DistillError, match=f"{dimensions} dimensions cannot be had .*; ask for 1 to {HIDDEN}$"):
+def test_too_many_dimensions_are_refused(wordpiece: Path, tmp_path: Path, dimensions: int) -> None:
+    with pytest.raises(DistillError, match=f"so {dimensions} dimensions are not possible; choose 1 to {HIDDEN}$"):
         distill(str(wordpiece), tmp_path / "static", dimensions=dimensions)
     assert not (tmp_path / "static").exists()
 
 
-def test_a_model_that_is_none_is_named(tmp_path: Path) -> None:
+def test_folder_without_model_is_reported(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(DistillError) as error:
         distill(str(tmp_path / "model"), tmp_path / "static")
-    assert str(error.value).startswith(f"{tmp_path}/model: cannot be loaded by sentence-transformers: ")
+    assert str(error.value).startswith(f"{tmp_path}/model: cannot be loaded by sentence-transformers; ")
 
 
-def test_tokens_whose_numbers_have_gaps_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DistillError, match="the numbers of its tokens have gaps"):
+def test_token_ids_with_gaps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match="its token ids have gaps"):
         distill(str(byte_pairs(tmp_path / "gap", 12)), tmp_path / "static", dimensions=4)
 
 
-def test_a_static_encoder_is_not_distilled_again(wordpiece: Path, tmp_path: Path) -> None:
+def test_static_encoder_cannot_be_distilled(wordpiece: Path, tmp_path: Path) -> None:
     distill(str(wordpiece), tmp_path / "static", dimensions=4)
     with pytest.raises(DistillError, match="has no fast tokenizer"):
         distill(str(tmp_path / "static"), tmp_path / "again", dimensions=4)
 
 
 @pytest.mark.parametrize("name", ["model2vec", "sklearn.decomposition", "sentence_transformers"])
-def test_a_package_that_is_missing_is_named_with_the_extras(
+def test_missing_package_is_reported_with_its_extras(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
@@ -227,22 +223,22 @@ def test_a_package_that_is_missing_is_named_with_the_extras(
     assert str(error.value).endswith("pip install 'vllm-lora-router[static,train]'")
 
 
-def test_the_command_writes_it_and_says_what_to_configure(
+def test_command_writes_the_encoder_and_prints_its_configuration(
     wordpiece: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "a folder: mine"
     assert main(["distill", str(wordpiece), str(folder), "--dimensions", "4"]) == 0
-    said, _, lines = capsys.readouterr().out.partition("\n")
-    assert said.startswith(f"{folder}: 14 tokens in 4 dimensions, with ")
+    summary, _, lines = capsys.readouterr().out.partition("\n")
+    assert summary.startswith(f"{folder}: 14 tokens with 4 dimensions, which keep ")
     assert yaml.safe_load(lines) == {"classifier": {"embedding_model": {"model_id": str(folder)}}}
     assert json.loads((folder / "config.json").read_text())["hidden_dim"] == 4
 
 
-def test_the_command_says_what_is_in_the_way_and_exits_with_1(
+def test_command_reports_an_error_and_exits_with_1(
     wordpiece: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "note").touch()
     assert main(["distill", str(wordpiece), str(tmp_path)]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == f"{tmp_path}: is there already and is not an empty folder; name another one\n"
+    assert printed.err == f"{tmp_path}: exists and is not an empty folder; choose another one\n"

@@ -1,4 +1,4 @@
-"""A server that speaks as vLLM does where a proof asks it, over a language model that can be looked up."""
+"""A server with the part of vLLM's API that `prove` uses, over a language model with known likelihoods."""
 
 import json
 import threading
@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from vllm_lora_router.tools.prove.endpoint import Endpoint, Served
+from vllm_lora_router.tools.prove.endpoint import Endpoint, ServedModels
 from vllm_lora_router.tools.prove.pairs import Pair
 
 BASE = "toy/base"
-START, SYSTEM, USER, ASSISTANT, END, THOUGHT = range(1, 7)  # every other token is a character
+START, SYSTEM, USER, ASSISTANT, END, THOUGHT = range(1, 7)  # all other tokens are characters
 
 CONFIG = """
 model_config:
@@ -36,48 +36,48 @@ categories:
 """
 
 
-class Refused(Exception):
-    """What the server answers with an error."""
+class RefusedError(Exception):
+    """A request that the server answers with an error."""
 
-    def __init__(self, status: int, said: Any) -> None:
-        self.status, self.said = status, said
-        super().__init__(said)
+    def __init__(self, status: int, content: Any) -> None:
+        self.status, self.content = status, content
+        super().__init__(content)
 
 
 @dataclass
-class Toy:
-    """How the server is set; every model likes the letters of its own `skills`."""
+class ToyServer:
+    """Settings and log of the server; every model prefers the letters of its `skills`."""
 
     skills: dict[str, str] = field(default_factory=lambda: {BASE: "c", "a-lora": "a", "b-lora": "b"})
     template: str = "chat"  # or: thinks, trims, no system, no answers, none
     context: int = 200
     api_key: str | None = None
-    auto: bool = True  # our own server, whose list of models has MoM
-    called: dict[str, str] = field(default_factory=dict)  # model -> what answers call it
-    certain: float | None = None  # what is told in place of a likelihood
+    auto: bool = True  # whether the list of models contains MoM, as with this router
+    answered_as: dict[str, str] = field(default_factory=dict)  # model -> its name in responses
+    fixed_value: float | None = None  # returned instead of the log-likelihood
     refuse: Callable[[str, dict[str, Any]], None] = lambda path, body: None
-    takes_s: float = 0.0
-    asked: list[tuple[str, tuple[int, ...], int]] = field(default_factory=list)  # model, tokens before, token
-    running: dict[str, int] = field(default_factory=dict)  # model -> requests under way
-    together: list[dict[str, int]] = field(default_factory=list)  # `running` at the begin of each
+    delay_s: float = 0.0
+    requests: list[tuple[str, tuple[int, ...], int]] = field(default_factory=list)  # model, context, token
+    running: dict[str, int] = field(default_factory=dict)  # model -> running requests
+    concurrent: list[dict[str, int]] = field(default_factory=list)  # `running` at the start of each request
     lock: threading.Lock = field(default_factory=threading.Lock)
     url: str = ""
 
-    def likelihood(self, model: str, before: Sequence[int], token: int) -> float:
-        """-1 for a letter that the model likes and -3 for others, a little more or less by all that stands before."""
-        noise = zlib.crc32(repr((model, tuple(before), token)).encode()) / 2**32 - 0.5
+    def log_likelihood(self, model: str, context: Sequence[int], token: int) -> float:
+        """Return -1 for a letter that the model prefers and -3 for others, plus noise that depends on the context."""
+        noise = zlib.crc32(repr((model, tuple(context), token)).encode()) / 2**32 - 0.5
         return (-1.0 if chr(token) in self.skills[model] else -3.0) + noise
 
     def render(self, body: dict[str, Any]) -> list[int]:
-        """The tokens of a chat."""
-        messages, goes_on = body["messages"], body.get("continue_final_message", False)
+        """Return the tokens of a chat."""
+        messages, continues = body["messages"], body.get("continue_final_message", False)
         roles = [message["role"] for message in messages]
         if self.template == "none":
-            raise Refused(400, "default chat template is no longer allowed")
+            raise RefusedError(400, "default chat template is no longer allowed")
         if self.template == "no system" and "system" in roles:
-            raise Refused(400, "System role not supported")
-        if self.template == "no answers" and goes_on:
-            raise Refused(400, "does not support continue_final_message")
+            raise RefusedError(400, "System role not supported")
+        if self.template == "no answers" and continues:
+            raise RefusedError(400, "does not support continue_final_message")
         ids = [START]
         for message in messages:
             role = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}[message["role"]]
@@ -86,7 +86,7 @@ class Toy:
             ids += [role, *thought, *map(ord, content), END]
         if body.get("add_generation_prompt", True):
             ids.append(ASSISTANT)
-        return ids[:-1] if goes_on else ids
+        return ids[:-1] if continues else ids
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         self.refuse(path, body)
@@ -96,75 +96,75 @@ class Toy:
             auto = {"id": "MoM", "owned_by": "vllm_lora_router", "parent": None}
             return {"object": "list", "data": [*cards, *([auto] if self.auto else [])]}
         if body["model"] not in self.skills:
-            raise Refused(404, f"The model `{body['model']}` does not exist.")
+            raise RefusedError(404, f"The model `{body['model']}` does not exist.")
         if path == "/tokenize":
-            ids = self.render(body) if "messages" in body else self.spell(body)
+            ids = self.render(body) if "messages" in body else self.tokenize(body)
             return {"count": len(ids), "max_model_len": self.context, "tokens": ids}
         if path == "/v1/completions":
             return self.complete(body)
-        raise Refused(404, "Not Found")
+        raise RefusedError(404, "Not Found")
 
     @staticmethod
-    def spell(body: dict[str, Any]) -> list[int]:
+    def tokenize(body: dict[str, Any]) -> list[int]:
         return [*([START] if body.get("add_special_tokens", True) else []), *map(ord, body["prompt"])]
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        model, before, (token,) = body["model"], tuple(body["prompt"]), body["allowed_token_ids"]
-        if len(before) + body["max_tokens"] > self.context:
-            raise Refused(400, "This model's maximum context length is exceeded")
+        model, context, (token,) = body["model"], tuple(body["prompt"]), body["allowed_token_ids"]
+        if len(context) + body["max_tokens"] > self.context:
+            raise RefusedError(400, "This model's maximum context length is exceeded")
         with self.lock:
             self.running[model] = self.running.get(model, 0) + 1
-            self.together.append({name: count for name, count in self.running.items() if count})
-            self.asked.append((model, before, token))
-        time.sleep(self.takes_s)
+            self.concurrent.append({name: count for name, count in self.running.items() if count})
+            self.requests.append((model, context, token))
+        time.sleep(self.delay_s)
         with self.lock:
             self.running[model] -= 1
-        value = self.likelihood(model, before, token) if self.certain is None else self.certain
+        value = self.log_likelihood(model, context, token) if self.fixed_value is None else self.fixed_value
         logprobs = {"tokens": [f"token_id:{token}"], "token_logprobs": [value]}
         choice = {"index": 0, "text": chr(token), "logprobs": logprobs}
-        return {"model": self.called.get(model, model), "choices": [choice]}
+        return {"model": self.answered_as.get(model, model), "choices": [choice]}
 
 
 @pytest.fixture
-def toy() -> Iterator[Toy]:
-    """A server on a port of this machine, which can be set otherwise while it runs."""
-    toy = Toy()
+def toy() -> Iterator[ToyServer]:
+    """Run a server on a local port; its settings can change while it runs."""
+    toy = ToyServer()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = 1 << 16  # head and body in one piece: the body would wait for the client to confirm the head
+        wbufsize = 1 << 16  # sends head and body together; otherwise the body waits for an acknowledgement
 
         def do_GET(self) -> None:
             self.do_POST()
 
         def do_POST(self) -> None:
             content = self.rfile.read(int(self.headers.get("content-length", 0)))
-            status, said = 200, {}
+            status, response = 200, {}
             try:
                 if toy.api_key and self.headers["authorization"] != f"Bearer {toy.api_key}":
-                    raise Refused(401, "Unauthorized")
-                said = toy.answer(self.path, json.loads(content or b"{}"))
-            except Refused as refused:
-                status, said = refused.status, refused.said
-                if isinstance(said, str) and status != 401:
-                    said = {"error": {"message": said, "code": status}}
+                    raise RefusedError(401, "Unauthorized")
+                response = toy.answer(self.path, json.loads(content or b"{}"))
+            except RefusedError as error:
+                status, response = error.status, error.content
+                if isinstance(response, str) and status != 401:
+                    response = {"error": {"message": response, "code": status}}
                 elif status == 401:
-                    said = {"error": said}
-            told = said if isinstance(said, bytes) else json.dumps(said).encode()
+                    response = {"error": response}
+            encoded = response if isinstance(response, bytes) else json.dumps(response).encode()
             self.send_response(status)
-            self.send_header("content-length", str(len(told)))
+            self.send_header("content-length", str(len(encoded)))
             self.end_headers()
-            self.wfile.write(told)
+            self.wfile.write(encoded)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
-        request_queue_size = 64  # more connections at once than that are left waiting for a second
+        request_queue_size = 64  # more concurrent connections wait for a second
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """A client that hangs up is no news."""
+            """Ignore clients that disconnect."""
 
     server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
@@ -175,19 +175,19 @@ def toy() -> Iterator[Toy]:
 
 
 @pytest.fixture
-async def endpoint(toy: Toy):
+async def endpoint(toy: ToyServer):
     async with Endpoint(toy.url) as endpoint:
         yield endpoint
 
 
 @pytest.fixture
-def served() -> Served:
-    return Served((BASE,), ("a-lora", "b-lora"), (BASE, "a-lora", "b-lora", "MoM"))
+def served() -> ServedModels:
+    return ServedModels((BASE,), ("a-lora", "b-lora"), (BASE, "a-lora", "b-lora", "MoM"))
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the configuration, with parts of it replaced and lines added."""
+    """Write the configuration, with some text replaced or appended."""
 
     def write(*replacements: tuple[str, str], more: str = "") -> Path:
         text = CONFIG

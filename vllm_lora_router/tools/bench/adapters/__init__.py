@@ -1,1 +1,1 @@
-"""What it costs to have more adapters than a server has slots for."""
+"""Measure the cost of more adapters than a server has slots."""

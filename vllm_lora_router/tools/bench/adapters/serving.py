@@ -1,4 +1,4 @@
-"""A server with more adapters than slots: its configuration, where it has them now, and requests that name them."""
+"""A server with more adapters than slots: its configuration, the location of its adapters, and requests for them."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -11,23 +11,23 @@ import yaml
 
 from vllm_lora_router.adapters.files.sources import FILES
 from vllm_lora_router.server.api import ADMIN_HEADER
-from vllm_lora_router.tools.bench.serve.client import Answered, ask, request
+from vllm_lora_router.tools.bench.serve.client import Response, chat_request, send
 from vllm_lora_router.tools.bench.serve.settings import BASE
 
 ADMIN_KEY_ENV = "ROUTER_ADMIN_KEY"
-_SHOWN = 8  # digits of a content's digest, by which its copy is called
+_DIGEST_DIGITS = 8  # digits of the content digest in the name of a snapshot
 
 
-class NotAnswered(RuntimeError):
-    """The server did not answer, or not as the adapter that was named."""
+class RequestFailedError(RuntimeError):
+    """The server did not answer, or another adapter answered."""
 
 
 def configuration(folder: Path) -> str:
-    """The YAML of a router that serves every adapter in a folder to who names it.
+    """Return the YAML of a router that serves every adapter in a folder by name.
 
-    `max_loads_per_s` is off: it would bound what is measured to its own figure, and a load would be charged with the
-    wait for its turn. `max_wait_ms` stays as users have it. It bounds no request that names its adapter, but without it
-    adapters with a slot would keep theirs for ever: it is a part of what a crowd of adapters costs.
+    `max_loads_per_s` is off, because it would limit the measured rate and add waiting time to each load. `max_wait_ms`
+    keeps its default. It does not limit requests that name their adapter, but without it adapters would keep their
+    slots, so it is part of the cost of many adapters.
     """
     content = {
         "model_config": {BASE: {}},
@@ -42,62 +42,62 @@ def configuration(folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Whereabouts:
-    """Where a server on this machine has its adapters."""
+class AdapterLocations:
+    """The location of each adapter of a server on this machine."""
 
     slots: int
-    in_memory: int  # adapters that the engine keeps in host memory, those in a slot counted
-    loaded: frozenset[str]  # that are there now
-    files: Mapping[str, tuple[Path, ...]]  # of each adapter: where it lies, and the copy that the engine reads
+    in_memory: int  # capacity of the engine's host memory in adapters, including those in slots
+    loaded: frozenset[str]  # adapters in host memory now
+    files: Mapping[str, tuple[Path, ...]]  # adapter -> its source files and the snapshot that the engine reads
 
 
-async def whereabouts(http: aiohttp.ClientSession, admin_key: str) -> Whereabouts:
-    """What `GET /v1/router/adapters` says, which asks the engine.
+async def adapter_locations(http: aiohttp.ClientSession, admin_key: str) -> AdapterLocations:
+    """Read `GET /v1/router/adapters`, which queries the engine.
 
     Raises:
-        NotAnswered: it says nothing.
+        RequestFailedError: the route does not answer with 200.
     """
     async with http.get("/v1/router/adapters", headers={ADMIN_HEADER: admin_key}) as response:
         if response.status != 200:
-            raise NotAnswered(f"GET /v1/router/adapters: {response.status}: {(await response.text())[:300]}")
+            raise RequestFailedError(f"GET /v1/router/adapters: {response.status}: {(await response.text())[:300]}")
         return read_report(await response.json())
 
 
-def read_report(report: Mapping[str, Any]) -> Whereabouts:
-    """The part of the report that counts here; of adapters that were never asked for it says nothing."""
-    known = [one for one in report["adapters"] if "version" in one]
-    copies = {folder.name[:_SHOWN]: folder for folder in Path(report["disk"]["folder"]).iterdir()}
-    folders = {one["name"]: [Path(one["source"])] for one in known}
-    for one in known:
-        if (copy := copies.get(one["content"])) is not None:
-            folders[one["name"]].append(copy)
-    return Whereabouts(
+def read_report(report: Mapping[str, Any]) -> AdapterLocations:
+    """Return the locations in a report; it has no version for adapters that were never requested."""
+    known = [adapter for adapter in report["adapters"] if "version" in adapter]
+    copies = {folder.name[:_DIGEST_DIGITS]: folder for folder in Path(report["disk"]["folder"]).iterdir()}
+    folders = {adapter["name"]: [Path(adapter["source"])] for adapter in known}
+    for adapter in known:
+        if (copy := copies.get(adapter["content"])) is not None:
+            folders[adapter["name"]].append(copy)
+    return AdapterLocations(
         slots=report["slots"]["number"],
         in_memory=report["host_memory"]["number"],
-        loaded=frozenset(one["name"] for one in known if one["state"] == "loaded"),
-        files={name: tuple(folder / file for folder in own for file in FILES) for name, own in folders.items()},
+        loaded=frozenset(adapter["name"] for adapter in known if adapter["state"] == "loaded"),
+        files={name: tuple(folder / file for folder in paths for file in FILES) for name, paths in folders.items()},
     )
 
 
-async def ask_adapter(http: aiohttp.ClientSession, name: str, tokens: int, chance: random.Random) -> Answered:
-    """One answer of an adapter, to a prompt that begins like no other: no prefix cache has any of it."""
-    answered = await ask(http, request(name, unlike(chance), tokens))
-    if not answered.error and answered.model != name:
-        answered.error = f"{answered.model!r} answered"
-    return answered
+async def request_adapter(http: aiohttp.ClientSession, name: str, tokens: int, chance: random.Random) -> Response:
+    """Send a request with a unique prompt, which no prefix cache contains."""
+    response = await send(http, chat_request(name, unique_prompt(chance), tokens))
+    if not response.error and response.model != name:
+        response.error = f"{response.model!r} answered"
+    return response
 
 
-async def ask_each(http: aiohttp.ClientSession, names: Sequence[str], chance: random.Random) -> None:
-    """Has every adapter looked at, copied and loaded once, one after the other: the last ones stay in memory.
+async def request_each(http: aiohttp.ClientSession, names: Sequence[str], chance: random.Random) -> None:
+    """Request every adapter once, one after the other, so that all are validated and copied and the last are in memory.
 
     Raises:
-        NotAnswered: one of them cannot be served.
+        RequestFailedError: an adapter cannot be served.
     """
     for name in names:
-        if error := (await ask_adapter(http, name, 1, chance)).error:
-            raise NotAnswered(f"{name}: {error}")
+        if error := (await request_adapter(http, name, 1, chance)).error:
+            raise RequestFailedError(f"{name}: {error}")
 
 
-def unlike(chance: random.Random) -> str:
-    """A short prompt that begins like no other."""
+def unique_prompt(chance: random.Random) -> str:
+    """Return a short prompt with a unique beginning."""
     return f"{chance.getrandbits(64):016x}: is it even, and what comes next?"

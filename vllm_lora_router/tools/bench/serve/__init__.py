@@ -1,1 +1,1 @@
-"""What routing costs a server, against a client that names its adapter and against a proxy in front."""
+"""Compare routing with naming the adapter and with a proxy in front of the server."""

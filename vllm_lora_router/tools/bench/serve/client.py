@@ -1,4 +1,4 @@
-"""The client of the benchmark: streamed chat completions, and the moments at which their pieces came."""
+"""The benchmark's client: streamed chat completions with the arrival time of each chunk."""
 
 import json
 import time
@@ -12,32 +12,32 @@ _DONE = b"data: [DONE]"
 
 
 @dataclass(slots=True)
-class Answered:
-    """A request as its client saw it; moments are `time.perf_counter()`, in seconds."""
+class Response:
+    """A response as its client sees it; times are `time.perf_counter()` in seconds."""
 
-    began: float
-    moments: list[float] = field(default_factory=list)  # of what came, each piece as it came
-    model: str = ""  # what the answer says
-    error: str = ""  # why it is no answer
+    started_at: float
+    chunk_times: list[float] = field(default_factory=list)  # arrival of each chunk
+    model: str = ""  # the `model` of the response
+    error: str = ""  # why the request failed
 
     @property
     def first_ms(self) -> float:
-        """Time to first token: vLLM sends nothing before it has one."""
-        return (self.moments[0] - self.began) * 1000
+        """Return the time to the first token; vLLM sends nothing before it."""
+        return (self.chunk_times[0] - self.started_at) * 1000
 
     @property
     def total_ms(self) -> float:
-        """Until everything was there."""
-        return (self.moments[-1] - self.began) * 1000
+        """Return the time until the response was complete."""
+        return (self.chunk_times[-1] - self.started_at) * 1000
 
     @property
     def gaps_ms(self) -> list[float]:
-        """Between the pieces."""
-        return [(after - before) * 1000 for before, after in zip(self.moments, self.moments[1:], strict=False)]
+        """Return the gaps between the chunks."""
+        return [(after - before) * 1000 for before, after in zip(self.chunk_times, self.chunk_times[1:], strict=False)]
 
 
-def request(model: str, prompt: str, tokens: int) -> bytes:
-    """A chat completion of exactly so many tokens, streamed."""
+def chat_request(model: str, prompt: str, tokens: int) -> bytes:
+    """Return the body of a streamed chat completion with exactly `tokens` tokens."""
     content = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
@@ -49,38 +49,40 @@ def request(model: str, prompt: str, tokens: int) -> bytes:
     return json.dumps(content).encode()
 
 
-# Servers close a connection that nobody uses, vLLM's after five seconds: a request on its way there would be lost.
-UNUSED_S = 2.0
+# Servers close idle connections (vLLM after five seconds), and a request sent at that moment would be lost.
+KEEP_ALIVE_S = 2.0
 
 
 def session(url: str) -> aiohttp.ClientSession:
-    """Connections to a server, each used again."""
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=UNUSED_S)
+    """Return a client session with reused connections."""
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
     return aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=300))
 
 
-async def ask(http: aiohttp.ClientSession, content: bytes, into: Answered | None = None) -> Answered:
-    """Sends a request and reads its answer; never raises for what a server or a network does.
+async def send(http: aiohttp.ClientSession, content: bytes, into: Response | None = None) -> Response:
+    """Send a request and read its response; server and network errors are stored, not raised.
 
     Args:
-        into: is filled as the answer comes, for who looks at it before its end.
+        http: the session.
+        content: the request body.
+        into: a response to fill while it arrives, for readers that need it before its end.
     """
-    answered = into or Answered(time.perf_counter())
-    answered.began = time.perf_counter()
+    received = into or Response(time.perf_counter())
+    received.started_at = time.perf_counter()
     last = b""
     try:
         async with http.post(_PATH, data=content, headers={"content-type": "application/json"}) as response:
             if response.status != 200:
-                answered.error = f"{response.status}: {(await response.text())[:300]}"
-                return answered
-            async for piece in response.content.iter_any():
-                answered.moments.append(time.perf_counter())
-                if not answered.model and (at := piece.find(_MODEL)) >= 0:
-                    answered.model = piece[at + len(_MODEL) :].partition(b'"')[0].decode()
-                last = piece
+                received.error = f"{response.status}: {(await response.text())[:300]}"
+                return received
+            async for chunk in response.content.iter_any():
+                received.chunk_times.append(time.perf_counter())
+                if not received.model and (at := chunk.find(_MODEL)) >= 0:
+                    received.model = chunk[at + len(_MODEL) :].partition(b'"')[0].decode()
+                last = chunk
     except (aiohttp.ClientError, TimeoutError) as error:
-        answered.error = f"{type(error).__name__}: {error}"
-        return answered
+        received.error = f"{type(error).__name__}: {error}"
+        return received
     if _DONE not in last:
-        answered.error = f"the stream ended without [DONE]: ...{last[-200:]!r}"
-    return answered
+        received.error = f"the stream ended without [DONE]: ...{last[-200:]!r}"
+    return received

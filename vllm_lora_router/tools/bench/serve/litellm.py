@@ -1,7 +1,7 @@
-"""LiteLLM's proxy and its semantic auto-router in front of a vLLM server, set up to be fast, for comparison.
+"""Configure LiteLLM's proxy with its semantic auto-router in front of a vLLM server, for comparison.
 
-Of LiteLLM's routers this is the one that goes by the embeddings of example questions; the others judge how hard a
-question is. LiteLLM has an environment of its own: what it needs contradicts what vLLM needs.
+This router of LiteLLM compares embeddings of example questions; its other routers estimate the difficulty of a
+question. LiteLLM needs its own environment, because its requirements conflict with those of vLLM.
 Source: https://docs.litellm.ai/docs/proxy/auto_routing_semantic, prod, server_tuning.
 """
 
@@ -13,32 +13,32 @@ from pathlib import Path
 import yaml
 
 MODULE = "litellm.proxy.proxy_cli"
-MODEL = "MoM"  # what a client names
-HEALTH = "/health/liveliness"  # the path that answers when it is up; their spelling
+MODEL = "MoM"  # the model that clients request
+HEALTH = "/health/liveliness"  # the health path, in LiteLLM's spelling
 _EMBEDDINGS = "embeddings"
-# Of the mean likeness to those of a route's questions that are among the five likest of all. Theirs is 0.3, below which
-# all-MiniLM-L6-v2 puts half of what a route is for.
+# Threshold of the mean similarity to a route's questions among the five nearest questions of all routes. LiteLLM's
+# default is 0.3, which would reject half of a route's own questions with all-MiniLM-L6-v2.
 _THRESHOLD = 0.0
 
-# What their production guide asks for in the environment; it is read before the configuration is.
+# Settings from LiteLLM's production guide; the environment is read before the configuration.
 ENVIRONMENT: Mapping[str, str] = {
     "LITELLM_MODE": "PRODUCTION",  # no .env file
-    "LITELLM_LOG": "ERROR",  # no line a request, of theirs or of uvicorn
-    "LOG_LEVEL": "ERROR",  # the auto-router's library turns every logger up to INFO as it is imported, theirs too
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # no prices from the net at the start
+    "LITELLM_LOG": "ERROR",  # no log line for each request, from LiteLLM or uvicorn
+    "LOG_LEVEL": "ERROR",  # the auto-router's library sets every logger to INFO when imported
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # no price list from the network at start
 }
 
 
 def write_config(
     folder: Path, upstream: str, embeddings: str, utterances: Mapping[str, Sequence[str]], default: str
 ) -> Path:
-    """Writes the proxy's configuration into a folder, and gives its path.
+    """Write the proxy's configuration into a folder and return its path.
 
     Args:
         upstream: the URL of the vLLM server, without a path.
         embeddings: the URL of a server with OpenAI's /v1/embeddings, without a path.
-        utterances: adapter -> questions that stand for it.
-        default: the model for what is like none of them.
+        utterances: adapter -> example questions.
+        default: the model for questions that match no route.
     """
     routes = [
         {"name": adapter, "utterances": [*examples], "score_threshold": _THRESHOLD}
@@ -46,7 +46,7 @@ def write_config(
     ]
     router = {
         "model": f"auto_router/{MODEL}",
-        # Here and not in a file of its own: from a file their library would also build the encoder that it names.
+        # Inline instead of a separate file: from a file, the library would also build the encoder that it names.
         "auto_router_config": json.dumps({"routes": routes}),
         "auto_router_default_model": default,
         "auto_router_embedding_model": _EMBEDDINGS,
@@ -59,12 +59,12 @@ def write_config(
         ],
         "litellm_settings": {
             "set_verbose": False,
-            "json_logs": True,  # with it LITELLM_LOG holds for the root logger too
+            "json_logs": True,  # makes LITELLM_LOG apply to the root logger
             "request_timeout": 600,
         },
-        # An answer that failed is a failure, not a second request: nobody else tries again.
+        # Failed requests are counted and not retried, as in the other setups.
         "router_settings": {"num_retries": 0},
-        # Without a key, as vLLM is here: it listens on the loopback only. It refuses to start otherwise.
+        # No key, like vLLM here: the proxy listens on the loopback interface only and would not start otherwise.
         "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},
     }
     path = folder / "litellm.yaml"
@@ -73,23 +73,23 @@ def write_config(
 
 
 def arguments(config: Path) -> list[str]:
-    """What `MODULE` is started with, beside where it listens, and with `ENVIRONMENT`."""
-    # One worker is what they advise where something else scales. Only where the proxy has a machine to itself is it one
-    # for each core; here vLLM and the client need theirs. uvicorn is their default; granian is a beta of theirs.
+    """Return the arguments of `MODULE`, without the address; also set `ENVIRONMENT`."""
+    # LiteLLM recommends one worker if replicas scale, and one for each core only on a machine of its own; here vLLM and
+    # the client need cores too. uvicorn is the default; granian support is a beta.
     return ["--config", str(config), "--num_workers", "1"]
 
 
 def version(python: Path) -> str | None:
-    """LiteLLM's version in the environment of an interpreter; None: it is not there."""
-    ask = "import importlib.metadata as m; print(m.version('litellm'))"
+    """Return LiteLLM's version in an interpreter's environment, or None if it is not installed."""
+    code = "import importlib.metadata as m; print(m.version('litellm'))"
     try:
-        said = subprocess.run([str(python), "-I", "-c", ask], capture_output=True, text=True, check=False)
+        result = subprocess.run([str(python), "-I", "-c", code], capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return said.stdout.strip() if said.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def _model(name: str, url: str) -> dict[str, object]:
-    # hosted_vllm is their own client on aiohttp; openai puts OpenAI's client between, and takes no less.
+    # hosted_vllm is LiteLLM's own client on aiohttp; the openai provider adds OpenAI's client and is not faster.
     parameters = {"model": f"hosted_vllm/{name}", "api_base": f"{url.rstrip('/')}/v1", "api_key": "none"}
     return {"model_name": name, "litellm_params": parameters}

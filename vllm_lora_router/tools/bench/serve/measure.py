@@ -1,85 +1,91 @@
-"""The whole comparison: every way under every load, for each kind of question, length and mix."""
+"""Measure every setup under every load, for each method, prompt length and adapter mix."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from vllm_lora_router.tools.bench.serve.compare import Comparison, Row, Way
-from vllm_lora_router.tools.bench.serve.questions import Asking, Mix, Question, longer
-from vllm_lora_router.tools.bench.serve.servers import LITELLM, PLAIN, PROXY, ROUTED, Fleet
+from vllm_lora_router.tools.bench.serve.compare import Comparison, Row, Setup
+from vllm_lora_router.tools.bench.serve.questions import AdapterMix, Question, QuestionSampler, lengthened
+from vllm_lora_router.tools.bench.serve.servers import LITELLM, PLAIN, PROXY, ROUTED, RunningServers
 from vllm_lora_router.tools.bench.serve.tables import Cell
-from vllm_lora_router.tools.progress import Told
+from vllm_lora_router.tools.progress import ReportProgress, no_progress
 
 AUTO = "MoM"
 
 
 @dataclass(frozen=True)
-class Extent:
-    """What is measured, and for how long."""
+class BenchmarkPlan:
+    """The loads of a benchmark and their duration."""
 
-    callers: Sequence[int]  # 1: alone, in pairs; more: as many at the same time
-    open: Sequence[float]  # shares of what the most callers get without a router, at which questions come by themselves
+    clients: Sequence[int]  # 1: one request at a time, in pairs; more: concurrent clients
+    open: Sequence[float]  # arrival rates, as shares of the highest rate without a router
     prompt_tokens: Sequence[int]
     answer_tokens: int
-    mixes: Sequence[Mix]
-    pairs: int  # of one caller
-    rounds: int  # of more
-    seconds: float  # that each way has in a round
+    mixes: Sequence[AdapterMix]
+    pairs: int  # of one client
+    rounds: int  # of several clients
+    seconds: float  # for each setup in a round
     seed: int = 0
 
 
-def ways(fleet: Fleet, method: str) -> list[Way]:
-    """The ways to be served that there are; the first is what the others are compared with."""
-    taken = {name: dict(own) for name, own in fleet.processes.items()}
+def setups(servers: RunningServers, method: str) -> list[Setup]:
+    """Return the available setups; the first is the baseline."""
+    by_server = {name: dict(processes) for name, processes in servers.processes.items()}
 
-    def of(*servers: str) -> dict:
-        return {name: process for server in servers for name, process in taken.get(server, {}).items()}
+    def processes_of(*names: str) -> dict:
+        return {label: process for name in names for label, process in by_server.get(name, {}).items()}
 
-    found = []
-    if PLAIN in fleet.urls:
-        found.append(Way("adapter named, no router", PLAIN, None, of(PLAIN)))
-    found.append(Way("adapter named", ROUTED, None, of(ROUTED)))
-    found.append(Way(f"{AUTO} by {method}", ROUTED, AUTO, of(ROUTED)))
-    if PROXY in fleet.urls:
-        found.append(Way(f"proxy by {method}", PROXY, AUTO, of(PROXY, PLAIN)))
-    if LITELLM in fleet.urls and method != "keyword":  # it routes by embeddings
-        found.append(Way("LiteLLM's auto-router", LITELLM, AUTO, of(LITELLM, PLAIN), tells=False))
-    return found
+    available = []
+    if PLAIN in servers.urls:
+        available.append(Setup("adapter named, no router", PLAIN, None, processes_of(PLAIN)))
+    available.append(Setup("adapter named", ROUTED, None, processes_of(ROUTED)))
+    available.append(Setup(f"{AUTO} by {method}", ROUTED, AUTO, processes_of(ROUTED)))
+    if PROXY in servers.urls:
+        available.append(Setup(f"proxy by {method}", PROXY, AUTO, processes_of(PROXY, PLAIN)))
+    if LITELLM in servers.urls and method != "keyword":  # LiteLLM routes by embeddings
+        available.append(
+            Setup("LiteLLM's auto-router", LITELLM, AUTO, processes_of(LITELLM, PLAIN), reports_adapter=False)
+        )
+    return available
 
 
 async def measure(
-    fleet: Fleet,
+    servers: RunningServers,
     questions: Sequence[Question],
     methods: Sequence[str],
-    extent: Extent,
-    told: Told = lambda what, done, of: None,
+    plan: BenchmarkPlan,
+    report_progress: ReportProgress = no_progress,
 ) -> AsyncIterator[Cell]:
-    """A cell for each method, length and mix, each as soon as it is known.
+    """Yield a cell for each method, prompt length and mix as it is measured.
 
     Args:
-        methods: that decide; of each there are questions.
+        servers: the running servers.
+        questions: questions whose deciding method and adapter are known.
+        methods: the deciding methods, each with questions.
+        plan: the loads.
+        report_progress: called after each step.
     """
     for method in methods:
-        own = [question for question in questions if question.method == method]
-        for tokens in extent.prompt_tokens:
-            said = await longer(fleet.urls[ROUTED], [question.text for question in own], tokens)
-            for mix in extent.mixes:
-                asking = Asking(own, said, mix, extent.seed)
-                comparison = Comparison(fleet.urls, ways(fleet, method), asking, extent.answer_tokens, extent.seed)
+        method_questions = [question for question in questions if question.method == method]
+        for tokens in plan.prompt_tokens:
+            prompts = await lengthened(servers.urls[ROUTED], [question.text for question in method_questions], tokens)
+            for mix in plan.mixes:
+                sampler = QuestionSampler(method_questions, prompts, mix, plan.seed)
+                comparison = Comparison(servers.urls, setups(servers, method), sampler, plan.answer_tokens, plan.seed)
                 async with comparison:
-                    yield Cell(method, tokens, str(mix), await _rows(comparison, extent, told))
+                    yield Cell(method, tokens, str(mix), await _rows(comparison, plan, report_progress))
 
 
-async def _rows(comparison: Comparison, extent: Extent, told: Told) -> list[Row]:
+async def _rows(comparison: Comparison, plan: BenchmarkPlan, report_progress: ReportProgress) -> list[Row]:
     rows: list[Row] = []
-    most = 0.0
-    for callers in extent.callers:
-        if callers == 1:
-            rows += await comparison.alone(extent.pairs, told)
+    highest_rate = 0.0
+    for clients in plan.clients:
+        if clients == 1:
+            rows += await comparison.one_at_a_time(plan.pairs, report_progress)
             continue
-        found = await comparison.callers(callers, extent.rounds, extent.seconds, told)
-        most = max(most, found[0].per_second or 0.0)
-        rows += found
-    for share in extent.open:
-        if most:
-            rows += await comparison.arriving(share * most, extent.rounds, extent.seconds, told)
+        concurrent_rows = await comparison.concurrent(clients, plan.rounds, plan.seconds, report_progress)
+        highest_rate = max(highest_rate, concurrent_rows[0].per_second or 0.0)
+        rows += concurrent_rows
+    for share in plan.open:
+        if highest_rate:
+            rows += await comparison.open_loop(share * highest_rate, plan.rounds, plan.seconds, report_progress)
     return rows

@@ -1,4 +1,4 @@
-"""What is served: a base, its adapters and the classifier, built where nobody has them."""
+"""Provide the base model, its adapters and the classifier of a benchmark, building what is missing."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -18,28 +18,28 @@ _STATIC = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True)
-class Served:
+class BaseWithAdapters:
     """A base model and adapters for it."""
 
     base: str  # a folder or a hub id
     adapters: Mapping[str, Path]
-    flags: Sequence[str]  # vLLM's, that this base needs
-    write: Callable[[int, Path], None]  # one more adapter, by its number, into a folder
+    flags: Sequence[str]  # vLLM flags that this base model needs
+    write: Callable[[int, Path], None]  # (number, folder): write one more adapter
 
 
-def served(base: str, directory: Path) -> Served:
-    """The base that is named, with an adapter for each category.
+def base_with_adapters(base: str, directory: Path) -> BaseWithAdapters:
+    """Return the named base model with an adapter for each category.
 
     Args:
-        base: `DEMO`, a name of `shapes.SHAPES`, whose weights are random, or a model's folder or hub id.
-        directory: where what is built is kept.
+        base: `DEMO`, a name in `shapes.SHAPES` (random weights), or the folder or hub id of a model.
+        directory: folder for the models that are built.
 
     Raises:
-        TeachingError, DomainModelError: the demo's models did not learn what they must know.
+        AnswerTrainingError, DomainModelError: a model of the demo failed its check.
     """
     if base == DEMO:
         demo = build(directory)
-        return Served(
+        return BaseWithAdapters(
             str(demo.base), {name: demo.adapters[name] for name in SUBJECTS}, FLAGS, ManyAdapters(demo.base).write
         )
     if base in shapes.SHAPES:
@@ -56,14 +56,14 @@ def served(base: str, directory: Path) -> Served:
     for number, to in enumerate(adapters.values()):
         if not (to / "adapter_config.json").exists():
             write(number, to)
-    return Served(str(folder), adapters, flags, write)
+    return BaseWithAdapters(str(folder), adapters, flags, write)
 
 
 def classifier_folder(classifier: Classifier, directory: Path) -> Path | None:
-    """Where the classifier is; None: `classifier.embedding_model`'s default.
+    """Return the classifier's folder, or None for the default of `classifier.embedding_model`.
 
     Raises:
-        DistillError, DomainModelError: it cannot be made.
+        DistillError, DomainModelError: the classifier cannot be built.
     """
     if classifier == "domain":
         return build(directory).domain

@@ -1,16 +1,19 @@
-"""Adapters with random weights for any base: what they cost does not depend on what they were taught."""
+"""Write adapters with random weights for any base model: their cost does not depend on the weights."""
 
 import json
 from pathlib import Path
 
 
 def write_adapter(base: Path, folder: Path, rank: int, seed: int) -> None:
-    """Writes an adapter of every layer's attention as PEFT would, in bfloat16 where the base is, else in float32.
+    """Write an adapter of every layer's attention in PEFT's format, in bfloat16 if the base model is, else in float32.
 
-    Its weights are so small that the base's answers stay what they are, or nearly so; none of its rows is zero.
+    Its weights are small, so that answers hardly change, but no row is zero.
 
     Args:
-        base: a folder with the `config.json` of a model whose attention is called as Llama's.
+        base: the folder of a model with Llama's names of attention modules.
+        folder: the output folder.
+        rank: the rank.
+        seed: the random seed.
     """
     import torch
     from safetensors.torch import save_file

@@ -1,4 +1,4 @@
-"""The servers that are compared: vLLM, vLLM with the router, and what stands in front of vLLM instead."""
+"""Start the compared servers: vLLM, vLLM with the router, and proxies in front of vLLM."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,26 +8,26 @@ from pathlib import Path
 import psutil
 
 from vllm_lora_router.tools.bench.serve import litellm
-from vllm_lora_router.tools.bench.serve.models import RANK, Served
-from vllm_lora_router.tools.bench.serve.processes import of_server
+from vllm_lora_router.tools.bench.serve.models import RANK, BaseWithAdapters
+from vllm_lora_router.tools.bench.serve.server_processes import server_processes
 from vllm_lora_router.tools.bench.serve.settings import BASE, SUBJECTS, examples
 from vllm_lora_router.tools.demo.server import Server
 
-START_SECONDS = 900  # two servers on two cores start together; a large model is read first
+START_SECONDS = 900  # two servers start together on two cores; includes reading a large model
 PLAIN, ROUTED, PROXY, LITELLM = "vLLM", "router", "proxy", "LiteLLM"
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """Servers that are up, by the names above; where they were given, nothing is known of their processes."""
+class RunningServers:
+    """Running servers by name; the processes of servers that were not started here are unknown."""
 
     urls: Mapping[str, str]
     processes: Mapping[str, Mapping[str, psutil.Process]]
 
 
 @contextmanager
-def fleet(
-    served: Served,
+def start_servers(
+    served: BaseWithAdapters,
     config: Path,
     folder: Path,
     flags: Sequence[str],
@@ -35,19 +35,21 @@ def fleet(
     proxy: bool,
     litellm_python: Path | None,
     seed: int = 0,
-) -> Iterator[Fleet]:
-    """Starts them, and ends them at the end.
+) -> Iterator[RunningServers]:
+    """Start the servers and stop them at the end.
 
     Args:
+        served: the base model and its adapters.
         config: the router's configuration.
-        folder: for their logs.
-        flags: of vLLM, for both of its servers.
-        litellm_python: the interpreter of an environment with LiteLLM; None: without it.
-        seed: of the hashes of both of vLLM's servers. Which of them collide is one of the things by which two processes
-            of one program are not equally fast.
+        folder: folder for the logs.
+        flags: vLLM flags for both vLLM servers.
+        proxy: start the lean proxy.
+        litellm_python: interpreter of an environment with LiteLLM; None: without LiteLLM.
+        seed: hash seed of both vLLM servers, because hash collisions are one reason for different speeds of two
+            processes.
 
     Raises:
-        ServerFailed: one did not come up.
+        ServerFailedError: a server did not become ready.
     """
     modules = ["--lora-modules", *(f"{name}={to}" for name, to in served.adapters.items())]
     lora = ["--enable-lora", "--max-loras", str(len(SUBJECTS) + 1), "--max-lora-rank", str(RANK)]
@@ -59,7 +61,7 @@ def fleet(
         "--disable-uvicorn-access-log",
         *served.flags,
         *flags,
-        *_room(flags),
+        *_gpu_memory_flags(flags),
     ]
     hashes = {"PYTHONHASHSEED": str(seed)}
     plain = Server(
@@ -72,7 +74,7 @@ def fleet(
         [served.base, "--router-config", str(config), *common], log=folder / "router.log", environment=hashes
     )
     with ExitStack() as running:
-        beside: dict[str, Server] = {}
+        helpers: dict[str, Server] = {}
         servers = {PLAIN: running.enter_context(plain), ROUTED: running.enter_context(routed)}
         for server in (plain, routed):
             server.wait(START_SECONDS)
@@ -83,10 +85,10 @@ def fleet(
             module = "vllm_lora_router.tools.bench.serve.embeddings"
             embeddings = Server([str(config)], log=folder / "embeddings.log", module=module)
             running.enter_context(embeddings).wait(START_SECONDS)
-            beside[LITELLM] = embeddings
-            theirs = litellm.write_config(folder, plain.url, embeddings.url, examples(), next(iter(SUBJECTS)))
+            helpers[LITELLM] = embeddings
+            litellm_config = litellm.write_config(folder, plain.url, embeddings.url, examples(), next(iter(SUBJECTS)))
             servers[LITELLM] = Server(
-                litellm.arguments(theirs),
+                litellm.arguments(litellm_config),
                 log=folder / "litellm.log",
                 module=litellm.MODULE,
                 environment=litellm.ENVIRONMENT,
@@ -96,15 +98,15 @@ def fleet(
         for name in (PROXY, LITELLM):
             if name in servers:
                 running.enter_context(servers[name]).wait(START_SECONDS)
-        processes = {name: of_server(name, server.pid) for name, server in servers.items()}
-        for name, server in beside.items():
-            processes[name] |= of_server(f"{name}'s embeddings", server.pid)
-        yield Fleet({name: server.url for name, server in servers.items()}, processes)
+        processes = {name: server_processes(name, server.pid) for name, server in servers.items()}
+        for name, server in helpers.items():
+            processes[name] |= server_processes(f"{name}'s embeddings", server.pid)
+        yield RunningServers({name: server.url for name, server in servers.items()}, processes)
 
 
-def _room(flags: Sequence[str]) -> list[str]:
-    """How much of a GPU each of the two servers takes, unless that is said."""
+def _gpu_memory_flags(flags: Sequence[str]) -> list[str]:
+    """Return flags that let two servers share a GPU, unless the user sets the memory."""
     import torch
 
-    said = any(flag.startswith("--gpu-memory-utilization") for flag in flags)
-    return ["--gpu-memory-utilization", "0.42"] if torch.cuda.is_available() and not said else []
+    is_set = any(flag.startswith("--gpu-memory-utilization") for flag in flags)
+    return ["--gpu-memory-utilization", "0.42"] if torch.cuda.is_available() and not is_set else []

@@ -1,4 +1,4 @@
-"""The configuration that is measured: three adapters, found by keyword or by one classifier."""
+"""The measured configuration: three adapters, selected by keyword or by one classifier."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from vllm_lora_router.tools.demo.questions import QUESTIONS
 BASE = "base"  # the served name
 Classifier = Literal["static", "MiniLM", "domain"]
 
-# Adapter -> the subjects of the demo's questions that it is for.
+# Adapter -> its subjects among the demo's questions.
 SUBJECTS: Mapping[str, tuple[str, ...]] = {
     "technical-lora": ("computer science", "engineering"),
     "medical-lora": ("health",),
@@ -22,17 +22,18 @@ _KEYWORDS: Mapping[str, tuple[str, ...]] = {
     "medical-lora": ("blood pressure", "dose", "heart attack", "doctor", "skin cancer", "allergic"),
     "legal-lora": ("copyright", "lease", "court", "defendant", "landlord", "patent"),
 }
-# Of each subject so many are examples to learn from, and the others are asked.
-_LEARNT = 18
-THRESHOLD = 0.4  # a number before a question takes something of how sure a static encoder's head is
-DEADLINE_MS = 1000  # what is measured is how long routing takes, not what a deadline cuts off
+# The first questions of each subject are examples; the others are sent.
+_EXAMPLES_PER_SUBJECT = 18
+THRESHOLD = 0.4  # low, because a number before a question lowers the probability with a static encoder
+DEADLINE_MS = 1000  # the benchmark measures time, not the effect of a deadline
 
 
 def configuration(classifier: Classifier, model: Path | None) -> str:
-    """The YAML of it. No system prompts: with the router and without, the engine gets the same request.
+    """Return the YAML. It has no system prompts, so that the engine gets the same request with and without the router.
 
     Args:
-        model: the folder of the classifier; None for all-MiniLM-L6-v2 from the hub or its package.
+        classifier: the classifier besides keywords.
+        model: the classifier's folder; None for all-MiniLM-L6-v2 from the hub or its package.
     """
     content = {
         "classifier": _classifier(classifier, model),
@@ -53,27 +54,29 @@ def configuration(classifier: Classifier, model: Path | None) -> str:
 
 
 def examples() -> dict[str, list[str]]:
-    """Adapter -> the questions that stand for it."""
+    """Return the example questions by adapter."""
     return {
-        name: [text for one in subjects for text in QUESTIONS[one][:_LEARNT]] for name, subjects in SUBJECTS.items()
+        name: [text for subject in subjects for text in QUESTIONS[subject][:_EXAMPLES_PER_SUBJECT]]
+        for name, subjects in SUBJECTS.items()
     }
 
 
-def asked() -> list[str]:
-    """The other questions."""
-    return [text for subjects in SUBJECTS.values() for one in subjects for text in QUESTIONS[one][_LEARNT:]]
+def held_out_questions() -> list[str]:
+    """Return the questions to send."""
+    subjects = [subject for subjects in SUBJECTS.values() for subject in subjects]
+    return [text for subject in subjects for text in QUESTIONS[subject][_EXAMPLES_PER_SUBJECT:]]
 
 
 def method_of(classifier: Classifier) -> str:
-    """What the router calls the method of a classifier."""
+    """Return the router's method name of a classifier."""
     return "domain" if classifier == "domain" else "embedding"
 
 
 def _classifier(classifier: Classifier, model: Path | None) -> dict[str, object]:
     if classifier == "domain":
         return {"category_model": {"model_id": str(model)}}
-    named = {} if model is None else {"model_id": str(model)}
-    return {"embedding_model": {**named, "threshold": THRESHOLD}}
+    model_id = {} if model is None else {"model_id": str(model)}
+    return {"embedding_model": {**model_id, "threshold": THRESHOLD}}
 
 
 def _category(adapter: str) -> str:

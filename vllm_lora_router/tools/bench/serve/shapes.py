@@ -1,4 +1,4 @@
-"""Base models by the name of a shape: how fast one serves does not depend on what its weights say."""
+"""Base models with random weights by shape: serving speed does not depend on the weights."""
 
 import json
 from collections.abc import Mapping
@@ -31,12 +31,12 @@ SHAPES: Mapping[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-# vLLM makes the weights up itself: nothing of many gigabytes has to be written.
+# vLLM generates the weights, so that no large file is written.
 FLAGS = ("--load-format", "dummy")
 
 
 def write_base(shape: str, folder: Path) -> None:
-    """Writes the configuration of a shape and a tokenizer in which every token has a text, a byte of a prompt each."""
+    """Write the configuration of a shape and a byte-level tokenizer in which every token id has a text."""
     from tokenizers import Tokenizer
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -45,7 +45,7 @@ def write_base(shape: str, folder: Path) -> None:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary = backend["model"]["vocab"]
     vocabulary |= {f"w{number}": number for number in range(len(vocabulary), settings["vocab_size"])}
-    # The demo's answers are no words of this one.
+    # Remove the words of the demo's answers.
     backend["added_tokens"] = [token for token in backend["added_tokens"] if token["special"]]
     fast = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(backend)),

@@ -1,1 +1,1 @@
-"""TODO_DOC"""
+"""Fine-tuning of an encoder into a sequence classifier, by contrastive training and classification."""

@@ -1,4 +1,4 @@
-"""Fine-tuning: the encoder itself learns the categories, and becomes a model for `category_model`."""
+"""Fine-tuning of an encoder: training, held-out metrics, calibration and the model folder."""
 
 import json
 import time
@@ -13,28 +13,31 @@ from vllm_lora_router.classifiers.heads.head import probabilities
 from vllm_lora_router.tools.data.examples import Example
 from vllm_lora_router.tools.data.rows import DataError
 from vllm_lora_router.tools.evaluate.calibration_error import calibration_error
-from vllm_lora_router.tools.fit.finetune.model import SequenceModel, load
-from vllm_lora_router.tools.fit.finetune.train import learn, logits_of, steps_of
+from vllm_lora_router.tools.fit.finetune.model import SequenceModel, load_model
+from vllm_lora_router.tools.fit.finetune.train import predict_logits, step_count, train_classifier
 from vllm_lora_router.tools.fit.fit import check_enough
 
-Split = tuple[np.ndarray, np.ndarray]  # places of examples to learn, and of those held out
+Split = tuple[np.ndarray, np.ndarray]  # indices of training examples and of held-out examples
 
-MANY = 2000  # examples: some of them can be spared for calibration
-MOST_HELD_OUT = 1000
+MANY_EXAMPLES = 2000  # enough to hold some of them out
+MAX_HELD_OUT = 1000
 FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Finetuned:
-    """What was written, and what it, or models made alike, said of examples in scope that they did not see."""
+class FinetuneResult:
+    """The model that was written.
+
+    The metrics are over in-scope examples that this model, or models trained the same way, were not trained on.
+    """
 
     folder: Path
     categories: tuple[str, ...]  # of the outputs, in their order
     held_out: int  # examples
-    accuracy: float  # share of them
+    accuracy: float
     macro_f1: float
     calibration_error: float  # expected calibration error, 0 to 1
-    temperature: float  # what the logits were divided by
+    temperature: float  # divisor of the logits
     steps: int
     seconds: float
 
@@ -46,90 +49,91 @@ def finetune(
     *,
     seed: int = 0,
     epochs: float | None = None,
-    told: Callable[[int, int], None] = lambda done, of: None,
-) -> Finetuned:
-    """Trains an encoder and writes it as a sequence classifier of transformers, one output a category.
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> FinetuneResult:
+    """Train an encoder and write it as a sequence classifier of transformers with one output per category.
 
-    The folder is what `classifier.category_model.model_id` takes. Intents are learnt along with the categories, and are
-    not among the outputs. Examples out of scope are learnt as no category more than another, so that a threshold cuts
-    what is like them. The logits are divided by a temperature that held-out examples give (Guo et al. 2017, "On
-    Calibration of Modern Neural Networks"): one in ten where there are many; of few, each in its turn, and then one
-    model learns them all. The same seed gives the same model on the same machine.
+    The folder can be used as `classifier.category_model.model_id`. Intents are trained too, but are not among the
+    outputs. Out-of-scope examples are trained to have equal probabilities for all categories, so that a threshold
+    rejects similar texts. The logits are divided by a temperature that is fitted on held-out examples (Guo et al. 2017,
+    "On Calibration of Modern Neural Networks"). With many examples, a tenth is held out. With few examples, each is
+    held out once in cross-validation, and the written model is trained on all of them. The same seed gives the same
+    model on the same machine.
 
     Args:
-        model: a folder or a hub id of an encoder.
-        folder: new or empty.
-        epochs: passes over the examples when the categories are taught; None: what suits their number.
-        told: called with the steps that are done, and of how many.
+        model: Encoder: a folder or a Hub id.
+        folder: New or empty folder.
+        epochs: Epochs of the classification stage; None: chosen by the number of examples.
+        on_step: Called after each step with the number of steps done and the total.
 
     Raises:
-        DataError: there are examples of one category only, or a single one of a category; or the folder holds
-            something.
-        ClassifierError: a package is not installed, or the model cannot be loaded.
+        DataError: All examples are of one category, a category has a single example, or the folder is not empty.
+        ClassifierError: A package is not installed, or the model cannot be loaded.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise DataError([f"{folder}: is there already and is not an empty folder; name another one"])
+        raise DataError([f"{folder}: exists and is not an empty folder; choose another one"])
     check_enough(examples)
-    categories = tuple(dict.fromkeys(one.category for one in examples if one.category is not None))
-    layered = load(model, categories).layered
+    categories = tuple(dict.fromkeys(example.category for example in examples if example.category is not None))
+    has_pooling_layer = load_model(model, categories).has_pooling_layer
     import torch
     from sklearn.metrics import f1_score
 
     splits = _splits(examples, seed)
-    again = len(splits) > 1
-    sizes = [*([examples[place] for place in known] for known, _ in splits), *([examples] if again else [])]
-    of = sum(steps_of(some, layered=layered, epochs=epochs) for some in sizes)
+    train_on_all = len(splits) > 1
+    training_sets = [[examples[index] for index in train] for train, _ in splits]
+    runs = [*training_sets, *([list(examples)] if train_on_all else [])]
+    total = sum(step_count(run, has_pooling_layer=has_pooling_layer, epochs=epochs) for run in runs)
     done = 0
 
-    def step() -> None:
+    def count_step() -> None:
         nonlocal done
         done += 1
-        told(done, of)
+        on_step(done, total)
 
-    found, labels = [], []
-    made: SequenceModel | None = None
+    fold_logits, labels = [], []
+    trained: SequenceModel | None = None
     with torch.random.fork_rng():
-        for some, (_, unseen) in zip(sizes, splits, strict=False):
-            made = learn(some, categories, model, seed=seed, epochs=epochs, told=step)
-            inside = [one for place in unseen if (one := examples[place]).category is not None]
-            found.append(logits_of(made, [one.text for one in inside]))
-            labels += [categories.index(one.category or "") for one in inside]
-        if again:
-            made = learn(examples, categories, model, seed=seed, epochs=epochs, told=step)
-    logits, right = np.concatenate(found), np.array(labels)
-    each = np.eye(len(categories), dtype=np.float32)
-    scale = calibrate(logits, right, each, np.ones(len(right))).scale
-    guessed = logits.argmax(axis=1)
-    found_right = guessed == right
-    sure = probabilities(logits, scale, -np.inf, each).max(axis=1)
+        for training_set, (_, test) in zip(training_sets, splits, strict=True):
+            trained = train_classifier(training_set, categories, model, seed=seed, epochs=epochs, on_step=count_step)
+            inside = [example for index in test if (example := examples[index]).category is not None]
+            fold_logits.append(predict_logits(trained, [example.text for example in inside]))
+            labels += [categories.index(example.category or "") for example in inside]
+        if train_on_all:
+            trained = train_classifier(examples, categories, model, seed=seed, epochs=epochs, on_step=count_step)
+    logits, label_array = np.concatenate(fold_logits), np.array(labels)
+    membership = np.eye(len(categories), dtype=np.float32)
+    scale = calibrate(logits, label_array, membership, np.ones(len(labels))).scale
+    predictions = logits.argmax(axis=1)
+    correct = predictions == label_array
+    confidences = probabilities(logits, scale, -np.inf, membership).max(axis=1)
     temperature = 1 / scale
-    assert made is not None
-    write(made, categories, temperature, folder)
-    return Finetuned(
+    assert trained is not None
+    write_model(trained, categories, temperature, folder)
+    return FinetuneResult(
         folder=folder,
         categories=categories,
-        held_out=len(right),
-        accuracy=float(found_right.mean()),
-        macro_f1=float(f1_score(right, guessed, average="macro")),
-        calibration_error=calibration_error(sure, found_right),
+        held_out=len(labels),
+        accuracy=float(correct.mean()),
+        macro_f1=float(f1_score(label_array, predictions, average="macro")),
+        calibration_error=calibration_error(confidences, correct),
         temperature=temperature,
         steps=done,
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - start,
     )
 
 
-def write(model: SequenceModel, categories: Sequence[str], temperature: float, folder: Path) -> None:
-    """Writes the model, its tokenizer and `category_mapping.json`; its logits are divided by the temperature."""
+def write_model(model: SequenceModel, categories: Sequence[str], temperature: float, folder: Path) -> None:
+    """Write the model with logits divided by the temperature, its tokenizer and `category_mapping.json`."""
     import torch
 
-    linear = next(
-        one
-        for one in reversed(list(model.network.modules()))
-        if isinstance(one, torch.nn.Linear) and one.out_features == len(categories)
+    output = next(
+        module
+        for module in reversed(list(model.network.modules()))
+        if isinstance(module, torch.nn.Linear) and module.out_features == len(categories)
     )
     with torch.no_grad():
-        for parameter in linear.parameters():
+        for parameter in output.parameters():
             parameter.div_(temperature)
     folder.mkdir(parents=True, exist_ok=True)
     model.network.save_pretrained(folder)
@@ -140,19 +144,20 @@ def write(model: SequenceModel, categories: Sequence[str], temperature: float, f
     }
     text = json.dumps(mapping, indent=2, ensure_ascii=False)
     (folder / "category_mapping.json").write_text(text + "\n", encoding="utf-8")
-    # safetensors 0.8 writes it for its owner alone, who need not be who serves.
+    # safetensors 0.8 makes the file readable for its owner only, but the server may run as another user.
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 
 
 def _splits(examples: Sequence[Example], seed: int) -> list[Split]:
+    """Return one split with a tenth held out if there are many examples, else cross-validation folds."""
     from sklearn.model_selection import StratifiedKFold, train_test_split
 
-    labels = [one.category or "" for one in examples]
+    labels = [example.category or "" for example in examples]
     names, counts = np.unique(labels, return_counts=True)
-    places = np.arange(len(examples))
-    if len(examples) >= MANY and len(names) <= MOST_HELD_OUT:
-        held_out = min(len(examples) // 10, MOST_HELD_OUT)
-        known, unseen = train_test_split(places, test_size=held_out, stratify=labels, random_state=seed)
-        return [(np.asarray(known), np.asarray(unseen))]
+    indices = np.arange(len(examples))
+    if len(examples) >= MANY_EXAMPLES and len(names) <= MAX_HELD_OUT:
+        held_out = min(len(examples) // 10, MAX_HELD_OUT)
+        train, test = train_test_split(indices, test_size=held_out, stratify=labels, random_state=seed)
+        return [(np.asarray(train), np.asarray(test))]
     folds = StratifiedKFold(max(min(FOLDS, int(counts.min())), 2), shuffle=True, random_state=seed)
-    return [(np.asarray(known), np.asarray(unseen)) for known, unseen in folds.split(places, labels)]
+    return [(np.asarray(train), np.asarray(test)) for train, test in folds.split(indices, labels)]

@@ -1,12 +1,12 @@
-"""Thresholds as YAML to paste."""
+"""YAML that sets chosen thresholds."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from vllm_lora_router.config import Loaded, load
-from vllm_lora_router.tools.calibrate.yaml_patch import to_paste
+from vllm_lora_router.config import LoadedConfig, load
+from vllm_lora_router.tools.calibrate.yaml_patch import yaml_patch
 
 CONFIG = """\
 model_config: {base: {}}
@@ -19,45 +19,45 @@ categories:
   - {name: "größe: x", model_scores: [{model: base}]}
   - {name: "no", model_scores: [{model: base}]}
 """
-RULE_0, RULE_1 = (("embedding_rules", place, "threshold") for place in (0, 1))
+RULE_0, RULE_1 = (("embedding_rules", index, "threshold") for index in (0, 1))
 DOMAIN = ("classifier", "category_model", "threshold")
 HEAD = ("classifier", "embedding_model", "thresholds")
 
 
 @pytest.fixture
-def loaded(tmp_path: Path) -> Loaded:
+def loaded(tmp_path: Path) -> LoadedConfig:
     (tmp_path / "config.yaml").write_text(CONFIG, "utf-8")
     return load(tmp_path / "config.yaml")
 
 
-def test_only_what_changes_is_there_in_the_configurations_structure(loaded: Loaded) -> None:
-    text = to_paste(loaded, {DOMAIN: 0.52, RULE_1: 0.7125})
+def test_patch_contains_only_changes_in_the_configurations_structure(loaded: LoadedConfig) -> None:
+    text = yaml_patch(loaded, {DOMAIN: 0.52, RULE_1: 0.7125})
     assert yaml.safe_load(text) == {
         "classifier": {"category_model": {"threshold": 0.52}},
         "embedding_rules": [{"category": "no", "threshold": 0.7125}],
     }
-    assert '"no" # embedding_rules[1], line 6; it was 0.6' in text
+    assert '"no" # embedding_rules[1], line 6; was 0.6' in text
 
 
-def test_a_mapping_is_there_with_what_stands_in_it_already(loaded: Loaded) -> None:
-    text = to_paste(loaded, {(*HEAD, "größe: x"): 0.3, (*HEAD, "new"): 0.7})
+def test_patch_of_a_mapping_includes_its_unchanged_values(loaded: LoadedConfig) -> None:
+    text = yaml_patch(loaded, {(*HEAD, "größe: x"): 0.3, (*HEAD, "new"): 0.7})
     expected = {"no": 0.5, "größe: x": 0.3, "new": 0.7}
     assert yaml.safe_load(text) == {"classifier": {"embedding_model": {"thresholds": expected}}}
-    assert "thresholds" not in to_paste(loaded, {DOMAIN: 0.5})
+    assert "thresholds" not in yaml_patch(loaded, {DOMAIN: 0.5})
 
 
-def test_where_nothing_changes_there_is_nothing_to_paste(loaded: Loaded) -> None:
-    assert to_paste(loaded, {}) == ""
+def test_patch_without_changes_is_empty(loaded: LoadedConfig) -> None:
+    assert yaml_patch(loaded, {}) == ""
 
 
-def test_what_is_pasted_loads(loaded: Loaded) -> None:
-    pasted = yaml.safe_load(to_paste(loaded, {RULE_0: 0.123, RULE_1: 1.0, DOMAIN: 0.0}))
-    whole = yaml.safe_load(CONFIG)
-    for rule, change in zip(whole["embedding_rules"], pasted["embedding_rules"], strict=True):
+def test_pasted_patch_loads(loaded: LoadedConfig) -> None:
+    patch = yaml.safe_load(yaml_patch(loaded, {RULE_0: 0.123, RULE_1: 1.0, DOMAIN: 0.0}))
+    content = yaml.safe_load(CONFIG)
+    for rule, change in zip(content["embedding_rules"], patch["embedding_rules"], strict=True):
         assert rule["category"] == change["category"]
         rule.update(change)
     file = loaded.file.with_name("new.yaml")
-    file.write_text(yaml.safe_dump({**whole, "classifier": pasted["classifier"]}), "utf-8")
+    file.write_text(yaml.safe_dump({**content, "classifier": patch["classifier"]}), "utf-8")
     config = load(file).config
     assert [rule.threshold for rule in config.embedding_rules] == [0.123, 1.0]
     assert config.classifier.category_model.threshold == 0.0

@@ -1,4 +1,4 @@
-"""`vllm-lora-router fit`, and what `validate` says of what it wrote."""
+"""`vllm-lora-router fit`, and `validate` on its result."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .evaluate.encoder import VECTORS, needs_encoder, write_encoder
+from ..evaluate.encoder import VECTORS, needs_encoder, write_encoder
 
 if TYPE_CHECKING:
-    from .conftest import Run
+    from ..conftest import Run
 
 pytest.importorskip("sklearn")
 pytestmark = needs_encoder
@@ -46,54 +46,54 @@ def write_data(folder: Path, *more: tuple[str, str | None]) -> Path:
     return file
 
 
-def test_what_it_writes_routes_and_is_told_by_validate(run: Run, tmp_path: Path) -> None:
+def test_written_head_is_used_by_classify_and_reported_by_validate(run: Run, tmp_path: Path) -> None:
     assert set(MEDICAL + LEGAL) <= set(VECTORS)
     config, data, head = write_config(tmp_path), write_data(tmp_path), tmp_path / "head"
     status, printed, errors = run("fit", config, "--data", data, "--output", head)
     assert (status, errors) == (0, "")
-    assert "no examples and no description of general: the head will not know them" in printed
+    assert "no examples and no description of general: the head has no output for them" in printed
     assert f'embedding_model: {{head: "{head}"}}' in printed
-    said = json.loads((head / "head.json").read_text())
-    assert set(said["outputs"]) == {"medical", "legal"}
-    assert said["about"]["held_out"]["best_guess"][0] >= 0.9
-    assert len(said["about"]["data_sha256"]) == 64
-    used = write_config(tmp_path, f", head: {head}")
-    _, plan, _ = run("classify", "--config", used, "--json", "a lawsuit before the judge")
+    stored = json.loads((head / "head.json").read_text())
+    assert set(stored["outputs"]) == {"medical", "legal"}
+    assert stored["about"]["held_out"]["best_guess"][0] >= 0.9
+    assert len(stored["about"]["data_sha256"]) == 64
+    with_head = write_config(tmp_path, f", head: {head}")
+    _, plan, _ = run("classify", "--config", with_head, "--json", "a lawsuit before the judge")
     (step,) = json.loads(plan)["steps"]
     assert (step["classification"]["category"], step["classification"]["scale"]) == ("legal", "probability")
-    status, printed, _ = run("validate", used)
+    status, printed, _ = run("validate", with_head)
     assert status == 0
-    assert f"head: {said['about']['chosen']} of 18 examples, on encoder; held out: best_guess" in printed
-    assert "head: does not know general" in printed
+    assert f"head: {stored['about']['chosen']} from 18 examples, on encoder; held out: best_guess" in printed
+    assert "head: has no output for general" in printed
 
 
-def test_what_is_wrong_with_the_data_is_told_by_line_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
+def test_invalid_data_is_reported_with_its_line_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
     config, head = write_config(tmp_path), tmp_path / "head"
     data = write_data(tmp_path, ("x", "leagl"))
     status, _, errors = run("fit", config, "--data", data, "--output", head)
     assert status == 1
-    assert errors == f"{data}:19: category 'leagl' is not one of the configuration's; did you mean 'legal'?\n"
+    assert errors == f"{data}:19: category 'leagl' is not in the configuration; did you mean 'legal'?\n"
     data.write_text('{"text": "a", "category": "legal"}\n{"text": "b", "category": "legal"}\n')
     status, _, errors = run("fit", config, "--data", data, "--output", head)
     assert (status, errors.startswith("examples of at least two categories are needed")) == (1, True)
     assert not head.exists()
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(run: Run, tmp_path: Path) -> None:
+def test_folder_with_other_files_is_refused(run: Run, tmp_path: Path) -> None:
     config, data = write_config(tmp_path), write_data(tmp_path)
     status, _, errors = run("fit", config, "--data", data, "--output", tmp_path / "encoder")
-    assert (status, "holds something else than a head" in errors) == (1, True)
+    assert (status, "contains other files than a head" in errors) == (1, True)
 
 
-def test_repeated_and_contradicting_texts_are_warned_of(run: Run, tmp_path: Path) -> None:
+def test_duplicate_and_conflicting_texts_are_warned_about(run: Run, tmp_path: Path) -> None:
     data = write_data(tmp_path, ("fever fever", "medical"), ("cough cough", "legal"))
     status, printed, _ = run("fit", write_config(tmp_path), "--data", data, "--output", tmp_path / "head")
     assert status == 0
-    assert f"warning: {data}:19: the same text as in {data}:1; counted once" in printed
-    assert f"warning: {data}:20: 'cough cough' is 'legal' here and 'medical' in {data}:5; left out" in printed
+    assert f"warning: {data}:19: duplicate of the text in {data}:1; counted once" in printed
+    assert f"warning: {data}:20: 'cough cough' is 'legal' here and 'medical' in {data}:5; both are left out" in printed
 
 
-def test_examples_of_the_configuration_need_no_fit(run: Run, tmp_path: Path) -> None:
+def test_configured_examples_need_no_fit(run: Run, tmp_path: Path) -> None:
     config = write_config(tmp_path)
     text = config.read_text()
     text = text.replace("{name: medical,", "{name: medical, examples: [fever, cough, medicine, fever cough],")
@@ -102,5 +102,5 @@ def test_examples_of_the_configuration_need_no_fit(run: Run, tmp_path: Path) -> 
     assert json.loads(plan)["category"] == "legal"
     _, printed, _ = run("validate", config, "--files")
     assert (
-        "head: fitted at start from 8 texts (examples) of 2 categories; each example left out once, 8 of 8" in printed
+        "head: fitted at startup from 8 texts (examples) in 2 categories; leave-one-out: 8 of 8 examples are" in printed
     )
