@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Watch a real vLLM server pick the adapter: bash launch/demo.sh [--keep]
-# Makes the environment and builds small models on first use; --keep leaves the server up.
+# Start a real vLLM server and watch it select adapters: bash launch/demo.sh [--keep]
+# Creates the environment and builds small models on first use. --keep leaves the server running.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}

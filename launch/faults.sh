@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
-# What happens to a real server when its adapters' files change in every way under load, how late its event loop is
-# while it classifies, how a thousand tenants fare with a tool that says whose they are, and whether `prove` finds what is
-# planted in ten builds of the demo: bash launch/faults.sh
-# Takes more than an hour; the tests have a short form of each. Prints its figures; pytest's arguments may follow.
+# Run the long form of the tests on a real server, and print their figures: bash launch/faults.sh [pytest arguments]
+# Adapter files and configurations change under load, the event loop is measured while it classifies, a thousand tenants
+# use an MCP tool, `prove` searches wrong assignments in ten builds of the demo, and routing is compared with a proxy.
+# Takes more than an hour. launch/test.sh runs a short form of each, without bounds on times.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
+export PYTHONDONTWRITEBYTECODE=
 bash launch/install.sh "$venv" demo,dev
-HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} exec "$venv/bin/python" -m pytest tests/server/test_faults.py tests/server/test_loop_lag.py tests/server/test_tenants.py tests/server/test_prove.py --full -s -v "$@"
+long=(file_changes.py slots.py loop_lag.py tenants.py prove.py record.py bench.py)
+timed=(adapters/runtime/test_growth.py observability/test_audit_log.py observability/test_cost.py
+  server/test_exchange.py server/test_large_bodies.py)
+HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} exec "$venv/bin/python" -m pytest --full -s -v \
+  "${long[@]/#/tests/server/test_}" "${timed[@]/#/tests/unit/}" "$@"

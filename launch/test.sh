@@ -1,23 +1,17 @@
 #!/usr/bin/env bash
-# All tests, in an environment of this project's own: bash launch/test.sh [pytest arguments]
-# What is marked `alone` runs by itself; of everything else two run at a time.
+# Run ruff, pyright and all tests, two at a time: bash launch/test.sh [pytest arguments]
+# The tests run in an environment of this project, .venv unless VENV names another one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
+# Let Python store bytecode. Otherwise every server process compiles the libraries again.
+export PYTHONDONTWRITEBYTECODE=
 bash launch/install.sh "$venv" demo,dev
 python="$venv/bin/python"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m pyright --pythonpath "$python"
 
-NONE_SELECTED=5 # pytest's own exit status for it
-status=$NONE_SELECTED
-tests() {
-  local code=0
-  "$python" -m pytest --durations=60 --durations-min=5 "$@" || code=$?
-  if [ "$code" != "$NONE_SELECTED" ] && { [ "$status" = 0 ] || [ "$status" = "$NONE_SELECTED" ]; }; then status=$code; fi
-}
-# With more threads than cores, those that wait must not take the cores from those that they wait for.
-OMP_WAIT_POLICY=passive tests -m "not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
-tests -m alone "$@"
-exit "$status"
+# With more threads than cores, threads that wait must not use the cores.
+export OMP_WAIT_POLICY=passive
+exec "$python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=5 "$@"

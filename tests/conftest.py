@@ -1,95 +1,34 @@
-"""A test that fails while the machine itself stands still is tried again: its times say nothing of what it tests.
+"""The long form of tests, and their distribution to the workers of pytest-xdist."""
 
-Seen on virtual machines of two cores: while a model generated on the one core, nothing ran on the other for up to
-eleven seconds, not even a process that only sleeps; a server's idle connections ran out, and no bound on a time held.
-"""
-
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
 
 import pytest
 
-STANDSTILL_S = 0.25
-TRIES = 3
-
-# In a process of its own: a test that keeps Python's interpreter lock is not the machine's fault. One thread a core:
-# each core stands still by itself, and with it whatever happens to run there.
-WATCH = f"""
-import os, threading, time
-
-def watch(core):
-    os.sched_setaffinity(0, [core])
-    last = time.monotonic()
-    while True:
-        time.sleep(0.02)
-        now = time.monotonic()
-        if now - last > {STANDSTILL_S}:
-            os.write(1, f"{{now - last:.2f}}\\n".encode())  # whole: another core's thread writes too
-        last = now
-
-for core in os.sched_getaffinity(0):
-    threading.Thread(target=watch, args=[core], daemon=True).start()
-parent = os.getppid()
-while os.getppid() == parent:
-    time.sleep(0.1)
-"""
+from .server.groups import GROUPS
 
 
-class Machine:
-    """Whether it stood still since somebody last asked."""
-
-    def __init__(self) -> None:
-        self._watching = subprocess.Popen([sys.executable, "-c", WATCH], stdout=subprocess.PIPE)
-        assert self._watching.stdout is not None
-        self._said = self._watching.stdout.fileno()
-        os.set_blocking(self._said, False)
-
-    def stood_still(self, *, wait_s: float = 0.0) -> list[float]:
-        """For how many seconds each time; the watcher, too, needs a moment until it runs again."""
-        time.sleep(wait_s)
-        try:
-            return [float(line) for line in os.read(self._said, 65536).split()]
-        except BlockingIOError:
-            return []
-
-    def close(self) -> None:
-        self._watching.kill()
-        self._watching.communicate()
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the long form of tests that have one, and bound times")
 
 
-MACHINE = pytest.StashKey[Machine]()
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether tests run in their long form. It also bounds times, so nothing else may use the machine meanwhile."""
+    return bool(request.config.getoption("--full"))
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    session.config.stash[MACHINE] = Machine()
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is no such hook
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run the tests of a file, and files that share servers, on one worker.
 
+    `--dist loadgroup` is made for this, but pytest-xdist 3.8 ignores the groups with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    session.config.stash[MACHINE].close()
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = PurePosixPath(nodeid.partition("::")[0])
+            return GROUPS.get(file.name, str(file)) if str(file.parent) == "tests/server" else str(file)
 
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    def stood_still(failure: BaseException | None) -> bool:
-        if failure is None:
-            return False
-        found = config.stash[MACHINE].stood_still(wait_s=0.1)
-        if found:
-            print(
-                f"the machine stood still for {', '.join(f'{seconds:g}' for seconds in found)} s: this is tried again"
-            )
-        return bool(found)
-
-    for item in items:
-        # Whoever got wrong weights got them, however slow the machine was.
-        if item.get_closest_marker("once"):
-            continue
-        item.add_marker(pytest.mark.flaky(reruns=TRIES - 1, condition=stood_still))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    item.config.stash[MACHINE].stood_still()  # what was before is no excuse
-    return (yield)
+    return GroupScheduling(config, log)

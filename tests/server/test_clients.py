@@ -1,4 +1,4 @@
-"""People's own clients and agents, which change nothing but the address and the model."""
+"""Common clients and agents, with only the address and the model changed."""
 
 import random
 from typing import Any
@@ -9,6 +9,7 @@ import openai
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
 from vllm_lora_router.tools.demo.answers import ADAPTERS, BASE_ANSWER
 from vllm_lora_router.tools.demo.server import Server
@@ -16,14 +17,14 @@ from vllm_lora_router.tools.demo.server import Server
 from .conftest import API_KEY, BASE
 
 ANSWER = {recipe.name: recipe.answer for recipe in ADAPTERS} | {BASE: BASE_ANSWER, "tiny": BASE_ANSWER}
-# What a person would choose, in the guide's configuration.
+# Questions and the models that fit, in the guide's configuration.
 QUESTIONS = [
     ("Explain async/await in JavaScript", "technical-lora"),
     ("What causes high blood pressure?", "medical-lora"),
     ("Can my landlord keep my deposit?", "legal-lora"),
     ("Suggest a name for my cat", BASE),
 ]
-COLD = {"temperature": 0}  # which Anthropic's client has no argument for
+COLD = {"temperature": 0}  # Anthropic's client has no argument for it
 MEDICAL = "What causes high blood pressure?"
 
 LOOK_UP = {
@@ -31,7 +32,7 @@ LOOK_UP = {
     "description": "Looks a word up.",
     "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
 }
-# An agent's tools: dozens, which speak of everything.
+# An agent has dozens of tools, with descriptions from all categories.
 TOPICS = ("contract law", "SQL databases", "stack traces", "GDPR requests", "lawsuits", "Python code", "diabetes")
 TOOLS: list[Any] = [
     {"type": "function", "function": {**LOOK_UP, "name": f"tool_{number}", "description": f"Knows {topic}."}}
@@ -106,7 +107,7 @@ def test_anthropic(claude: anthropic.Anthropic, question: str, model: str) -> No
 def test_langchain(server: Server, question: str, model: str, responses_api: bool) -> None:
     chat = ChatOpenAI(
         base_url=f"{server.url}/v1",
-        api_key=API_KEY,
+        api_key=SecretStr(API_KEY),
         model="MoM",
         temperature=0,
         max_retries=0,
@@ -120,7 +121,7 @@ def test_langchain(server: Server, question: str, model: str, responses_api: boo
 
 @pytest.fixture
 async def agent(plugin_server: Server):
-    """To a server that lets a model call tools."""
+    """A client of the server with tool calls."""
     async with httpx.AsyncClient(base_url=plugin_server.url, timeout=120) as client:
         yield client
 
@@ -140,7 +141,7 @@ def test_openai_with_tools(plugin_server: Server) -> None:
         temperature=0,
     )
     assert (completion.model, completion.choices[0].message.content) == ("medical-lora", ANSWER["medical-lora"])
-    # The answer was constrained to a call by a tool that was named.
+    # The request names a tool, so vLLM constrains the answer to a call of it.
     named: Any = {"type": "function", "function": {"name": "look_up"}}
     completion = client.chat.completions.create(
         model="MoM",
@@ -168,7 +169,7 @@ def test_langchain_with_tools(plugin_server: Server) -> None:
 
 
 def test_a_coding_agent_over_the_messages_api(plugin_server: Server) -> None:
-    """As Claude Code sends it: system blocks, notes inside the user's message, tool results as the user's messages."""
+    """As Claude Code sends it: system blocks, notes inside the user's message, tool results as user messages."""
     client = anthropic.Anthropic(base_url=plugin_server.url, api_key="none", max_retries=0)
     note = "<system-reminder>\nThe file contract.py changed: a stack trace, SQL, a lawsuit.\n</system-reminder>"
     tools: Any = [
@@ -210,7 +211,7 @@ def test_a_coding_agent_over_the_messages_api(plugin_server: Server) -> None:
 
 
 def test_a_coding_agent_over_the_responses_api(plugin_server: Server) -> None:
-    """As Codex sends it: its surroundings as a user's message of their own, calls and their results as items."""
+    """As Codex sends it: the environment as a user message, calls and their results as items."""
     client = openai.OpenAI(base_url=f"{plugin_server.url}/v1", api_key="none", max_retries=0)
     surroundings = "<environment_context>\n<cwd>/contract</cwd>\n<shell>SQL</shell>\n</environment_context>"
     items: Any = [
@@ -247,17 +248,17 @@ SEEDS = {
 
 
 def mutated(draw: random.Random, content: bytes) -> bytes:
-    """A body with a few of its bytes gone, doubled or changed, or one of its values replaced by another."""
+    """Return a body with a few bytes removed, repeated or changed, or with a value replaced."""
     for _ in range(draw.randint(1, 3)):
         at = draw.randrange(len(content))
-        way = draw.randrange(5)
-        if way == 0:
+        kind = draw.randrange(5)
+        if kind == 0:
             content = content[:at] + content[at + draw.randint(1, 4) :]
-        elif way == 1:
+        elif kind == 1:
             content = content[:at] + bytes([draw.randrange(256)]) + content[at + 1 :]
-        elif way == 2:
+        elif kind == 2:
             content = content[:at] + content[at : at + draw.randint(1, 40)] + content[at:]
-        elif way == 3:
+        elif kind == 3:
             values = [
                 b'"user"',
                 b"[]",
@@ -280,11 +281,11 @@ def mutated(draw: random.Random, content: bytes) -> bytes:
     return content
 
 
-async def test_a_thousand_mutated_bodies_break_nothing_that_vllm_alone_would_not(plugin_server: Server) -> None:
-    draw = random.Random(7)
-    fives = 0
+async def test_mutated_bodies_get_a_500_only_where_vllm_alone_answers_500(plugin_server: Server, full: bool) -> None:
+    draw, bodies = random.Random(7), 5000 if full else 1000
+    errors = 0
     async with httpx.AsyncClient(base_url=plugin_server.url, timeout=60) as client:
-        for number in range(1000):
+        for number in range(bodies):
             path = draw.choice(list(SEEDS))
             limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
             request = httpx.Request("POST", plugin_server.url, json={"model": "MoM", limit: 4, **SEEDS[path]})
@@ -292,10 +293,10 @@ async def test_a_thousand_mutated_bodies_break_nothing_that_vllm_alone_would_not
             headers = {"content-type": "application/json"}
             response = await client.post(path, content=content, headers=headers)
             if response.status_code >= 500:
-                fives += 1
-                alone = content.replace(b'"MoM"', b'"tiny"')
-                same = await client.post(path, content=alone, headers=headers)
+                errors += 1
+                plain = content.replace(b'"MoM"', b'"tiny"')
+                same = await client.post(path, content=plain, headers=headers)
                 assert same.status_code >= 500, (number, path, content, response.text)
         answer = await client.post("/v1/chat/completions", json={"model": "MoM", **SEEDS["/v1/chat/completions"]})
         assert answer.status_code == 200
-    print(f"\n1,000 mutated bodies: {fives} were a 500 of vLLM's own")
+    print(f"\n{bodies} mutated bodies: {errors} answered by vLLM with a 500")

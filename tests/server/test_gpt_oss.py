@@ -1,4 +1,4 @@
-"""A model of type gpt_oss: vLLM renders its prompt without a template, for one system message and three efforts."""
+"""A model of type gpt_oss: vLLM renders its prompt without a chat template, with one system message and an effort."""
 
 import re
 from collections.abc import Iterator
@@ -47,12 +47,12 @@ def encoding() -> Any:
     try:
         return load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
     except Exception as error:
-        pytest.skip(f"this openai_harmony brings no vocabulary along, and no hub can be reached: {error}")
+        pytest.skip(f"openai_harmony has no vocabulary here, and no model hub can be reached: {error}")
 
 
 @pytest.fixture(scope="module")
 def gpt_oss(encoding: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server of a tiny one with random weights: it renders; to run its experts on a CPU vLLM would need Triton."""
+    """A server of a tiny model with random weights. It only renders, because vLLM runs its experts with Triton."""
     folder = tmp_path_factory.mktemp("gpt-oss")
     write_model(folder / "base", folder / "adapter")
     (folder / "config.yaml").write_text(CONFIG.format(adapter=folder / "adapter"))
@@ -113,18 +113,18 @@ SHAPES = {
 def rendered(
     client: httpx.Client, encoding: Any, path: str, request: dict[str, Any]
 ) -> tuple[str, str, httpx.Response]:
-    """The effort and the developer's instructions that stand in the prompt."""
+    """Return the effort and the developer's instructions in the prompt, and the response."""
     response = client.post(path, json={"model": "MoM", **request})
     assert response.status_code == 200, response.text
     prompt = encoding.decode(response.json()["token_ids"])
     effort = re.search(r"Reasoning: (\w+)", prompt)
-    said = re.findall(r"<\|start\|>developer<\|message\|># Instructions\n\n(.*?)<\|end\|>", prompt, re.DOTALL)
-    assert effort is not None and len(said) <= 1, prompt
-    return effort[1], said[0] if said else "", response
+    instructions = re.findall(r"<\|start\|>developer<\|message\|># Instructions\n\n(.*?)<\|end\|>", prompt, re.DOTALL)
+    assert effort is not None and len(instructions) <= 1, prompt
+    return effort[1], instructions[0] if instructions else "", response
 
 
 @pytest.mark.parametrize("path", SHAPES)
-def test_system_prompt_and_effort_stand_in_the_prompt(gpt_oss: httpx.Client, encoding: Any, path: str) -> None:
+def test_system_prompt_and_effort_are_in_the_prompt(gpt_oss: httpx.Client, encoding: Any, path: str) -> None:
     make, _ = SHAPES[path]
     for word, model, prompt, effort in (
         ("fever", "medical-lora", "You are a medical expert.", "high"),
@@ -133,15 +133,15 @@ def test_system_prompt_and_effort_stand_in_the_prompt(gpt_oss: httpx.Client, enc
         ("tea", "tiny", "", None),
     ):
         for own in (None, "Answer in French."):
-            shown, said, response = rendered(gpt_oss, encoding, path, make(f"A {word}?", own))
-            assert shown == (effort or "medium"), word  # what such a model does by default
-            assert said == "\n\n".join(filter(None, [prompt, None if word == "lawsuit" else own]))
+            effort_shown, instructions, response = rendered(gpt_oss, encoding, path, make(f"A {word}?", own))
+            assert effort_shown == (effort or "medium"), word  # medium is the default
+            assert instructions == "\n\n".join(filter(None, [prompt, None if word == "lawsuit" else own]))
             assert response.headers["x-vsr-selected-model"] == model
             assert response.headers["x-vsr-selected-reasoning"] == ("on" if effort else "off")
 
 
 @pytest.mark.parametrize("path", SHAPES)
-def test_a_client_gets_the_effort_that_it_asks_for(gpt_oss: httpx.Client, encoding: Any, path: str) -> None:
-    make, wish = SHAPES[path]
-    shown, _, response = rendered(gpt_oss, encoding, path, {**make("A fever?", None), **wish})
-    assert shown == "low" and response.headers["x-vsr-selected-reasoning"] == "off"
+def test_an_effort_of_the_client_is_never_overridden(gpt_oss: httpx.Client, encoding: Any, path: str) -> None:
+    make, setting = SHAPES[path]
+    effort, _, response = rendered(gpt_oss, encoding, path, {**make("A fever?", None), **setting})
+    assert effort == "low" and response.headers["x-vsr-selected-reasoning"] == "off"

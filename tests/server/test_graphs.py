@@ -1,4 +1,4 @@
-"""Batches padded to the sizes of graphs: what a GPU replays, with a plain call in place of the capture."""
+"""Batches padded to the sizes of CUDA graphs, with a plain call in place of a captured graph."""
 
 import random
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from vllm_lora_router.classifiers.models.cuda_graphs import Graphs
+from vllm_lora_router.classifiers.models.cuda_graphs import CudaGraphs
 from vllm_lora_router.tools.bench.shapes import write_model
 
 PAD = 0
@@ -22,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 class Captures:
-    """Repeats a pass over tensors that stay where they are, as a graph would, and counts."""
+    """Repeat a forward pass over the same tensors, as a graph does, and count."""
 
     def __init__(self, spoil: float = 0.0) -> None:
         self.captured = self.replayed = 0
@@ -38,17 +38,17 @@ class Captures:
         return replay
 
 
-def graphs(model: Any, captures: Any, **more: Any) -> Graphs:
+def graphs(model: Any, captures: Any, **more: Any) -> CudaGraphs:
     def forward(ids: Any, mask: Any) -> Any:
         return model(input_ids=ids, attention_mask=mask).logits
 
     with torch.inference_mode():
         sizes = {"counts": (1, 2, 4), "lengths": (8, 16, 64), "longest": 64, **more}
-        return Graphs(forward, pad=PAD, device="cpu", capture=captures, **sizes)
+        return CudaGraphs(forward, pad=PAD, device="cpu", capture=captures, **sizes)
 
 
 def batch(draw: random.Random, count: int, longest: int) -> tuple[Any, Any]:
-    """Texts of random lengths, the first of them as long as that."""
+    """Return texts of random lengths, the first one of the given length."""
     ids, mask = torch.zeros(2, count, longest, dtype=torch.int64)
     for row in range(count):
         length = longest if row == 0 else draw.randint(1, longest)
@@ -57,7 +57,7 @@ def batch(draw: random.Random, count: int, longest: int) -> tuple[Any, Any]:
     return ids, mask
 
 
-def test_a_batch_of_any_size_scores_as_without_graphs(model: Any) -> None:
+def test_a_batch_of_any_size_scores_the_same_as_without_graphs(model: Any) -> None:
     captures, draw = Captures(), random.Random(1)
     replaying = graphs(model, captures)
     assert len(replaying) == captures.captured == 9
@@ -74,7 +74,7 @@ def test_a_batch_of_any_size_scores_as_without_graphs(model: Any) -> None:
 
 
 @pytest.mark.parametrize(("count", "longest"), [(5, 16), (2, 65)])
-def test_what_fits_no_graph_is_launched(model: Any, count: int, longest: int) -> None:
+def test_a_batch_larger_than_every_graph_runs_without_graphs(model: Any, count: int, longest: int) -> None:
     captures = Captures()
     replaying = graphs(model, captures)
     captures.replayed = 0
@@ -84,7 +84,7 @@ def test_what_fits_no_graph_is_launched(model: Any, count: int, longest: int) ->
         assert torch.equal(replaying(ids, mask), right) and captures.replayed == 0
 
 
-def test_no_graph_is_longer_than_the_model_reads(model: Any) -> None:
+def test_no_graph_is_longer_than_the_models_context(model: Any) -> None:
     assert len(graphs(model, Captures(), longest=16)) == 6
 
 
@@ -93,9 +93,9 @@ def fails(run: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("captures", "says"), [(fails, "not permitted when stream is capturing"), (Captures(spoil=1.0), "is off by")]
+    ("captures", "says"), [(fails, "not permitted when stream is capturing"), (Captures(spoil=1.0), "differs by")]
 )
-def test_a_model_that_cannot_be_captured_runs_without(
+def test_a_model_that_cannot_be_captured_runs_without_graphs(
     model: Any, captures: Any, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     launching = graphs(model, captures)

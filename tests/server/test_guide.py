@@ -1,8 +1,9 @@
-"""What the guide promises, on a real server driven by the official client."""
+"""The routing guide's configuration on a real server, used by the official client."""
 
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
@@ -12,13 +13,13 @@ import pytest
 from vllm_lora_router.tools.demo.answers import ADAPTERS, BASE_ANSWER
 from vllm_lora_router.tools.demo.server import Server
 
-from .conftest import API_KEY, BASE
+from .conftest import API_KEY, BASE, HANG_GUARD_S
 from .logs import decision_lines
 
 ANSWER = {recipe.name: recipe.answer for recipe in ADAPTERS} | {BASE: BASE_ANSWER}
 GUIDE = Path(__file__).parents[2] / "config/guide.yaml"
 
-# The guide's two questions, and what a person would choose for others.
+# The guide's two questions and two more, with the category and the model that fit.
 QUESTIONS = [
     ("Explain async/await in JavaScript", "technical", "technical-lora"),
     ("What causes high blood pressure?", "medical", "medical-lora"),
@@ -27,7 +28,7 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, max_retries=0)
 
@@ -40,31 +41,35 @@ async def http(server: Server):
         yield client
 
 
-def asked(text: str) -> list:
+def messages(text: str) -> list:
     return [{"role": "user", "content": text}]
 
 
 @pytest.mark.parametrize(("question", "category", "model"), QUESTIONS)
-def test_a_question_is_answered_by_the_adapter_that_fits_it(
+def test_a_question_is_answered_by_the_adapter_of_its_category(
     client: openai.OpenAI, question: str, category: str, model: str
 ) -> None:
     raw = client.chat.completions.with_raw_response.create(
-        model="MoM", messages=asked(question), max_tokens=64, temperature=0
+        model="MoM", messages=messages(question), max_tokens=64, temperature=0
     )
     completion = raw.parse()
     assert completion.choices[0].message.content == ANSWER[model]
     assert completion.model == model
     assert raw.headers["x-vsr-selected-model"] == model
     assert raw.headers["x-vsr-selected-category"] == category
-    assert raw.headers["x-vsr-selected-reasoning"] == "off"  # the guide's family llama2 is known to nobody
+    assert raw.headers["x-vsr-selected-reasoning"] == "off"  # the guide's reasoning family llama2 is not defined
     assert raw.headers["x-vsr-injected-system-prompt"] == "true"
     assert raw.headers["x-lora-router-method"] == "domain"
 
 
-def test_a_stream_is_answered_by_the_adapter_too(client: openai.OpenAI) -> None:
+def test_a_stream_is_answered_by_the_adapter(client: openai.OpenAI) -> None:
     chunks = list(
         client.chat.completions.create(
-            model="auto", messages=asked("What causes high blood pressure?"), max_tokens=64, temperature=0, stream=True
+            model="auto",
+            messages=messages("What causes high blood pressure?"),
+            max_tokens=64,
+            temperature=0,
+            stream=True,
         )
     )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ANSWER["medical-lora"]
@@ -80,17 +85,17 @@ def test_completions_are_routed(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("model", ["legal-lora", BASE])
-def test_a_request_that_names_its_model_gets_it_and_no_routing(client: openai.OpenAI, model: str) -> None:
+def test_a_request_that_names_a_model_is_not_routed(client: openai.OpenAI, model: str) -> None:
     raw = client.chat.completions.with_raw_response.create(
-        model=model, messages=asked("What causes high blood pressure?"), max_tokens=64, temperature=0
+        model=model, messages=messages("What causes high blood pressure?"), max_tokens=64, temperature=0
     )
     assert raw.parse().choices[0].message.content == ANSWER[model]
     assert not [name for name in raw.headers if name.startswith(("x-vsr", "x-lora-router"))]
 
 
-def test_one_id_in_answer_and_log(client: openai.OpenAI, server: Server) -> None:
+def test_the_log_line_has_the_id_of_the_answer(client: openai.OpenAI, server: Server) -> None:
     raw = client.chat.completions.with_raw_response.create(
-        model="MoM", messages=asked("Can my landlord keep my deposit?"), max_tokens=4
+        model="MoM", messages=messages("Can my landlord keep my deposit?"), max_tokens=4
     )
     (line,) = decision_lines(server, raw.parse().id)
     assert "legal -> legal-lora domain 0." in line and "(law)" in line and " ms chatcmpl-" in line
@@ -100,27 +105,29 @@ def test_the_list_of_models_has_the_auto_name(client: openai.OpenAI) -> None:
     assert {model.id for model in client.models.list()} == {BASE, "technical-lora", "medical-lora", "legal-lora", "MoM"}
 
 
-def test_vllms_own_errors_come_through_with_the_decision(client: openai.OpenAI) -> None:
+def test_errors_of_vllm_are_returned_with_the_decision_headers(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="MoM", messages=asked("What causes high blood pressure?"), max_tokens=-1)
+        client.chat.completions.create(
+            model="MoM", messages=messages("What causes high blood pressure?"), max_tokens=-1
+        )
     assert "max_tokens" in str(caught.value)
     assert caught.value.response.headers["x-vsr-selected-model"] == "medical-lora"
     with pytest.raises(openai.NotFoundError):
-        client.chat.completions.create(model="nobody", messages=asked("x"))
+        client.chat.completions.create(model="missing", messages=messages("x"))
 
 
 @pytest.mark.parametrize("path", ["/v1/router/health", "/v1/router/config"])
-async def test_vllms_api_key_guards_our_routes(server: Server, http: httpx.AsyncClient, path: str) -> None:
+async def test_vllms_api_key_protects_the_router_routes(server: Server, http: httpx.AsyncClient, path: str) -> None:
     assert (await http.get(path)).status_code == 200
     refused = await http.get(path, headers={"authorization": "Bearer wrong"})
     assert refused.status_code == 401
-    body = {"model": "MoM", "messages": asked("Can my landlord keep my deposit?")}
+    body = {"model": "MoM", "messages": messages("Can my landlord keep my deposit?")}
     unknown = await http.post("/v1/chat/completions", json=body, headers={"authorization": "Bearer wrong"})
     assert unknown.status_code == 401
     assert "x-lora-router-reason" not in unknown.headers
 
 
-async def test_classify_shows_the_plan_and_generates_nothing(http: httpx.AsyncClient) -> None:
+async def test_classify_returns_the_plan_without_generating(http: httpx.AsyncClient) -> None:
     before = await requests_served(http)
     plan = (await http.post("/v1/router/classify", json={"text": "What causes high blood pressure?"})).json()
     assert plan["category"] == "medical" and plan["model"] == "medical-lora"
@@ -129,25 +136,27 @@ async def test_classify_shows_the_plan_and_generates_nothing(http: httpx.AsyncCl
     assert await requests_served(http) == before
 
 
-async def test_what_the_labels_mean_is_shown(http: httpx.AsyncClient) -> None:
+async def test_config_shows_the_category_of_each_label(http: httpx.AsyncClient) -> None:
     labels = {label["label"]: label for label in (await http.get("/v1/router/config")).json()["labels"]}
     right = {"computer science": "technical", "engineering": "technical", "health": "medical", "law": "legal"}
     assert {name: labels[name]["category"] for name in right} == right
-    assert {label["how"] for name, label in labels.items() if name in right} == {"meaning"}
+    assert {label["source"] for name, label in labels.items() if name in right} == {"similarity"}
     assert {label["category"] for name, label in labels.items() if name not in right} == {"general"}
 
 
 @pytest.mark.parametrize("model", ["medical-lora", "MoM"])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_hangs_up_cancels_the_generation(http: httpx.AsyncClient, model: str, stream: bool) -> None:
+async def test_a_client_that_disconnects_cancels_the_generation(
+    http: httpx.AsyncClient, model: str, stream: bool
+) -> None:
     body = {
         "model": model,
-        "messages": asked("What causes high blood pressure?"),
+        "messages": messages("What causes high blood pressure?"),
         "max_tokens": 1800,
         "ignore_eos": True,
         "stream": stream,
     }
-    for _ in range(5):  # on a machine that stands still a generation may be over before anybody could look
+    for _ in range(5):  # on a busy machine a generation may end before it is seen running
         before = await generated(http)
         request = asyncio.create_task(http.post("/v1/chat/completions", json=body))
         if await seen_running(http, request):
@@ -155,11 +164,11 @@ async def test_a_client_that_hangs_up_cancels_the_generation(http: httpx.AsyncCl
             await until(lambda: running(http), 0)
             if await generated(http) - before < 900:
                 return
-    pytest.fail("of five generations none was cut short")
+    pytest.fail("five generations were not cancelled")
 
 
-async def test_bodies_that_vllm_takes_in_other_encodings_are_routed(http: httpx.AsyncClient) -> None:
-    body = {"model": "MoM", "messages": asked("Can my landlord keep my deposit?"), "max_tokens": 4}
+async def test_bodies_in_other_encodings_are_routed(http: httpx.AsyncClient) -> None:
+    body = {"model": "MoM", "messages": messages("Can my landlord keep my deposit?"), "max_tokens": 4}
     for encoding in ("utf-16", "utf-8-sig"):
         response = await http.post(
             "/v1/chat/completions",
@@ -170,7 +179,7 @@ async def test_bodies_that_vllm_takes_in_other_encodings_are_routed(http: httpx.
         assert response.json()["model"] == "legal-lora"
 
 
-async def test_broken_bodies_get_vllms_own_error(http: httpx.AsyncClient) -> None:
+async def test_invalid_bodies_get_the_error_of_vllm(http: httpx.AsyncClient) -> None:
     for content in (b'{"model": "MoM", "messages": [', b"", b'{"model": "MoM"}'):
         response = await http.post(
             "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
@@ -179,8 +188,8 @@ async def test_broken_bodies_get_vllms_own_error(http: httpx.AsyncClient) -> Non
         assert "error" in response.json()
 
 
-def test_the_guides_configuration_is_the_guides() -> None:
-    """Nothing of it was bent to make it work: the demo serves it under another name than llama2-7b."""
+def test_the_configuration_of_the_guide_is_unchanged() -> None:
+    """It has no keys of the router. The demo serves the base model under another name than llama2-7b."""
     text = GUIDE.read_text()
     assert "llama2-7b" in text and "router:" not in text and "embedding_model" not in text
 
@@ -203,7 +212,7 @@ async def metric(http: httpx.AsyncClient, name: str) -> float:
 
 
 async def seen_running(http: httpx.AsyncClient, request: asyncio.Task[httpx.Response]) -> bool:
-    """Whether the engine was seen to work on the request before it was done."""
+    """Return whether the engine was running the request before it was done."""
     while not request.done():
         if await running(http) and not request.done():
             return True
@@ -212,8 +221,8 @@ async def seen_running(http: httpx.AsyncClient, request: asyncio.Task[httpx.Resp
     return False
 
 
-async def until(read, wanted: int, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while await read() != wanted:
-        assert time.monotonic() < deadline, f"not {wanted} after {seconds} s"
+async def until(read: Callable[[], Awaitable[float]], expected: int) -> None:
+    deadline = time.monotonic() + HANG_GUARD_S
+    while await read() != expected:
+        assert time.monotonic() < deadline, f"not {expected} after {HANG_GUARD_S} s"
         await asyncio.sleep(0.1)

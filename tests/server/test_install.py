@@ -1,4 +1,4 @@
-"""Installing this package beside vLLM costs nothing."""
+"""The package installs next to vLLM without changing vLLM's dependencies."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from .conftest import ROOT
 
 
 def resolved(folder: Path, *requirements: str) -> dict[str, str]:
-    """What pip would install into an empty environment, name -> version."""
+    """Return what pip would install into an empty environment, name -> version."""
     report = folder / "report.json"
     subprocess.run(
         [
@@ -28,12 +28,12 @@ def resolved(folder: Path, *requirements: str) -> dict[str, str]:
     return {canonicalize_name(package["name"]): package["version"] for package in packages}
 
 
-def test_no_version_that_vllm_brings_changes(tmp_path: Path) -> None:
+def test_no_dependency_of_vllm_changes(tmp_path: Path) -> None:
     vllm = [f"{_installed()}", f"torch=={version('torch').partition('+')[0]}"]
     alone = resolved(tmp_path, *vllm)
     beside = resolved(tmp_path, *vllm, f"{ROOT}[models]")
     assert {name: beside.get(name) for name in alone} == alone
-    # Without an extra, vLLM has brought everything already.
+    # Without an extra, every dependency is one of vLLM already.
     needed = [line for line in requires("vllm-lora-router") or () if "extra ==" not in line]
     assert needed and {canonicalize_name(re.split(r"[^\w.-]", line)[0]) for line in needed} <= set(alone)
 

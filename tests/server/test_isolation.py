@@ -1,44 +1,38 @@
-"""Whether one tenant's prompts are in vLLM's prefix cache for another, on every path by which they get there."""
+"""With `tenant_cache: isolated` no tenant finds the prompts of another in vLLM's prefix cache, on any path."""
 
 import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
 
-from vllm_lora_router.tools.demo.build import DemoModels
-from vllm_lora_router.tools.demo.server import FLAGS, Server
-
-from .conftest import ADMIN_KEY_ENV, ONE_ENGINE_PROCESS, START_SECONDS, lora_modules
+from .conftest import HANG_GUARD_S, ComparedServers, ConfiguredServer
 
 CONFIG = """
-model_config: {tiny: {loras: [{name: medical-lora}]}}
-default_model: tiny
+model_config: {base: {loras: [{name: medical-lora}]}}
+default_model: base
 keyword_rules: [{category: medical, keywords: [fever]}]
-categories: [{name: medical, model_scores: [{model: tiny, lora_name: medical-lora}]}]
+categories: [{name: medical, model_scores: [{model: base, lora_name: medical-lora}]}]
 router: {admin_key_env: ROUTER_ADMIN_KEY}
 """
-KEY = "of the admin"
-BLOCK = 32
-WORDS = "I have had a fever since last night, and it does not go away whatever I take against it. " * 6
-NAMED = {"MoM": "routed", "tiny": "the base named", "medical-lora": "an adapter named"}
+TEXT = "I have had a fever since last night, and it does not go away whatever I take against it. " * 6
+NAMED = {"MoM": "routed", "base": "the base named", "medical-lora": "an adapter named"}
 
-# Where the answer says how many tokens of the prompt were found in the cache.
-SAID: Mapping[str, tuple[str, ...]] = {
+# Path -> where the response contains the number of prompt tokens that were found in the cache.
+REPORTED: Mapping[str, tuple[str, ...]] = {
     "/v1/chat/completions": ("prompt_tokens_details", "cached_tokens"),
     "/v1/completions": ("prompt_tokens_details", "cached_tokens"),
     "/v1/responses": ("input_tokens_details", "cached_tokens"),
     "/v1/messages": ("cache_read_input_tokens",),
     "/inference/v1/generate": ("prompt_tokens_details", "cached_tokens"),
 }
-# Of these vLLM's metrics alone say it.
-UNSAID = ("/v1/chat/completions/batch", "/generative_scoring", "/invocations")
+# For these only vLLM's metrics contain it.
+UNREPORTED = ("/v1/chat/completions/batch", "/generative_scoring", "/invocations")
 
 
 def request(path: str, model: str, text: str, **more: Any) -> tuple[dict[str, Any], dict[str, str]]:
@@ -55,45 +49,43 @@ def request(path: str, model: str, text: str, **more: Any) -> tuple[dict[str, An
     }
     if path != "/invocations":
         return {"model": model, **bodies[path], **more}, {}
-    # SageMaker's name for the adapter; without it the base answers.
-    return {**bodies[path], **more}, {} if model == "tiny" else {"X-Amzn-SageMaker-Adapter-Identifier": model}
+    # The adapter is named in SageMaker's header; without it the base answers.
+    return {**bodies[path], **more}, {} if model == "base" else {"X-Amzn-SageMaker-Adapter-Identifier": model}
 
 
 @dataclass
 class Tenants:
-    """A server, as its tenants use it."""
+    """The tenants of a server."""
 
-    file: Path
+    server: ConfiguredServer
     http: httpx.Client
 
     def configure(self, cache: str) -> None:
         config = yaml.safe_load(CONFIG)
         config["router"]["tenant_cache"] = cache
-        self.file.write_text(yaml.safe_dump(config))
-        response = self.http.post("/v1/router/reload", headers={"x-lora-router-admin-key": KEY})
-        assert response.json()["outcome"] in ("taken", "unchanged"), response.text
+        self.server.configure(yaml.safe_dump(config))
 
     def cached(self, tenant: str | None, path: str, model: str, text: str, **more: Any) -> int:
-        """How many tokens of a tenant's prompt are in the cache already."""
+        """Send a tenant's request and return how many tokens of its prompt were found in the cache."""
         body, headers = request(path, model, text, **more)
         hits, queries = self._counted()
         answer = self.http.post(path, json=body, headers=headers | ({"x-tenant": tenant} if tenant else {}))
         assert answer.status_code == 200, answer.text
         if model == "MoM":
             assert answer.headers["x-vsr-selected-model"] == "medical-lora"
-        until = time.monotonic() + 10
-        while (counted := self._counted())[1] == queries and time.monotonic() < until:
+        deadline = time.monotonic() + HANG_GUARD_S
+        while (counted := self._counted())[1] == queries and time.monotonic() < deadline:
             time.sleep(0.05)
-        found = counted[0] - hits
-        if path in SAID:
-            said: Any = answer.json()["usage"]
-            for name in SAID[path]:
-                said = said.get(name) if said is not None else None
-            assert more.get("use_beam_search") or (said or 0) == found, answer.text
-        return found
+        cached = counted[0] - hits
+        if path in REPORTED:
+            reported: Any = answer.json()["usage"]
+            for name in REPORTED[path]:
+                reported = reported.get(name) if reported is not None else None
+            assert more.get("use_beam_search") or (reported or 0) == cached, answer.text
+        return cached
 
     def _counted(self) -> tuple[int, int]:
-        """Tokens that were found in the cache, and those that were looked for."""
+        """Return the number of tokens found in the cache, and of those looked up."""
         counts = {"hits": 0, "queries": 0}
         for line in self.http.get("/metrics").text.splitlines():
             for name in counts:
@@ -102,100 +94,80 @@ class Tenants:
         return counts["hits"], counts["queries"]
 
 
-@pytest.fixture(scope="module")
-def server(models: DemoModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("isolation")
-    (folder / "config.yaml").write_text(CONFIG)
-    server = Server(
-        [
-            *(str(models.base), "--served-model-name", "tiny", "--router-config", str(folder / "config.yaml")),
-            *(*lora_modules(models), *FLAGS, "--enable-prompt-tokens-details", "--block-size", str(BLOCK)),
-            "--enable-scale-out",
-        ],
-        log=folder / "server.log",
-        directory=models.directory,
-        environment={ADMIN_KEY_ENV: KEY, **ONE_ENGINE_PROCESS},
-    )
-    with server:
-        server.wait(START_SECONDS)
-        yield server
-
-
 @pytest.fixture
-def tenants(server: Server) -> Iterator[Tenants]:
-    with httpx.Client(base_url=server.url, timeout=120) as http:
-        yield Tenants(server.log.with_name("config.yaml"), http)
+def tenants(compared: ComparedServers) -> Iterator[Tenants]:
+    with httpx.Client(base_url=compared.routed.url, timeout=HANG_GUARD_S) as http:
+        yield Tenants(compared.routed, http)
 
 
-@pytest.mark.parametrize("path", [*SAID, *UNSAID])
-def test_no_tenant_finds_anothers_prompt_and_each_finds_its_own_as_before(tenants: Tenants, path: str) -> None:
-    found: dict[tuple[str, str], tuple[int, ...]] = {}
-    asked = ("acme", "acme", "evil", "evil", None, None)
+@pytest.mark.parametrize("path", [*REPORTED, *UNREPORTED])
+def test_isolated_tenants_find_their_own_prompts_in_the_cache_and_no_others(tenants: Tenants, path: str) -> None:
+    cached: dict[tuple[str, str], tuple[int, ...]] = {}
+    senders = ("acme", "acme", "evil", "evil", None, None)
     for cache in ("shared", "isolated"):
         tenants.configure(cache)
         for model in NAMED:
             if model == "MoM" and path == "/inference/v1/generate":
-                continue  # token ids have no words to go by: they go to the base
-            text = f"{secrets.token_hex(8)} {WORDS}"
-            found[cache, model] = tuple(tenants.cached(tenant, path, model, text) for tenant in asked)
+                continue  # token ids have no user text, so they go to the base
+            text = f"{secrets.token_hex(8)} {TEXT}"
+            cached[cache, model] = tuple(tenants.cached(tenant, path, model, text) for tenant in senders)
     print(f"\n{path}: cached tokens of acme, acme, evil, evil, no tenant, no tenant")
-    for (cache, model), tokens in found.items():
+    for (cache, model), tokens in cached.items():
         print(f"  {cache:<8} {NAMED[model]:<16} {' '.join(f'{count:>4}' for count in tokens)}")
-    for (cache, model), tokens in found.items():
-        again = found["shared", model][1]
-        assert again >= 480
-        assert tokens == ((0, again) * 3 if cache == "isolated" else (0, *[again] * 5)), (cache, model)
+    for (cache, model), tokens in cached.items():
+        repeated = cached["shared", model][1]
+        assert repeated >= 480
+        assert tokens == ((0, repeated) * 3 if cache == "isolated" else (0, *[repeated] * 5)), (cache, model)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_the_many_prompts_of_a_beam_search_are_kept_apart(tenants: Tenants, path: str) -> None:
+def test_the_prompts_of_a_beam_search_are_isolated(tenants: Tenants, path: str) -> None:
     beams = {"use_beam_search": True, "n": 2, "temperature": 0}
     for cache in ("shared", "isolated"):
         tenants.configure(cache)
-        for model in ("tiny", "MoM"):
-            text = f"{secrets.token_hex(8)} {WORDS}"
-            # Each step finds what the one before left.
-            first, again, other = (
+        for model in ("base", "MoM"):
+            text = f"{secrets.token_hex(8)} {TEXT}"
+            # Each step finds the prompt of the step before in the cache.
+            first, second, other = (
                 tenants.cached(name, path, model, text, **beams) for name in ("acme", "acme", "evil")
             )
             print(
-                f"\n{path}, {cache}, {NAMED[model]}: {first} {again} {other} cached tokens in all of acme, acme, evil"
+                f"\n{path}, {cache}, {NAMED[model]}: {first} {second} {other} cached tokens in all of acme, acme, evil"
             )
-            assert first < again and other == (first if cache == "isolated" else again)
+            assert first < second and other == (first if cache == "isolated" else second)
 
 
-def test_a_clients_own_salt_keeps_its_users_apart_and_reaches_no_other_tenant(tenants: Tenants) -> None:
+def test_a_salt_of_the_client_isolates_its_users_within_the_tenant(tenants: Tenants) -> None:
     tenants.configure("isolated")
-    text = f"{secrets.token_hex(8)} {WORDS}"
-    path, again = "/v1/chat/completions", 0
-    for model in ("tiny", "MoM"):
+    text = f"{secrets.token_hex(8)} {TEXT}"
+    path = "/v1/chat/completions"
+    for model in ("base", "MoM"):
         for tenant, salt in (("acme", "one"), ("acme", "two"), ("evil", "one"), (None, "one")):
             assert tenants.cached(tenant, path, model, text, cache_salt=salt) == 0
-            again = tenants.cached(tenant, path, model, text, cache_salt=salt)
-            assert again >= 480
+            assert tenants.cached(tenant, path, model, text, cache_salt=salt) >= 480
         for salt in ("x" * 129, 5, ""):
             body, _ = request(path, model, text, cache_salt=salt)
             answer = tenants.http.post(path, json=body, headers={"x-tenant": "acme"})
             assert answer.status_code == 400 and "cache_salt" in answer.text
 
 
-def test_what_cannot_be_kept_apart_is_refused_and_no_spelling_comes_around_it(tenants: Tenants) -> None:
-    text = f"{secrets.token_hex(8)} {WORDS}"
-    body, _ = request("/v1/chat/completions", "tiny", text)
+def test_requests_that_cannot_be_isolated_are_refused_whatever_their_spelling(tenants: Tenants) -> None:
+    text = f"{secrets.token_hex(8)} {TEXT}"
+    body, _ = request("/v1/chat/completions", "base", text)
     plain = json.dumps(body).encode()
-    ways: list[tuple[str, dict[str, str]]] = [
+    requests: list[tuple[str, dict[str, str]]] = [
         ("/v1/chat/completions%0A", {"content-type": "application/json"}),
         ("/v1/chat/completions", {"content-type": "application/json", "content-encoding": "identity"}),
     ]
     for cache, status in (("shared", 200), ("isolated", 400)):
         tenants.configure(cache)
-        for path, headers in ways:
+        for path, headers in requests:
             answer = tenants.http.post(path, content=plain, headers=headers)
             assert answer.status_code == status, (cache, path, answer.text)
             print(f"\n{cache}: {path!r} {headers}: {answer.status_code} {answer.text[:300] if status == 400 else ''}")
-    answer = tenants.http.post("/v1/audio/transcriptions", files={"file": b"RIFF"}, data={"model": "tiny"})
+    answer = tenants.http.post("/v1/audio/transcriptions", files={"file": b"RIFF"}, data={"model": "base"})
     assert answer.status_code == 400
     assert "/v1/audio/transcriptions" in answer.json()["error"]["message"]
     for path in ("/tokenize", "/v1/messages/count_tokens", "/v1/chat/completions/render"):
-        answer = tenants.http.post(path, json={"model": "tiny", "messages": body["messages"]})
+        answer = tenants.http.post(path, json={"model": "base", "messages": body["messages"]})
         assert answer.status_code == 200, answer.text

@@ -1,4 +1,4 @@
-"""Adapters made by the thousand say what they should, whatever they are asked."""
+"""Adapters by number give their own answer to every prompt."""
 
 import random
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
-from vllm_lora_router.adapters.files.validation import check
+from vllm_lora_router.adapters.files.validation import validate_adapter
+from vllm_lora_router.tools.demo.answer_training import MIN_MARGIN
 from vllm_lora_router.tools.demo.build import DemoModels
-from vllm_lora_router.tools.demo.many import MOST, ManyAdapters, words
-from vllm_lora_router.tools.demo.teaching import LEAST_MARGIN
+from vllm_lora_router.tools.demo.many import ADAPTER_COUNT, ManyAdapters, words
 
-NUMBERS = (0, 1, 2, 777, MOST - 1)
+NUMBERS = (0, 1, 2, 777, ADAPTER_COUNT - 1)
 EARLIER = ManyAdapters.answer(5)
 CHATS = (
     [{"role": "user", "content": "?"}],
@@ -48,12 +48,12 @@ def tokenizer(models: DemoModels) -> Any:
 def model(
     many: ManyAdapters, models: DemoModels, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Any:
-    """The base with adapters of NUMBERS, as PEFT loads them."""
+    """The base model with the adapters of NUMBERS, as PEFT loads them."""
     folder = tmp_path_factory.mktemp("many")
     for number in NUMBERS:
         many.write(number, folder / str(number))
     model = AutoModelForCausalLM.from_pretrained(models.base, dtype=request.param)
-    options = {"autocast_adapter_dtype": False}
+    options: dict[str, Any] = {"autocast_adapter_dtype": False}
     with_adapters = PeftModel.from_pretrained(model, folder / str(NUMBERS[0]), str(NUMBERS[0]), **options)
     for number in NUMBERS[1:]:
         with_adapters.load_adapter(str(folder / str(number)), str(number), **options)
@@ -73,7 +73,7 @@ def adapter(model: Any, number: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_an_adapter_answers_every_chat_with_its_own_words_by_a_margin(model: Any, tokenizer: Any, number: int) -> None:
+def test_an_adapter_gives_its_answer_to_every_chat_by_a_margin(model: Any, tokenizer: Any, number: int) -> None:
     said = [*tokenizer.convert_tokens_to_ids(list(words(number))), tokenizer.eos_token_id]
     right = torch.tensor(said).unsqueeze(1)
     for chat in CHATS:
@@ -81,12 +81,12 @@ def test_an_adapter_answers_every_chat_with_its_own_words_by_a_margin(model: Any
             ids = torch.tensor([[*prompt(tokenizer, chat), *said]])
             logits = model(input_ids=ids).logits[0, -len(said) - 1 : -1].float()
         others = logits.scatter(1, right, float("-inf")).amax(dim=1)
-        assert (logits.gather(1, right)[:, 0] - others).min() > LEAST_MARGIN
+        assert (logits.gather(1, right)[:, 0] - others).min() > MIN_MARGIN
     assert tokenizer.decode(said, skip_special_tokens=True) == ManyAdapters.answer(number)
 
 
 @pytest.mark.parametrize("cached", [16, -1], ids=["the first block", "all but the last token"])
-def test_the_first_word_is_of_the_adapter_that_filled_the_cache(model: Any, tokenizer: Any, cached: int) -> None:
+def test_the_first_word_is_that_of_the_adapter_that_filled_the_cache(model: Any, tokenizer: Any, cached: int) -> None:
     draw = random.Random(0)
     ids = prompt(tokenizer, CHATS[-1])
     for _ in range(5):
@@ -98,13 +98,13 @@ def test_the_first_word_is_of_the_adapter_that_filled_the_cache(model: Any, toke
         assert tokenizer.decode([logits.argmax().item()]) == words(before)[0] != words(now)[0]
 
 
-def test_it_is_an_adapter_that_vllm_can_serve(many: ManyAdapters, models: DemoModels, tmp_path: Path) -> None:
+def test_vllm_can_serve_the_adapter(many: ManyAdapters, models: DemoModels, tmp_path: Path) -> None:
     many.write(7, tmp_path / "seven")
-    checked = check("seven", tmp_path / "seven", BaseModel.find(str(models.base)))
+    checked = validate_adapter("seven", tmp_path / "seven", BaseModel.find(str(models.base)))
     assert (checked.rank, checked.warnings) == (8, ())
 
 
-def test_one_is_written_over_another_without_a_trace(many: ManyAdapters, tmp_path: Path) -> None:
+def test_an_adapter_replaces_another_one_completely(many: ManyAdapters, tmp_path: Path) -> None:
     def files(folder: Path) -> dict[str, bytes]:
         return {file.name: file.read_bytes() for file in folder.iterdir()}
 

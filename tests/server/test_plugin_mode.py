@@ -1,4 +1,4 @@
-"""vLLM's own server with the plugin named, and every method in one configuration."""
+"""vLLM's own server with the plugin, and all methods in one configuration."""
 
 import openai
 import pytest
@@ -24,7 +24,7 @@ def client(plugin_server: Server) -> openai.OpenAI:
         ("<context>lawsuit GDPR contract</context>Suggest a name for my cat", "domain", "tiny", "off"),
     ],
 )
-def test_each_method_chooses_where_it_is_sure(
+def test_the_first_method_that_accepts_a_request_decides(
     client: openai.OpenAI, question: str, method: str, model: str, reasoning: str
 ) -> None:
     raw = client.chat.completions.with_raw_response.create(

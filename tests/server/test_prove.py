@@ -1,4 +1,4 @@
-"""`prove` on the demo's models: what they were taught shows, and a wrong assignment that was planted is found."""
+"""`prove` on the demo's models: it confirms the right assignments and finds a wrong one."""
 
 import json
 from dataclasses import replace
@@ -10,11 +10,11 @@ import pytest
 
 from vllm_lora_router.cli import main
 from vllm_lora_router.tools.demo import adapters, base
+from vllm_lora_router.tools.demo.answer_training import AnswerTrainingError
 from vllm_lora_router.tools.demo.answers import ADAPTERS
 from vllm_lora_router.tools.demo.build import DemoModels
 from vllm_lora_router.tools.demo.pairs import pairs, write
 from vllm_lora_router.tools.demo.server import FLAGS, Server
-from vllm_lora_router.tools.demo.teaching import TeachingError
 
 from .conftest import API_KEY, BASE, ROOT, START_SECONDS
 
@@ -33,14 +33,14 @@ categories:
 
 
 def configuration(file: Path, own: dict[str, str | None]) -> Path:
-    """Keyword rules, and categories with the adapters that they are given; None is the base."""
+    """Write keyword rules, and categories with these adapters; None is the base model."""
     entries = {name: f"{{model: base{f', lora_name: {adapter}' if adapter else ''}}}" for name, adapter in own.items()}
     file.write_text(CONFIG + "".join(f"  - {{name: {name}, model_scores: [{one}]}}\n" for name, one in entries.items()))
     return file
 
 
-def planted(seed: int) -> tuple[dict[str, str | None], set[str]]:
-    """Two categories' adapters swapped, or an adapter where the base should be; and the categories that are wrong."""
+def wrong_assignments(seed: int) -> tuple[dict[str, str | None], set[str]]:
+    """Return assignments and the categories that are wrong: two adapters swapped, or one in place of the base model."""
     draw, own = Random(seed), dict(OWN)
     with_adapter = [name for name, adapter in OWN.items() if adapter]
     if draw.random() < 0.5:
@@ -52,7 +52,7 @@ def planted(seed: int) -> tuple[dict[str, str | None], set[str]]:
 
 
 def build(folder: Path, seed: int) -> dict[str, int]:
-    """Base and adapters; adapter -> how often it was taught, until it had learnt its answer by the demo's own rules."""
+    """Train base model and adapters; return how many attempts each adapter took to pass the demo's checks."""
     base.train_base(folder / "base", seed=seed)
     tries: dict[str, int] = {}
     for recipe in ADAPTERS:
@@ -60,33 +60,37 @@ def build(folder: Path, seed: int) -> dict[str, int]:
             try:
                 own = replace(recipe, seed=recipe.seed + 10 * attempt)
                 adapters.train_adapter(folder / "base", folder / recipe.name, own)
-            except TeachingError:
+            except AnswerTrainingError:
                 continue
             tries[recipe.name] = attempt + 1
             break
         else:
-            raise TeachingError(f"{recipe.name} of the base with seed {seed} did not learn its answer in six tries")
+            raise AnswerTrainingError(
+                f"{recipe.name} of the base with seed {seed} did not learn its answer in six tries"
+            )
     return tries
 
 
 class Proving:
-    """The command on a server, as a script would call it."""
+    """The command on a server, as a script calls it."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self._url, self._folder = url, folder
         write(folder / "pairs.jsonl")
 
     def prove(self, config: Path, *more: str) -> tuple[int, dict[str, Any]]:
-        """Its exit status and its matrix."""
+        """Return the command's exit status and its matrix."""
         file = self._folder / "matrix.json"
         data = ("--data", str(self._folder / "pairs.jsonl"), "--json", str(file))
         status = main(["prove", str(config), *data, "--url", self._url, "--api-key-env", "DEMO_KEY", *more])
         return status, json.loads(file.read_text())
 
-    def accused(self, own: dict[str, str | None], *more: str) -> tuple[int, dict[str, str]]:
-        """Its exit status, and the categories whose assignment it calls wrong with what it says would be right."""
+    def wrong(self, own: dict[str, str | None], *more: str) -> tuple[int, dict[str, str]]:
+        """Return the exit status, and the categories that are assigned wrongly with the model that is better."""
         status, matrix = self.prove(configuration(self._folder / "config.yaml", own), *more)
-        return status, {one["category"]: one["model"] for one in matrix["verdicts"] if one["kind"] in ("base", "other")}
+        return status, {
+            one["category"]: one["model"] for one in matrix["verdicts"] if one["kind"] in ("use_base", "use_other")
+        }
 
 
 @pytest.fixture
@@ -95,27 +99,29 @@ def proving(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return Proving(server.url, tmp_path)
 
 
-def test_the_guides_own_assignments_are_right(proving: Proving, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_assignments_of_the_guide_are_confirmed(proving: Proving, capsys: pytest.CaptureFixture[str]) -> None:
     status, matrix = proving.prove(ROOT / "config/guide.yaml")
     assert status == 0
     assert {name: max(row, key=row.__getitem__) for name, row in matrix["matrix"].items()} == matrix["served_by"]
     assert {one["category"]: one["kind"] for one in matrix["verdicts"]} == {
         **dict.fromkeys(("technical", "medical", "legal"), "helps"),
-        "general": "stays",
+        "general": "keep_base",
     }
     assert matrix["pairs"] == dict.fromkeys(OWN, 12) and matrix["notes"] == matrix["left_out"] == []
-    assert matrix["url_model_list"] == [BASE, *(recipe.name for recipe in ADAPTERS), "MoM"]
+    assert matrix["served_models"] == [BASE, *(recipe.name for recipe in ADAPTERS), "MoM"]
     assert "`medical`: `medical-lora` helps (+" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seed", [0, 1])  # an adapter in the base's place, and two that were swapped
-def test_a_wrong_assignment_that_was_planted_is_found(proving: Proving, seed: int) -> None:
-    own, wrong = planted(seed)
-    status, accused = proving.accused(own, "--tokens", "2")
-    assert (status, accused) == (3, {name: OWN[name] or BASE for name in wrong})
+@pytest.mark.parametrize("seed", [0, 1])  # two swapped adapters, and an adapter in place of the base model
+def test_a_wrong_assignment_is_found(proving: Proving, seed: int) -> None:
+    own, wrong = wrong_assignments(seed)
+    status, found = proving.wrong(own, "--tokens", "2")
+    assert (status, found) == (3, {name: OWN[name] or BASE for name in wrong})
 
 
-def test_what_wrong_routes_cost_is_told_of_a_running_server(proving: Proving, server: Server, tmp_path: Path) -> None:
+def test_evaluate_reports_the_regret_of_wrong_routes_of_a_running_server(
+    proving: Proving, server: Server, tmp_path: Path
+) -> None:
     _, proved = proving.prove(ROOT / "config/guide.yaml")
     right = {
         "Explain async/await in JavaScript": "technical",
@@ -123,28 +129,28 @@ def test_what_wrong_routes_cost_is_told_of_a_running_server(proving: Proving, se
         "Can my landlord keep my deposit?": "legal",
         "What should I cook tonight?": "general",
     }
-    # Labelled so that where they go is wrong.
+    # The labels differ from the routes, so these routes count as wrong.
     wrong = {"How is high blood pressure treated?": "legal", "What should I cook for dinner?": "technical"}
-    asked, found = tmp_path / "asked.jsonl", tmp_path / "evaluated.json"
-    asked.write_text(
+    questions, report = tmp_path / "questions.jsonl", tmp_path / "evaluated.json"
+    questions.write_text(
         "".join(json.dumps({"text": text, "category": own}) + "\n" for text, own in (right | wrong).items())
     )
-    how = ("--small-changes", "0", "--regret", str(tmp_path / "matrix.json"), "--json", str(found))
-    assert main(["evaluate", "--data", str(asked), "--url", server.url, "--api-key-env", "DEMO_KEY", *how]) == 0
-    evaluated = json.loads(found.read_text())
-    assert [one["right"] for one in evaluated["evaluation"]["answers"]] == [True] * 4 + [False] * 2
+    how = ("--small-changes", "0", "--regret", str(tmp_path / "matrix.json"), "--json", str(report))
+    assert main(["evaluate", "--data", str(questions), "--url", server.url, "--api-key-env", "DEMO_KEY", *how]) == 0
+    evaluated = json.loads(report.read_text())
+    assert [outcome["correct"] for outcome in evaluated["evaluation"]["outcomes"]] == [True] * 4 + [False] * 2
     loglik = proved["matrix"]
     costs = {
         ("legal", "medical-lora"): loglik["legal"]["legal-lora"] - loglik["legal"]["medical-lora"],
         ("technical", BASE): loglik["technical"]["technical-lora"] - loglik["technical"][BASE],
     }
-    ways = {(way["label"], way["taken"]): way["nats"] for way in evaluated["regret"]["ways"]}
-    assert ways == pytest.approx(costs) and min(costs.values()) > 1
+    routes = {(route["label"], route["served_by"]): route["nats"] for route in evaluated["regret"]["routes"]}
+    assert routes == pytest.approx(costs) and min(costs.values()) > 1
     assert evaluated["regret"]["mean"]["value"] == pytest.approx(sum(costs.values()) / 6)
 
 
-def test_likelihoods_are_those_of_the_models_themselves(proving: Proving, models: DemoModels) -> None:
-    """By transformers and PEFT in float32; the server computes in bfloat16."""
+def test_likelihoods_match_those_of_transformers_and_peft(proving: Proving, models: DemoModels) -> None:
+    """In float32; the server computes in bfloat16."""
     _, matrix = proving.prove(ROOT / "config/guide.yaml", "--models", "medical-lora")
     for adapter in (None, "medical-lora"):
         expected = _likelihoods(models, adapter)
@@ -153,7 +159,7 @@ def test_likelihoods_are_those_of_the_models_themselves(proving: Proving, models
 
 
 def _likelihoods(models: DemoModels, adapter: str | None) -> dict[str, float]:
-    """Each category's mean over its pairs of the mean over an answer's tokens."""
+    """Return each category's mean over its pairs of the mean log-likelihood of an answer's tokens."""
     import torch
     import yaml
     from peft import PeftModel
@@ -174,20 +180,19 @@ def _likelihoods(models: DemoModels, adapter: str | None) -> dict[str, float]:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         before, answer = (tokenizer(part, add_special_tokens=False).input_ids for part in (text, pair.answer))
         with torch.inference_mode():
-            told = model(input_ids=torch.tensor([[*before, *answer]])).logits[0].log_softmax(-1)
-        values = [told[len(before) - 1 + place, token].item() for place, token in enumerate(answer)]
+            log_likelihoods = model(input_ids=torch.tensor([[*before, *answer]])).logits[0].log_softmax(-1)
+        values = [log_likelihoods[len(before) - 1 + place, token].item() for place, token in enumerate(answer)]
         found.setdefault(pair.category, []).append(sum(values) / len(values))
     return {category: sum(values) / len(values) for category, values in found.items()}
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("seed", range(BUILDS))
-def test_what_was_planted_is_found_in_every_build(
+def test_a_wrong_assignment_is_found_in_every_build(
     tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
-    """Builds of base and adapters by seeds of their own, each with its own wrong assignment, and as it should be."""
+    """Each build has its own seed and its own wrong assignment, and is also tested with the right ones."""
     if not full:
-        pytest.skip("at full length only: every build takes minutes, and a server of its own")
+        pytest.skip("every build takes minutes and needs a server, so only in the long form: bash launch/faults.sh")
     monkeypatch.setenv("DEMO_KEY", API_KEY)
     tries = build(tmp_path, seed)
     modules = [f"{name}={tmp_path / name}" for name in tries]
@@ -197,13 +202,13 @@ def test_what_was_planted_is_found_in_every_build(
     with Server(arguments, log=tmp_path / "server.log", directory=tmp_path) as server:
         server.wait(START_SECONDS)
         proving = Proving(server.url, tmp_path)
-        own, wrong = planted(seed)
-        right_status, falsely = proving.accused(OWN)
-        status, accused = proving.accused(own)
+        own, wrong = wrong_assignments(seed)
+        right_status, false_alarms = proving.wrong(OWN)
+        status, found = proving.wrong(own)
     with capsys.disabled():
-        said = ", ".join(f"{name} by {own[name]}" for name in sorted(wrong))
-        print(f"\nbuild {seed}, adapters taught in {list(tries.values())} tries, planted {said}")
-        print(f"  as planted: status {status}, said to be better: {accused}")
-        print(f"  as it should be: status {right_status}, accused: {falsely or 'nobody'}", flush=True)
-    assert (status, accused) == (3, {name: OWN[name] or BASE for name in wrong})
-    assert (right_status, falsely) == (0, {})
+        swapped = ", ".join(f"{name}: {own[name]}" for name in sorted(wrong))
+        print(f"\nbuild {seed}, adapters trained in {list(tries.values())} attempts, wrong assignments {swapped}")
+        print(f"  wrong assignments: status {status}, better: {found}")
+        print(f"  right assignments: status {right_status}, reported as wrong: {false_alarms or 'none'}", flush=True)
+    assert (status, found) == (3, {name: OWN[name] or BASE for name in wrong})
+    assert (right_status, false_alarms) == (0, {})

@@ -1,4 +1,4 @@
-"""Every way into vLLM's engine has a `cache_salt`, or is one that we refuse: fails when a release adds or drops one."""
+"""Every route into vLLM's engine takes a `cache_salt` or is refused. A test fails when a release changes that."""
 
 import inspect
 import logging
@@ -23,13 +23,13 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMValidationError
 
 from vllm_lora_router.protocols import json_edit
-from vllm_lora_router.protocols.cache_salt import SALTED, runs_nothing, write
+from vllm_lora_router.protocols.cache_salt import SALTED_PATHS, runs_no_prompt, write_salt
 from vllm_lora_router.server.tenant_isolation import salt_for
-from vllm_lora_router.server.vllm.engine import VllmCommand
+from vllm_lora_router.server.vllm.command import VllmCommand
 
-# What runs prompts without a salt: we refuse it where tenants are kept apart.
+# Routes that run prompts without a salt. They are refused where tenants are isolated.
 UNSALTED = {"/v2/embed", "/v1/audio/transcriptions", "/v1/audio/translations"}
-# One needs the cohere package, the other came with a later release: neither is salted.
+# Two need the cohere package, one is of a later release. None of them is salted.
 NOT_HERE = {"/cohere/v2/chat", "/cohere/v2/chat/render", "/v1/decisions"}
 REFUSED: list[Any] = [
     "",
@@ -54,7 +54,7 @@ TAKEN: list[Any] = ["x", "x" * 128, "🧂" * 128, " ", "null", 'a"b', None]
 
 @pytest.fixture(scope="module")
 def routes() -> Iterator[list[BaseRoute]]:
-    """All of vLLM's: those of every module that has some, and those that its app adds by itself."""
+    """All routes of vLLM: those of its modules, and those that its app adds."""
     from vllm.entrypoints.launchers.app import build_app
 
     found: list[BaseRoute] = []
@@ -71,7 +71,7 @@ def routes() -> Iterator[list[BaseRoute]]:
             for value in vars(import_module(module.name)).values():
                 if isinstance(value, APIRouter):
                     found += value.routes
-    # SageMaker's library sets up the root logger for the whole process, other tests among it.
+    # SageMaker's library configures the root logger of the whole process, which other tests use.
     root.setLevel(level)
     root.handlers[:] = handlers
     yield found
@@ -82,20 +82,20 @@ def posts(routes: list[BaseRoute]) -> dict[str, Route]:
 
 
 def request_classes(annotation: Any) -> list[type[BaseModel]]:
-    """A class, or each of a union."""
+    """Return the class of an annotation, or those of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [one for part in get_args(annotation) for one in request_classes(part)]
 
 
 def bodies(routes: list[BaseRoute]) -> dict[str, list[type[BaseModel]]]:
-    """What vLLM reads a POST's body as, on paths that run prompts."""
+    """Return the classes of request bodies, for each path that runs prompts."""
     from vllm.entrypoints.generate.factories import get_generate_invocation_types
     from vllm.entrypoints.pooling.factories import get_pooling_invocation_types
 
     found: dict[str, list[type[BaseModel]]] = {}
     for path, route in posts(routes).items():
-        if not runs_nothing(path) and isinstance(route, APIRoute) and route.body_field is not None:
+        if not runs_no_prompt(path) and isinstance(route, APIRoute) and route.body_field is not None:
             found[path] = request_classes(route.body_field.field_info.annotation)
     found["/invocations"] = []
     for task in ("generate", "embed", "classify", "token_embed", "token_classify"):
@@ -110,13 +110,13 @@ def bodies(routes: list[BaseRoute]) -> dict[str, list[type[BaseModel]]]:
 def test_every_path_that_takes_a_post_is_known(routes: list[BaseRoute]) -> None:
     paths = posts(routes).keys()
     assert {"/v1/chat/completions", "/v1/embeddings", "/invocations", "/fault_tolerance/apply", "/pause"} <= paths
-    unknown = {path for path in paths if path not in SALTED and not runs_nothing(path)} - UNSALTED
-    assert not unknown, "requests/salt.py does not know these: they are refused where tenants are kept apart"
-    assert paths >= UNSALTED | SALTED
+    unknown = {path for path in paths if path not in SALTED_PATHS and not runs_no_prompt(path)} - UNSALTED
+    assert not unknown, "protocols/cache_salt.py does not have these, so they are refused where tenants are isolated"
+    assert paths >= UNSALTED | SALTED_PATHS
     assert not NOT_HERE & paths
 
 
-def test_prompts_come_in_no_other_way(routes: list[BaseRoute]) -> None:
+def test_no_other_method_or_protocol_takes_prompts(routes: list[BaseRoute]) -> None:
     for route in routes:
         if isinstance(route, Route):
             others = set(route.methods or ()) - {"POST"}
@@ -128,7 +128,7 @@ def test_prompts_come_in_no_other_way(routes: list[BaseRoute]) -> None:
 
 
 def test_a_salted_path_reads_nothing_but_json(routes: list[BaseRoute]) -> None:
-    for path in SALTED:
+    for path in SALTED_PATHS:
         route = posts(routes)[path]
         assert isinstance(route, APIRoute)
         assert "validate_json_request" in [getattr(one.call, "__name__", "") for one in route.dependant.dependencies]
@@ -136,17 +136,17 @@ def test_a_salted_path_reads_nothing_but_json(routes: list[BaseRoute]) -> None:
 
 def test_every_salted_body_has_a_salt_and_every_refused_one_has_none(routes: list[BaseRoute]) -> None:
     found = bodies(routes)
-    assert found.keys() == SALTED | UNSALTED
+    assert found.keys() == SALTED_PATHS | UNSALTED
     for path, classes in found.items():
         assert classes, path
         for one in classes:
-            assert ("cache_salt" in one.model_fields) is (path in SALTED), (path, one)
+            assert ("cache_salt" in one.model_fields) is (path in SALTED_PATHS), (path, one)
     cohere = Path(vllm.entrypoints.__path__[0], "cohere")
     assert not any("cache_salt" in file.read_text() for file in cohere.glob("*.py"))
 
 
 USER: Any = {"role": "user", "content": "x"}
-# Something of what each class needs.
+# A value for each required field.
 ANYTHING: dict[str, Any] = {
     **dict.fromkeys(("model", "prompt", "input", "state", "query", "text_1", "queries"), "x"),
     **{name: ["x"] for name in ("documents", "items", "text_2")},
@@ -156,7 +156,7 @@ ANYTHING: dict[str, Any] = {
 
 
 def read(one: type[BaseModel], own: Any) -> Any:
-    """What vLLM makes of a body with this salt; some it reads twice."""
+    """Parse a body with this salt as vLLM does; some bodies it parses twice."""
     if one is BatchChatCompletionRequest:
         batch = one.model_validate({"messages": [[USER]], "cache_salt": own})
         return batch.to_chat_completion_request([USER])  # pyright: ignore[reportAttributeAccessIssue]
@@ -167,10 +167,10 @@ def read(one: type[BaseModel], own: Any) -> Any:
 
 
 def is_refused(one: type[BaseModel], own: Any) -> bool:
-    """Whether vLLM says that there is something wrong with the salt; else it is what vLLM goes on with."""
+    """Return whether vLLM refuses the salt. If not, assert that vLLM uses it unchanged."""
     try:
         request = read(one, own)
-        msgspec.msgpack.encode(request.cache_salt)  # so it goes to the engine
+        msgspec.msgpack.encode(request.cache_salt)  # as it is sent to the engine
     except UnicodeEncodeError:
         return True
     except VLLMValidationError as refused:
@@ -182,19 +182,19 @@ def is_refused(one: type[BaseModel], own: Any) -> bool:
 
 
 @pytest.mark.parametrize("own", [*TAKEN, *REFUSED], ids=lambda own: ascii(own)[:20])
-def test_what_we_take_for_a_salt_is_what_vllm_does(routes: list[BaseRoute], own: Any) -> None:
-    """What we leave as it is must be refused, or a client would choose its salt alone."""
-    members = {"cache_salt": json_edit.dump(own)}
-    written = write(members, lambda own: salt_for("acme", own))
+def test_the_router_accepts_the_same_salts_as_vllm(routes: list[BaseRoute], own: Any) -> None:
+    """vLLM must refuse every salt that the router leaves unchanged, or a client could choose its salt."""
+    members = {"cache_salt": json_edit.encode(own)}
+    written = write_salt(members, lambda own: salt_for("acme", own))
     assert written is not any(own is one for one in REFUSED)
     for path, classes in bodies(routes).items():
-        for one in classes if path in SALTED else ():
+        for one in classes if path in SALTED_PATHS else ():
             assert is_refused(one, own) is not written, (path, one)
-            assert not (written and is_refused(one, json_edit.read(members["cache_salt"]))), (path, one)
+            assert not (written and is_refused(one, json_edit.decode(members["cache_salt"]))), (path, one)
 
 
-def test_a_salt_goes_on_to_the_engine_with_the_prompt() -> None:
-    """The classes that a body is turned into are above; these hand it on in so many words."""
+def test_a_salt_reaches_the_engine_with_the_prompt() -> None:
+    """The request classes are tested above; these functions must pass the salt on."""
     from vllm.entrypoints.generate.generative_scoring.serving import ServingGenerativeScoring
     from vllm.entrypoints.generate.structured_decisions.serving import ServingStructuredDecisions
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
@@ -202,7 +202,7 @@ def test_a_salt_goes_on_to_the_engine_with_the_prompt() -> None:
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.v1.core import kv_cache_utils
 
-    for where, words in (
+    for source, text in (
         (ServingGenerativeScoring, "cache_salt=request.cache_salt"),
         (ServingStructuredDecisions, "cache_salt=request.cache_salt"),
         (OnlineRenderer.preprocess_cmpl, '"cache_salt"'),
@@ -211,4 +211,4 @@ def test_a_salt_goes_on_to_the_engine_with_the_prompt() -> None:
         (OpenAIServingResponses._generate_with_builtin_tools, "cache_salt=cache_salt"),
         (kv_cache_utils.generate_block_hash_extra_keys, "request.cache_salt"),
     ):
-        assert words in inspect.getsource(where)
+        assert text in inspect.getsource(source)

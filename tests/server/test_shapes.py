@@ -1,4 +1,4 @@
-"""The prompt that the model really gets, rendered by vLLM: system prompt and reasoning in every shape of request."""
+"""The prompt that the model receives, rendered by vLLM: system prompt and reasoning in every API format."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -11,10 +11,10 @@ import pytest
 from vllm_lora_router.tools.demo.answers import ADAPTERS, BASE_ANSWER
 from vllm_lora_router.tools.demo.server import Server
 
+from .conftest import ADMIN, GuideServers
 from .logs import decision_lines
 
 ANSWER = {recipe.name: recipe.answer for recipe in ADAPTERS} | {"tiny": BASE_ANSWER}
-ADMIN = {"x-lora-router-admin-key": "boss"}
 
 CONFIG = """
 model_config:
@@ -48,7 +48,7 @@ router: {{admin_key_env: ROUTER_ADMIN_KEY}}
 """
 
 FAMILIES = ("qwen3", "deepseek", "effort")
-# What each family's template makes of a wish, after the assistant's name.
+# (family, reasoning on, effort) -> what the template writes after the assistant's name.
 SHOWN = {
     ("qwen3", True, "high"): "",
     ("qwen3", True, "low"): "",
@@ -69,20 +69,25 @@ async def http(plugin_server: Server) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def as_it_was(plugin_server: Server, plugin_config: Path) -> Iterator[None]:
-    """What other tests go by comes back afterwards."""
+def configuration_restored(plugin_server: Server, plugin_config: Path) -> Iterator[None]:
+    """Restore the configuration that other modules use."""
     before = plugin_config.read_text()
     yield
     plugin_config.write_text(before)
-    assert httpx.post(f"{plugin_server.url}/v1/router/reload", headers=ADMIN, timeout=120).json()["outcome"] == "taken"
+    assert httpx.post(f"{plugin_server.url}/v1/router/reload", headers=ADMIN, timeout=120).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def plugin_config(guide_servers: GuideServers) -> Path:
+    return guide_servers.plugin_config
 
 
 @pytest.fixture
 async def family(request: pytest.FixtureRequest, http: httpx.AsyncClient, plugin_config: Path) -> str:
-    """The base's reasoning family, put in force by a reload."""
+    """The base model's reasoning family, which a reload puts into effect."""
     plugin_config.write_text(CONFIG.format(family=request.param, long="x" * 1500))
-    outcome = (await http.post("/v1/router/reload", headers=ADMIN)).json()
-    assert outcome["outcome"] in ("taken", "unchanged"), outcome
+    response = await http.post("/v1/router/reload", headers=ADMIN)
+    assert response.status_code == 200, response.text
     return request.param
 
 
@@ -120,11 +125,11 @@ SHAPES = {
 
 
 async def prompt_of(http: httpx.AsyncClient, path: str, request: dict[str, Any]) -> tuple[str, httpx.Response]:
-    """The prompt that vLLM makes of a request, as text."""
+    """Return the prompt that vLLM renders for a request, as text, and the response."""
     response = await http.post(path, json={"model": "MoM", **request})
     assert response.status_code == 200, response.text
-    found = response.json()
-    tokens = found.get("token_ids") or found.get("tokens")
+    rendered = response.json()
+    tokens = rendered.get("token_ids") or rendered.get("tokens")
     text = (await http.post("/detokenize", json={"model": "tiny", "tokens": tokens})).json()["prompt"]
     return text.replace("<s>", ""), response
 
@@ -135,9 +140,7 @@ def system_of(prompt: str) -> str:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
-async def test_system_prompt_and_reasoning_stand_in_the_prompt(
-    http: httpx.AsyncClient, family: str, shape: str
-) -> None:
+async def test_system_prompt_and_reasoning_are_in_the_prompt(http: httpx.AsyncClient, family: str, shape: str) -> None:
     path, make = SHAPES[shape]
     for word, model, prompt, on, effort in (
         ("fever", "medical-lora", "You are a medical expert.", True, "high"),
@@ -148,7 +151,7 @@ async def test_system_prompt_and_reasoning_stand_in_the_prompt(
         for own in (None, "Answer in French."):
             rendered, response = await prompt_of(http, path, make(f"A {word}?", own))
             replaced = word == "lawsuit"
-            # Between two parts of a content vLLM puts a line break, between two texts we put a blank line.
+            # vLLM joins the parts of a message with a line break, the router joins two texts with a blank line.
             system = system_of(rendered).replace("\n\n", "\n")
             assert system == "\n".join(filter(None, [prompt, None if replaced else own])), rendered
             head, _, tail = rendered.partition("[assistant]")
@@ -159,7 +162,7 @@ async def test_system_prompt_and_reasoning_stand_in_the_prompt(
             assert response.headers["x-vsr-injected-system-prompt"] == ("true" if prompt else "false")
 
 
-WISHES = {
+CLIENT_SETTINGS = {
     "chat": [{"reasoning_effort": "medium"}, {"reasoning_effort": "none"}],
     "responses": [{"reasoning": {"effort": "medium"}}, {"reasoning": {"effort": "none"}}],
     "messages": [{"output_config": {"effort": "medium"}}, {"thinking": {"type": "disabled"}}],
@@ -170,23 +173,23 @@ KWARGS = [
 ]
 
 
-@pytest.mark.parametrize("shape", WISHES)
+@pytest.mark.parametrize("shape", CLIENT_SETTINGS)
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
-async def test_what_a_client_says_of_reasoning_itself_is_what_it_gets(
+async def test_reasoning_settings_of_the_client_are_never_overridden(
     http: httpx.AsyncClient, family: str, shape: str
 ) -> None:
-    """The prompt is the one that the base renders for the same request, where nothing of ours is written."""
+    """The prompt is the same as for the base model, where the router writes nothing."""
     path, make = SHAPES[shape]
-    for wish in [*WISHES[shape], *KWARGS]:
+    for setting in [*CLIENT_SETTINGS[shape], *KWARGS]:
         for word in ("fever", "lawsuit"):
-            rendered, response = await prompt_of(http, path, {**make(f"A {word}?", None), **wish})
-            plain, _ = await prompt_of(http, path, {**make(f"A {word}?", None), **wish, "model": "tiny"})
-            assert rendered.partition("[assistant]")[2] == plain.partition("[assistant]")[2], (wish, rendered, plain)
+            rendered, response = await prompt_of(http, path, {**make(f"A {word}?", None), **setting})
+            plain, _ = await prompt_of(http, path, {**make(f"A {word}?", None), **setting, "model": "tiny"})
+            assert rendered.partition("[assistant]")[2] == plain.partition("[assistant]")[2], (setting, rendered, plain)
             assert response.headers["x-vsr-selected-reasoning"] == "off"
 
 
 @pytest.mark.parametrize("family", ["qwen3"], indirect=True)
-async def test_who_counts_first_sees_the_prompt_that_is_really_used(http: httpx.AsyncClient, family: str) -> None:
+async def test_token_counts_match_the_prompt_that_runs(http: httpx.AsyncClient, family: str) -> None:
     chat_body = chat("A fever?", "Answer in French.")
     counted = await http.post("/tokenize", json={"model": "MoM", **chat_body})
     answered = await http.post("/v1/chat/completions", json={"model": "MoM", **chat_body, "max_tokens": 1})
@@ -199,8 +202,8 @@ async def test_who_counts_first_sees_the_prompt_that_is_really_used(http: httpx.
 
 
 @pytest.mark.parametrize("family", ["qwen3"], indirect=True)
-async def test_a_prompt_that_leaves_no_room_is_left_out(http: httpx.AsyncClient, family: str) -> None:
-    """The request fits the model's 2,048 tokens, and the category's 1,500 do not fit beside it."""
+async def test_a_system_prompt_that_does_not_fit_is_left_out(http: httpx.AsyncClient, family: str) -> None:
+    """The request fits the model's 2,048 tokens, but not together with the category's 1,500."""
     short = await http.post("/v1/chat/completions", json={"model": "MoM", **chat("An epic?", None), "max_tokens": 64})
     assert short.headers["x-vsr-injected-system-prompt"] == "true"
     assert short.json()["usage"]["prompt_tokens"] > 1500
@@ -216,13 +219,13 @@ async def test_a_prompt_that_leaves_no_room_is_left_out(http: httpx.AsyncClient,
         assert response.headers["x-vsr-injected-system-prompt"] == "false"
         assert response.headers["x-vsr-selected-model"] == "technical-lora"
         assert "technical-lora" in response.text
-    lost = await http.post("/v1/chat/completions", json={"model": "MoM", **chat("An epic? " + "y" * 2100, None)})
-    assert lost.status_code == 400 and "2048" in lost.text
-    assert lost.headers["x-vsr-injected-system-prompt"] == "false"
+    too_long = await http.post("/v1/chat/completions", json={"model": "MoM", **chat("An epic? " + "y" * 2100, None)})
+    assert too_long.status_code == 400 and "2048" in too_long.text
+    assert too_long.headers["x-vsr-injected-system-prompt"] == "false"
 
 
 @pytest.mark.parametrize("family", ["qwen3"], indirect=True)
-async def test_every_shape_is_answered_by_its_adapter(http: httpx.AsyncClient, family: str) -> None:
+async def test_every_format_is_answered_by_the_selected_adapter(http: httpx.AsyncClient, family: str) -> None:
     requests: dict[str, dict[str, Any]] = {
         "/v1/chat/completions": chat("A fever?", None),
         "/v1/chat/completions/batch": {"messages": [chat("A fever?", None)["messages"]] * 2},
@@ -235,14 +238,14 @@ async def test_every_shape_is_answered_by_its_adapter(http: httpx.AsyncClient, f
         assert response.status_code == 200, (path, response.text)
         assert response.headers["x-vsr-selected-model"] == "medical-lora" == response.json()["model"]
         assert ANSWER["medical-lora"] in response.text, path
-    # One category, or none: half of them is nobody's.
+    # A batch with prompts of different categories gets the default model.
     mixed = {"messages": [chat(f"A {word}?", None)["messages"] for word in ("fever", "lawsuit")]}
     response = await http.post("/v1/chat/completions/batch", json={"model": "MoM", "temperature": 0, **mixed})
     assert response.headers["x-lora-router-reason"] == "mixed" and BASE_ANSWER in response.text
 
 
 @pytest.mark.parametrize("family", ["qwen3"], indirect=True)
-async def test_the_answers_id_stands_in_our_log(http: httpx.AsyncClient, family: str, plugin_server: Server) -> None:
+async def test_the_id_of_the_answer_is_in_the_log(http: httpx.AsyncClient, family: str, plugin_server: Server) -> None:
     for path, request in (
         ("/v1/chat/completions", chat("A fever?", None)),
         ("/v1/chat/completions", {**chat("A fever?", None), "request_id": "own-7"}),
@@ -261,7 +264,7 @@ async def test_the_answers_id_stands_in_our_log(http: httpx.AsyncClient, family:
 @pytest.mark.parametrize("family", ["qwen3"], indirect=True)
 async def test_routes_outside_the_api_key_load_nothing(http: httpx.AsyncClient, family: str) -> None:
     header = "X-Amzn-SageMaker-Adapter-Identifier"
-    body = {"model": "nobody reads this", **chat("A fever?", None), "temperature": 0}
+    body = {"model": "is not read", **chat("A fever?", None), "temperature": 0}
     routed = await http.post("/invocations", json=body, headers={header: "MoM"})
     assert routed.status_code == 200, routed.text
     assert routed.json()["model"] == "medical-lora" == routed.headers["x-vsr-selected-model"]
@@ -274,20 +277,22 @@ async def test_routes_outside_the_api_key_load_nothing(http: httpx.AsyncClient, 
     assert tea.json()["choices"][0]["message"]["content"] == BASE_ANSWER
 
 
-async def test_an_auto_name_where_nothing_is_routed_is_told_where_to_go(http: httpx.AsyncClient) -> None:
+async def test_an_auto_name_on_a_route_without_routing_is_refused_with_the_routes_that_have_it(
+    http: httpx.AsyncClient,
+) -> None:
     response = await http.post("/v1/embeddings", json={"model": "MoM", "input": "x"})
     assert response.status_code == 400
     assert "/v1/chat/completions" in response.json()["error"]["message"]
 
 
-async def test_token_ids_take_the_default_and_say_so(http: httpx.AsyncClient) -> None:
+async def test_token_ids_are_served_by_the_default_model(http: httpx.AsyncClient) -> None:
     response = await http.post("/v1/completions", json={"model": "MoM", "prompt": [5, 6, 7], "max_tokens": 4})
     assert response.json()["model"] == "tiny"
     assert response.headers["x-lora-router-reason"] == "no_text"
 
 
 @pytest.mark.parametrize("family", ["qwen3"], indirect=True)
-async def test_the_lesser_routes_are_answered_too(http: httpx.AsyncClient, family: str) -> None:
+async def test_the_other_routes_of_vllm_are_routed(http: httpx.AsyncClient, family: str) -> None:
     scored = {"query": "Is a fever ", "items": ["good", "bad"], "label_token_ids": [5, 6]}
     response = await http.post("/generative_scoring", json={"model": "MoM", **scored})
     assert response.status_code == 200, response.text
@@ -298,7 +303,7 @@ async def test_the_lesser_routes_are_answered_too(http: httpx.AsyncClient, famil
     assert response.headers["x-vsr-selected-model"] == "medical-lora", response.text
     plain = await http.post("/v1/systemone", json={"model": "tiny", **decided})
     assert response.status_code == plain.status_code, (response.text, plain.text)
-    # Who renders first and then generates from tokens says by then which model it is.
+    # A rendered request names the selected adapter, and can be generated from its tokens.
     rendered = (await http.post("/v1/chat/completions/render", json={"model": "MoM", **chat("A fever?", None)})).json()
     assert rendered["model"] == "medical-lora"
     generated = await http.post("/inference/v1/generate", json=rendered)

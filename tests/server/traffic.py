@@ -1,4 +1,4 @@
-"""Clients that ask without a pause, and what is known of every answer."""
+"""Clients that send requests without a pause, and what each of them received."""
 
 import asyncio
 import json
@@ -11,20 +11,20 @@ from typing import Any
 
 import aiohttp
 
-# Longer than four blocks of the KV cache (128 tokens each on a CPU, a token a byte), and always the same: what another
-# version left in the cache would be found.
+# Longer than four blocks of the KV cache (128 tokens each on a CPU, one byte per token), and always the same, so that
+# a cache entry of another adapter version would be hit.
 PROMPT = "Please read this carefully, for it is always the same. " * 11
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request as its client saw it. Moments are `time.monotonic()`."""
+class ChatResult:
+    """One request as its client saw it. Times are `time.monotonic()`."""
 
-    adapter: str  # what was meant
+    adapter: str  # the adapter that should answer
     began: float
     ended: float
     status: int
-    model: str  # what the answer says
+    model: str  # as in the response
     text: str
     reason: str
     error: str = ""
@@ -40,7 +40,7 @@ def body(model: str, text: str, **more: Any) -> dict[str, Any]:
     }
 
 
-async def ask(session: aiohttp.ClientSession, adapter: str, content: dict[str, Any]) -> Asked:
+async def send_chat(session: aiohttp.ClientSession, adapter: str, content: dict[str, Any]) -> ChatResult:
     began = time.monotonic()
     try:
         async with session.post("/v1/chat/completions", json=content) as response:
@@ -49,57 +49,65 @@ async def ask(session: aiohttp.ClientSession, adapter: str, content: dict[str, A
             error = "" if response.status == 200 else json.dumps(answer)[:300]
             reason = response.headers.get("x-lora-router-reason", "")
             model = answer.get("model", "")
-            return Asked(adapter, began, time.monotonic(), response.status, model, text, reason, error)
+            return ChatResult(adapter, began, time.monotonic(), response.status, model, text, reason, error)
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        return Asked(adapter, began, time.monotonic(), 0, "", "", "", f"{type(error).__name__}: {error}")
+        return ChatResult(adapter, began, time.monotonic(), 0, "", "", "", f"{type(error).__name__}: {error}")
 
 
 @dataclass
-class Streamed:
-    """A stream, with the moment of each of its pieces."""
+class StreamResult:
+    """One streamed response, with the time of each chunk that has text."""
 
     text: str = ""
-    moments: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     began: float = 0.0
     model: str = ""
     error: str = ""
 
     @property
     def largest_gap_s(self) -> float:
-        return max((after - before for before, after in zip(self.moments, self.moments[1:], strict=False)), default=0.0)
+        return max((after - before for before, after in zip(self.times, self.times[1:], strict=False)), default=0.0)
 
 
-async def stream(session: aiohttp.ClientSession, content: dict[str, Any], into: Streamed | None = None) -> Streamed:
-    streamed = into or Streamed()
-    streamed.began = time.monotonic()
+async def stream_chat(
+    session: aiohttp.ClientSession, content: dict[str, Any], into: StreamResult | None = None
+) -> StreamResult:
+    """Stream a response. `into` can be read while the response is arriving."""
+    result = into or StreamResult()
+    result.began = time.monotonic()
     try:
         async with session.post("/v1/chat/completions", json={**content, "stream": True}) as response:
             if response.status != 200:
-                streamed.error = (await response.text())[:300]
-                return streamed
+                result.error = (await response.text())[:300]
+                return result
             async for line in response.content:
                 if not line.startswith(b"data: {"):
                     continue
                 chunk = json.loads(line[6:])
                 if "error" in chunk:
-                    streamed.error = json.dumps(chunk)[:300]
-                    return streamed
-                streamed.model = chunk["model"]
-                if piece := (chunk["choices"][0]["delta"].get("content") or ""):
-                    streamed.text += piece
-                    streamed.moments.append(time.monotonic())
+                    result.error = json.dumps(chunk)[:300]
+                    return result
+                result.model = chunk["model"]
+                if text := (chunk["choices"][0]["delta"].get("content") or ""):
+                    result.text += text
+                    result.times.append(time.monotonic())
     except (aiohttp.ClientError, TimeoutError) as error:
-        streamed.error = f"{type(error).__name__}: {error}"
-    return streamed
+        result.error = f"{type(error).__name__}: {error}"
+    return result
 
 
 class Traffic:
-    """Clients that each ask one question after the other until they are stopped."""
+    """Clients that send one request after the other until they are stopped."""
 
-    def __init__(self, url: str, clients: int, question: Callable[[random.Random], tuple[str, dict[str, Any]]]) -> None:
-        """`question` gives the adapter that is meant, and the body to send."""
-        self.asked: list[Asked] = []
-        self._url, self._clients, self._question = url, clients, question
+    def __init__(
+        self, url: str, clients: int, next_request: Callable[[random.Random], tuple[str, dict[str, Any]]]
+    ) -> None:
+        """
+        Args:
+            next_request: returns the adapter that should answer, and the body to send.
+        """
+        self.results: list[ChatResult] = []
+        self._url, self._clients, self._next_request = url, clients, next_request
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Traffic":
@@ -113,38 +121,43 @@ class Traffic:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
 
-    async def until(self, count: int, seconds: float = 3600) -> None:
-        """Returns when this many were answered."""
-        deadline = time.monotonic() + seconds
-        while len(self.asked) < count and time.monotonic() < deadline:
+    async def until(self, count: int, hang_guard_s: float = 3600) -> None:
+        """Wait until this many requests were answered."""
+        deadline = time.monotonic() + hang_guard_s
+        while len(self.results) < count and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
 
     async def _client(self, seed: int) -> None:
-        draw = random.Random(seed)
+        chance = random.Random(seed)
         while True:
-            adapter, content = self._question(draw)
-            self.asked.append(await ask(self._session, adapter, content))
-            if self.asked[-1].status == 0:
+            adapter, content = self._next_request(chance)
+            self.results.append(await send_chat(self._session, adapter, content))
+            if self.results[-1].status == 0:
                 await asyncio.sleep(0.5)
 
     @property
-    def failed(self) -> list[Asked]:
-        return [one for one in self.asked if one.status != 200]
+    def failed(self) -> list[ChatResult]:
+        return [result for result in self.results if result.status != 200]
 
     def reasons(self) -> Counter[str]:
-        return Counter(one.reason for one in self.asked)
+        return Counter(result.reason for result in self.results)
 
 
-def session(url: str, *, keep: bool = False) -> aiohttp.ClientSession:
-    """A connection a request, so that requests reach all of several API-server processes; `keep` uses one again."""
-    connector = aiohttp.TCPConnector(limit=0, force_close=not keep)
+def session(url: str) -> aiohttp.ClientSession:
+    """Return a session with a connection per request, so that requests reach all API-server processes."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     return aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=180))
 
 
-def versions_are_one_to_one(asked: list[Asked]) -> dict[str, set[str]]:
-    """The answers that came under each `model`; each must have one."""
-    found: dict[str, set[str]] = {}
-    for one in asked:
-        if one.status == 200:
-            found.setdefault(one.model, set()).add(one.text)
-    return {model: texts for model, texts in found.items() if len(texts) > 1}
+def models_with_several_answers(results: list[ChatResult]) -> dict[str, set[str]]:
+    """Return each `model` of responses that came with more than one text; a version must have one."""
+    texts: dict[str, set[str]] = {}
+    for result in results:
+        if result.status == 200:
+            texts.setdefault(result.model, set()).add(result.text)
+    return {model: answers for model, answers in texts.items() if len(answers) > 1}
+
+
+def say(title: str, **figures: object) -> None:
+    """Print a line of figures; launch/faults.sh shows them."""
+    print(f"\n{title}: " + ", ".join(f"{name} {value}" for name, value in figures.items()), flush=True)
