@@ -113,7 +113,8 @@ def finetuned(train: Sequence[Example], test: Sequence[Example], model: str) -> 
     def accuracy(indices: Sequence[int], seed: int) -> float:
         subset = [replace(train[index], intent=None) for index in indices]
         finetuned_model = train_classifier(subset, categories, folder, seed=seed)
-        return float((predict_logits(finetuned_model, [example.text for example in test]).argmax(axis=1) == labels).mean())
+        logits = predict_logits(finetuned_model, [example.text for example in test])
+        return float((logits.argmax(axis=1) == labels).mean())
 
     return accuracy
 

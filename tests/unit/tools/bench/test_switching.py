@@ -196,7 +196,11 @@ def test_chosen_adapter_is_in_its_state_for_any_history(state: State, slots: int
 
 @pytest.mark.parametrize(
     ("slots", "in_memory", "others", "problem"),
-    [(1, 4, 9, "--max-loras 2"), (2, 2, 9, "--max-cpu-loras 3"), (2, 6, 6, "7 adapters are too few: at least 8 are needed")],
+    [
+        (1, 4, 9, "--max-loras 2"),
+        (2, 2, 9, "--max-cpu-loras 3"),
+        (2, 6, 6, "7 adapters are too few: at least 8 are needed"),
+    ],
 )
 def test_server_without_capacity_for_every_state_is_refused(
     slots: int, in_memory: int, others: int, problem: str
