@@ -281,7 +281,8 @@ def compared(
     def start() -> Iterator[ComparedServers]:
         folder = tmp_path_factory.mktemp("compared")
         config = yaml.safe_load(settings.configuration("static", classifier_folder("static", models.directory)))
-        config["router"]["admin_key_env"] = ADMIN_KEY_ENV
+        # No request may miss the deadline because another process uses the cores.
+        config["router"] |= {"admin_key_env": ADMIN_KEY_ENV, "deadline_ms": HANG_GUARD_S * 1000}
         file, text = folder / "config.yaml", yaml.safe_dump(config, sort_keys=False)
         file.write_text(text)
         names = dict.fromkeys([*(f"{topic}-lora" for topic in TOPICS), *settings.SUBJECTS])

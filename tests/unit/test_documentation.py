@@ -30,7 +30,7 @@ PAGES = [README, CONFIGURATION, OPERATIONS, TOOLS, CONTRIBUTING]
 each_page = pytest.mark.parametrize("page", PAGES)
 
 OPTION = r"--[a-z][a-z0-9-]*"
-# Options of vLLM, pip and pytest that the pages may name. tests/server/test_documented_flags.py checks those of vLLM.
+# Options of vLLM, pip and pytest that the pages may name. tests/server/test_vllm_seam.py checks those of vLLM.
 VLLM_OPTIONS = {
     *("--api-key", "--api-server-count", "--chat-template", "--data-parallel-size", "--enable-auto-tool-choice"),
     *("--enable-lora", "--enable-prefix-caching", "--enable-prompt-tokens-details", "--enable-scale-out"),

@@ -33,7 +33,7 @@ from vllm_lora_router.types import (
 from .conftest import OpenLog, child, files, lines, output_of
 
 
-def test_append_takes_less_than_two_microseconds(open_log: OpenLog, full: bool) -> None:
+def test_cost_of_append_is_bounded(open_log: OpenLog, full: bool) -> None:
     log, line = open_log(flush_s=5.0), partial(dict, n=0)
 
     def append_s() -> float:

@@ -245,7 +245,7 @@ BODIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
 @pytest.mark.parametrize("max_bytes", [LARGE_BYTES, 256 * 1024])
 @pytest.mark.parametrize("mode", ["insert", "replace"])
 @pytest.mark.parametrize("kind", BODIES)
-async def test_body_of_up_to_256_kb_blocks_event_loop_for_less_than_2_ms(
+async def test_body_of_up_to_256_kb_blocks_event_loop_briefly(
     app: App, kind: str, mode: str, max_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
     """The short form checks the edited bodies only."""
