@@ -39,9 +39,12 @@ class Collector:
     async def trace(self, trace_id: bytes, spans: int, hang_guard_s: float = 60) -> dict[str, Span]:
         """Return the spans of one trace by name, as soon as there are this many."""
         async with asyncio.timeout(hang_guard_s):
-            while len(found := {span.name: span for span in list(self.spans) if span.trace_id == trace_id}) < spans:
+            while (
+                len(spans_by_name := {span.name: span for span in list(self.spans) if span.trace_id == trace_id})
+                < spans
+            ):
                 await asyncio.sleep(0.1)
-        return found
+        return spans_by_name
 
     async def request_span(self, request_id: str, hang_guard_s: float = 60) -> Span:
         """Return the router's span of the request with this id, as soon as there is one."""

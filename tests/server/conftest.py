@@ -71,9 +71,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the modules that share servers next to each other."""
     here = Path(__file__).parent
     order = list(dict.fromkeys(GROUPS.values()))
-    ours = [item for item in items if item.path.parent == here]
-    ours.sort(key=lambda item: order.index(GROUPS[item.path.name]) if item.path.name in GROUPS else len(order))
-    items[:] = [*ours, *(item for item in items if item.path.parent != here)]
+    server_items = [item for item in items if item.path.parent == here]
+    server_items.sort(key=lambda item: order.index(GROUPS[item.path.name]) if item.path.name in GROUPS else len(order))
+    items[:] = [*server_items, *(item for item in items if item.path.parent != here)]
 
 
 @pytest.fixture(scope="session")

@@ -52,9 +52,9 @@ def texts_of_all_lengths(count: int) -> list[str]:
         "of",
         "and",
     ]
-    some = [" ".join(draw.choices(words, k=draw.randint(1, 400))) for _ in range(count)]
+    texts = [" ".join(draw.choices(words, k=draw.randint(1, 400))) for _ in range(count)]
     longest = " ".join(draw.choices(words, k=100_000))
-    return [*some, "x", "What causes high blood pressure?", longest, "\ud83d?"]
+    return [*texts, "x", "What causes high blood pressure?", longest, "\ud83d?"]
 
 
 @pytest.fixture(scope="module")
@@ -79,51 +79,54 @@ def with_onnx(models: DemoModels, router: Router, tmp_path_factory: pytest.TempP
 
 @pytest.mark.parametrize("method", ["embedding", "domain"])
 def test_onnx_runtime_scores_as_torch_does(router: Router, with_onnx: list[Router], method: Any) -> None:
-    exact, _ = (one.classifiers.model_classifiers[method] for one in with_onnx)
+    exact, _ = (onnx_router.classifiers.model_classifiers[method] for onnx_router in with_onnx)
     right = router.classifiers.model_classifiers[method]
     assert (right.runs_on, exact.runs_on) == ("torch, cpu", "ONNX Runtime, cpu")
     texts = texts_of_all_lengths(30)
     expected = right.batcher.worker.run_blocking(lambda: right.decide(texts))
-    for text, found, wanted in zip(
+    for text, classification, reference in zip(
         texts, exact.batcher.worker.run_blocking(lambda: exact.decide(texts)), expected, strict=True
     ):
-        assert found.scores == pytest.approx(wanted.scores, abs=1e-3), text[:80]
+        assert classification.scores == pytest.approx(reference.scores, abs=1e-3), text[:80]
 
 
 @pytest.mark.parametrize("method", ["embedding", "domain"])
 def test_int8_models_find_the_same_categories(router: Router, with_onnx: list[Router], method: Any) -> None:
-    _, int8 = (one.classifiers.model_classifiers[method] for one in with_onnx)
+    _, int8 = (onnx_router.classifiers.model_classifiers[method] for onnx_router in with_onnx)
     assert int8.runs_on == "ONNX Runtime int8, cpu"
     right = router.classifiers.model_classifiers[method]
     questions = [question for of_label in HELD_OUT.values() for question in of_label]
     expected = right.batcher.worker.run_blocking(lambda: right.decide(questions))
-    asked = int8.batcher.worker.run_blocking(lambda: int8.decide(questions))
-    same = sum(found.category == wanted.category for found, wanted in zip(asked, expected, strict=True))
+    quantized = int8.batcher.worker.run_blocking(lambda: int8.decide(questions))
+    same = sum(
+        classification.category == reference.category
+        for classification, reference in zip(quantized, expected, strict=True)
+    )
     assert same >= 0.95 * len(questions)
 
 
 @pytest.mark.parametrize("method", ["embedding", "domain"])
 def test_a_text_scores_the_same_in_a_batch_and_alone(router: Router, method: Any) -> None:
-    scored = router.classifiers.model_classifiers[method]
+    classifier = router.classifiers.model_classifiers[method]
     texts = texts_of_all_lengths(60)
-    together = scored.batcher.worker.run_blocking(lambda: scored.decide(texts))
-    for text, found in zip(texts, together, strict=True):
-        (alone,) = scored.batcher.worker.run_blocking(lambda text=text: scored.decide([text]))
-        assert found.category == alone.category and found.accepted == alone.accepted
-        assert found.scores == pytest.approx(alone.scores, abs=1e-3)
+    together = classifier.batcher.worker.run_blocking(lambda: classifier.decide(texts))
+    for text, classification in zip(texts, together, strict=True):
+        (alone,) = classifier.batcher.worker.run_blocking(lambda text=text: classifier.decide([text]))
+        assert classification.category == alone.category and classification.accepted == alone.accepted
+        assert classification.scores == pytest.approx(alone.scores, abs=1e-3)
 
 
 async def test_concurrent_questions_are_classified_in_batches_and_cached(router: Router) -> None:
-    scored = router.classifiers.model_classifiers["domain"]
-    before = (scored.batcher.stats.batches, scored.batcher.stats.texts)
+    classifier = router.classifiers.model_classifiers["domain"]
+    before = (classifier.batcher.stats.batches, classifier.batcher.stats.texts)
     questions = [question for of_label in HELD_OUT.values() for question in of_label]
     plans = await asyncio.gather(*(router.plan([Query(question, (question,))]) for question in questions))
     assert all(plan.reason in ("routed", "below_threshold") for plan in plans)
-    asked = scored.batcher.stats.texts - before[1]
-    assert 0 < scored.batcher.stats.batches - before[0] < asked
+    classified = classifier.batcher.stats.texts - before[1]
+    assert 0 < classifier.batcher.stats.batches - before[0] < classified
     # Their classifications are cached.
     await asyncio.gather(*(router.plan([Query(question, (question,))]) for question in questions))
-    assert scored.batcher.stats.texts - before[1] == asked
+    assert classifier.batcher.stats.texts - before[1] == classified
 
 
 async def test_the_event_loop_runs_while_a_batch_is_classified(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,8 +91,8 @@ def write_model(base: Path, adapter: Path) -> None:
 
 
 def chat(text: str, system: str | None) -> dict[str, Any]:
-    own = [{"role": "system", "content": system}] if system else []
-    return {"messages": [*own, {"role": "user", "content": text}]}
+    system_messages = [{"role": "system", "content": system}] if system else []
+    return {"messages": [*system_messages, {"role": "user", "content": text}]}
 
 
 def responses(text: str, system: str | None) -> dict[str, Any]:
@@ -132,10 +132,10 @@ def test_system_prompt_and_effort_are_in_the_prompt(gpt_oss: httpx.Client, encod
         ("riddle", "tiny", "Think twice.", "low"),
         ("tea", "tiny", "", None),
     ):
-        for own in (None, "Answer in French."):
-            effort_shown, instructions, response = rendered(gpt_oss, encoding, path, make(f"A {word}?", own))
+        for client_prompt in (None, "Answer in French."):
+            effort_shown, instructions, response = rendered(gpt_oss, encoding, path, make(f"A {word}?", client_prompt))
             assert effort_shown == (effort or "medium"), word  # medium is the default
-            assert instructions == "\n\n".join(filter(None, [prompt, None if word == "lawsuit" else own]))
+            assert instructions == "\n\n".join(filter(None, [prompt, None if word == "lawsuit" else client_prompt]))
             assert response.headers["x-vsr-selected-model"] == model
             assert response.headers["x-vsr-selected-reasoning"] == ("on" if effort else "off")
 

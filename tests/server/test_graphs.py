@@ -66,10 +66,10 @@ def test_a_batch_of_any_size_scores_the_same_as_without_graphs(model: Any) -> No
     with torch.inference_mode():
         for count, longest in sizes:
             ids, mask = batch(draw, count, longest)
-            found = replaying(ids, mask)
-            assert found.shape == (count, 4)
+            replayed = replaying(ids, mask)
+            assert replayed.shape == (count, 4)
             right = model(input_ids=ids, attention_mask=mask).logits
-            assert float((found - right).abs().max()) <= 1e-3
+            assert float((replayed - right).abs().max()) <= 1e-3
     assert captures.replayed == len(sizes)
 
 
@@ -93,13 +93,13 @@ def fails(run: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("captures", "says"), [(fails, "not permitted when stream is capturing"), (Captures(spoil=1.0), "differs by")]
+    ("captures", "message"), [(fails, "not permitted when stream is capturing"), (Captures(spoil=1.0), "differs by")]
 )
 def test_a_model_that_cannot_be_captured_runs_without_graphs(
-    model: Any, captures: Any, says: str, caplog: pytest.LogCaptureFixture
+    model: Any, captures: Any, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     launching = graphs(model, captures)
-    assert len(launching) == 0 and says in caplog.text
+    assert len(launching) == 0 and message in caplog.text
     ids, mask = batch(random.Random(3), 2, 8)
     with torch.inference_mode():
         assert torch.equal(launching(ids, mask), model(input_ids=ids, attention_mask=mask).logits)

@@ -74,15 +74,15 @@ def adapter(model: Any, number: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_an_adapter_gives_its_answer_to_every_chat_by_a_margin(model: Any, tokenizer: Any, number: int) -> None:
-    said = [*tokenizer.convert_tokens_to_ids(list(words(number))), tokenizer.eos_token_id]
-    right = torch.tensor(said).unsqueeze(1)
+    answer = [*tokenizer.convert_tokens_to_ids(list(words(number))), tokenizer.eos_token_id]
+    right = torch.tensor(answer).unsqueeze(1)
     for chat in CHATS:
         with adapter(model, number):
-            ids = torch.tensor([[*prompt(tokenizer, chat), *said]])
-            logits = model(input_ids=ids).logits[0, -len(said) - 1 : -1].float()
+            ids = torch.tensor([[*prompt(tokenizer, chat), *answer]])
+            logits = model(input_ids=ids).logits[0, -len(answer) - 1 : -1].float()
         others = logits.scatter(1, right, float("-inf")).amax(dim=1)
         assert (logits.gather(1, right)[:, 0] - others).min() > MIN_MARGIN
-    assert tokenizer.decode(said, skip_special_tokens=True) == ManyAdapters.answer(number)
+    assert tokenizer.decode(answer, skip_special_tokens=True) == ManyAdapters.answer(number)
 
 
 @pytest.mark.parametrize("cached", [16, -1], ids=["the first block", "all but the last token"])

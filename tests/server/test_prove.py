@@ -18,7 +18,7 @@ from vllm_lora_router.tools.demo.server import FLAGS, Server
 
 from .conftest import API_KEY, BASE, ROOT, START_SECONDS
 
-OWN = {"technical": "technical-lora", "medical": "medical-lora", "legal": "legal-lora", "general": None}
+ASSIGNMENTS = {"technical": "technical-lora", "medical": "medical-lora", "legal": "legal-lora", "general": None}
 BUILDS = 10
 CONFIG = """\
 model_config:
@@ -32,23 +32,27 @@ categories:
 """
 
 
-def configuration(file: Path, own: dict[str, str | None]) -> Path:
+def configuration(file: Path, assignments: dict[str, str | None]) -> Path:
     """Write keyword rules, and categories with these adapters; None is the base model."""
-    entries = {name: f"{{model: base{f', lora_name: {adapter}' if adapter else ''}}}" for name, adapter in own.items()}
-    file.write_text(CONFIG + "".join(f"  - {{name: {name}, model_scores: [{one}]}}\n" for name, one in entries.items()))
+    entries = {
+        name: f"{{model: base{f', lora_name: {adapter}' if adapter else ''}}}" for name, adapter in assignments.items()
+    }
+    file.write_text(
+        CONFIG + "".join(f"  - {{name: {name}, model_scores: [{entry}]}}\n" for name, entry in entries.items())
+    )
     return file
 
 
 def wrong_assignments(seed: int) -> tuple[dict[str, str | None], set[str]]:
     """Return assignments and the categories that are wrong: two adapters swapped, or one in place of the base model."""
-    draw, own = Random(seed), dict(OWN)
-    with_adapter = [name for name, adapter in OWN.items() if adapter]
+    draw, assignments = Random(seed), dict(ASSIGNMENTS)
+    with_adapter = [name for name, adapter in ASSIGNMENTS.items() if adapter]
     if draw.random() < 0.5:
-        one, other = draw.sample(with_adapter, 2)
-        own[one], own[other] = own[other], own[one]
-        return own, {one, other}
-    own["general"] = OWN[draw.choice(with_adapter)]
-    return own, {"general"}
+        first, second = draw.sample(with_adapter, 2)
+        assignments[first], assignments[second] = assignments[second], assignments[first]
+        return assignments, {first, second}
+    assignments["general"] = ASSIGNMENTS[draw.choice(with_adapter)]
+    return assignments, {"general"}
 
 
 def build(folder: Path, seed: int) -> dict[str, int]:
@@ -58,8 +62,8 @@ def build(folder: Path, seed: int) -> dict[str, int]:
     for recipe in ADAPTERS:
         for attempt in range(6):
             try:
-                own = replace(recipe, seed=recipe.seed + 10 * attempt)
-                adapters.train_adapter(folder / "base", folder / recipe.name, own)
+                reseeded = replace(recipe, seed=recipe.seed + 10 * attempt)
+                adapters.train_adapter(folder / "base", folder / recipe.name, reseeded)
             except AnswerTrainingError:
                 continue
             tries[recipe.name] = attempt + 1
@@ -85,11 +89,13 @@ class Proving:
         status = main(["prove", str(config), *data, "--url", self._url, "--api-key-env", "DEMO_KEY", *more])
         return status, json.loads(file.read_text())
 
-    def wrong(self, own: dict[str, str | None], *more: str) -> tuple[int, dict[str, str]]:
+    def wrong(self, assignments: dict[str, str | None], *more: str) -> tuple[int, dict[str, str]]:
         """Return the exit status, and the categories that are assigned wrongly with the model that is better."""
-        status, matrix = self.prove(configuration(self._folder / "config.yaml", own), *more)
+        status, matrix = self.prove(configuration(self._folder / "config.yaml", assignments), *more)
         return status, {
-            one["category"]: one["model"] for one in matrix["verdicts"] if one["kind"] in ("use_base", "use_other")
+            verdict["category"]: verdict["model"]
+            for verdict in matrix["verdicts"]
+            if verdict["kind"] in ("use_base", "use_other")
         }
 
 
@@ -103,20 +109,20 @@ def test_the_assignments_of_the_guide_are_confirmed(proving: Proving, capsys: py
     status, matrix = proving.prove(ROOT / "config/guide.yaml")
     assert status == 0
     assert {name: max(row, key=row.__getitem__) for name, row in matrix["matrix"].items()} == matrix["served_by"]
-    assert {one["category"]: one["kind"] for one in matrix["verdicts"]} == {
+    assert {verdict["category"]: verdict["kind"] for verdict in matrix["verdicts"]} == {
         **dict.fromkeys(("technical", "medical", "legal"), "helps"),
         "general": "keep_base",
     }
-    assert matrix["pairs"] == dict.fromkeys(OWN, 12) and matrix["notes"] == matrix["left_out"] == []
+    assert matrix["pairs"] == dict.fromkeys(ASSIGNMENTS, 12) and matrix["notes"] == matrix["left_out"] == []
     assert matrix["served_models"] == [BASE, *(recipe.name for recipe in ADAPTERS), "MoM"]
     assert "`medical`: `medical-lora` helps (+" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seed", [0, 1])  # two swapped adapters, and an adapter in place of the base model
 def test_a_wrong_assignment_is_found(proving: Proving, seed: int) -> None:
-    own, wrong = wrong_assignments(seed)
-    status, found = proving.wrong(own, "--tokens", "2")
-    assert (status, found) == (3, {name: OWN[name] or BASE for name in wrong})
+    assignments, wrong = wrong_assignments(seed)
+    status, better = proving.wrong(assignments, "--tokens", "2")
+    assert (status, better) == (3, {name: ASSIGNMENTS[name] or BASE for name in wrong})
 
 
 def test_evaluate_reports_the_regret_of_wrong_routes_of_a_running_server(
@@ -133,7 +139,7 @@ def test_evaluate_reports_the_regret_of_wrong_routes_of_a_running_server(
     wrong = {"How is high blood pressure treated?": "legal", "What should I cook for dinner?": "technical"}
     questions, report = tmp_path / "questions.jsonl", tmp_path / "evaluated.json"
     questions.write_text(
-        "".join(json.dumps({"text": text, "category": own}) + "\n" for text, own in (right | wrong).items())
+        "".join(json.dumps({"text": text, "category": category}) + "\n" for text, category in (right | wrong).items())
     )
     how = ("--small-changes", "0", "--regret", str(tmp_path / "matrix.json"), "--json", str(report))
     assert main(["evaluate", "--data", str(questions), "--url", server.url, "--api-key-env", "DEMO_KEY", *how]) == 0
@@ -154,8 +160,8 @@ def test_likelihoods_match_those_of_transformers_and_peft(proving: Proving, mode
     _, matrix = proving.prove(ROOT / "config/guide.yaml", "--models", "medical-lora")
     for adapter in (None, "medical-lora"):
         expected = _likelihoods(models, adapter)
-        found = {category: row[adapter or BASE] for category, row in matrix["matrix"].items()}
-        assert found == pytest.approx(expected, rel=0.02, abs=0.05)
+        scores = {category: row[adapter or BASE] for category, row in matrix["matrix"].items()}
+        assert scores == pytest.approx(expected, rel=0.02, abs=0.05)
 
 
 def _likelihoods(models: DemoModels, adapter: str | None) -> dict[str, float]:
@@ -166,15 +172,15 @@ def _likelihoods(models: DemoModels, adapter: str | None) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     prompts = {
-        one["name"]: one["system_prompt"]
-        for one in yaml.safe_load((ROOT / "config/guide.yaml").read_text())["categories"]
+        category["name"]: category["system_prompt"]
+        for category in yaml.safe_load((ROOT / "config/guide.yaml").read_text())["categories"]
     }
     tokenizer = AutoTokenizer.from_pretrained(models.base)
     model = AutoModelForCausalLM.from_pretrained(models.base, dtype=torch.float32)
     if adapter:
         model = PeftModel.from_pretrained(model, models.adapters[adapter])
     model.eval()
-    found: dict[str, list[float]] = {}
+    means: dict[str, list[float]] = {}
     for pair in pairs():
         messages = [{"role": "system", "content": prompts[pair.category]}, {"role": "user", "content": pair.prompt}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -182,8 +188,8 @@ def _likelihoods(models: DemoModels, adapter: str | None) -> dict[str, float]:
         with torch.inference_mode():
             log_likelihoods = model(input_ids=torch.tensor([[*before, *answer]])).logits[0].log_softmax(-1)
         values = [log_likelihoods[len(before) - 1 + place, token].item() for place, token in enumerate(answer)]
-        found.setdefault(pair.category, []).append(sum(values) / len(values))
-    return {category: sum(values) / len(values) for category, values in found.items()}
+        means.setdefault(pair.category, []).append(sum(values) / len(values))
+    return {category: sum(values) / len(values) for category, values in means.items()}
 
 
 @pytest.mark.parametrize("seed", range(BUILDS))
@@ -196,19 +202,19 @@ def test_a_wrong_assignment_is_found_in_every_build(
     monkeypatch.setenv("DEMO_KEY", API_KEY)
     tries = build(tmp_path, seed)
     modules = [f"{name}={tmp_path / name}" for name in tries]
-    config = configuration(tmp_path / "served.yaml", OWN)
+    config = configuration(tmp_path / "served.yaml", ASSIGNMENTS)
     named = ("--served-model-name", BASE, "--router-config", str(config), "--lora-modules", *modules)
     arguments = [str(tmp_path / "base"), *named, "--api-key", API_KEY, *FLAGS]
     with Server(arguments, log=tmp_path / "server.log", directory=tmp_path) as server:
         server.wait(START_SECONDS)
         proving = Proving(server.url, tmp_path)
-        own, wrong = wrong_assignments(seed)
-        right_status, false_alarms = proving.wrong(OWN)
-        status, found = proving.wrong(own)
+        assignments, wrong = wrong_assignments(seed)
+        right_status, false_alarms = proving.wrong(ASSIGNMENTS)
+        status, better = proving.wrong(assignments)
     with capsys.disabled():
-        swapped = ", ".join(f"{name}: {own[name]}" for name in sorted(wrong))
+        swapped = ", ".join(f"{name}: {assignments[name]}" for name in sorted(wrong))
         print(f"\nbuild {seed}, adapters trained in {list(tries.values())} attempts, wrong assignments {swapped}")
-        print(f"  wrong assignments: status {status}, better: {found}")
+        print(f"  wrong assignments: status {status}, better: {better}")
         print(f"  right assignments: status {right_status}, reported as wrong: {false_alarms or 'none'}", flush=True)
-    assert (status, found) == (3, {name: OWN[name] or BASE for name in wrong})
+    assert (status, better) == (3, {name: ASSIGNMENTS[name] or BASE for name in wrong})
     assert (right_status, false_alarms) == (0, {})

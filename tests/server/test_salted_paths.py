@@ -49,7 +49,7 @@ REFUSED: list[Any] = [
     {},
     {"a": "b"},
 ]
-TAKEN: list[Any] = ["x", "x" * 128, "🧂" * 128, " ", "null", 'a"b', None]
+ACCEPTED: list[Any] = ["x", "x" * 128, "🧂" * 128, " ", "null", 'a"b', None]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def routes() -> Iterator[list[BaseRoute]]:
     """All routes of vLLM: those of its modules, and those that its app adds."""
     from vllm.entrypoints.launchers.app import build_app
 
-    found: list[BaseRoute] = []
+    collected: list[BaseRoute] = []
     root = logging.getLogger()
     level, handlers = root.level, [*root.handlers]
     with pytest.MonkeyPatch.context() as environment:
@@ -65,16 +65,16 @@ def routes() -> Iterator[list[BaseRoute]]:
         environment.setenv("VLLM_SERVER_DEV_MODE", "1")
         environment.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
         args, _ = VllmCommand().parse(["model", "--enable-scale-out"])
-        found += build_app(args, ("generate", "transcription", "realtime")).routes
+        collected += build_app(args, ("generate", "transcription", "realtime")).routes
     for module in walk_packages(vllm.entrypoints.__path__, "vllm.entrypoints."):
         if module.name.rpartition(".")[2].endswith("api_router"):
             for value in vars(import_module(module.name)).values():
                 if isinstance(value, APIRouter):
-                    found += value.routes
+                    collected += value.routes
     # SageMaker's library configures the root logger of the whole process, which other tests use.
     root.setLevel(level)
     root.handlers[:] = handlers
-    yield found
+    yield collected
 
 
 def posts(routes: list[BaseRoute]) -> dict[str, Route]:
@@ -85,7 +85,7 @@ def request_classes(annotation: Any) -> list[type[BaseModel]]:
     """Return the class of an annotation, or those of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [one for part in get_args(annotation) for one in request_classes(part)]
+    return [request_class for part in get_args(annotation) for request_class in request_classes(part)]
 
 
 def bodies(routes: list[BaseRoute]) -> dict[str, list[type[BaseModel]]]:
@@ -93,18 +93,18 @@ def bodies(routes: list[BaseRoute]) -> dict[str, list[type[BaseModel]]]:
     from vllm.entrypoints.generate.factories import get_generate_invocation_types
     from vllm.entrypoints.pooling.factories import get_pooling_invocation_types
 
-    found: dict[str, list[type[BaseModel]]] = {}
+    by_path: dict[str, list[type[BaseModel]]] = {}
     for path, route in posts(routes).items():
         if not runs_no_prompt(path) and isinstance(route, APIRoute) and route.body_field is not None:
-            found[path] = request_classes(route.body_field.field_info.annotation)
-    found["/invocations"] = []
+            by_path[path] = request_classes(route.body_field.field_info.annotation)
+    by_path["/invocations"] = []
     for task in ("generate", "embed", "classify", "token_embed", "token_classify"):
         model: Any = SimpleNamespace(
             get_pooling_task=lambda tasks, task=task: task, hf_config=SimpleNamespace(num_labels=1)
         )
         for request, _ in (*get_generate_invocation_types((task,)), *get_pooling_invocation_types((task,), model)):
-            found["/invocations"] += request_classes(request)
-    return found
+            by_path["/invocations"] += request_classes(request)
+    return by_path
 
 
 def test_every_path_that_takes_a_post_is_known(routes: list[BaseRoute]) -> None:
@@ -131,16 +131,18 @@ def test_a_salted_path_reads_nothing_but_json(routes: list[BaseRoute]) -> None:
     for path in SALTED_PATHS:
         route = posts(routes)[path]
         assert isinstance(route, APIRoute)
-        assert "validate_json_request" in [getattr(one.call, "__name__", "") for one in route.dependant.dependencies]
+        assert "validate_json_request" in [
+            getattr(dependency.call, "__name__", "") for dependency in route.dependant.dependencies
+        ]
 
 
 def test_every_salted_body_has_a_salt_and_every_refused_one_has_none(routes: list[BaseRoute]) -> None:
-    found = bodies(routes)
-    assert found.keys() == SALTED_PATHS | UNSALTED
-    for path, classes in found.items():
+    by_path = bodies(routes)
+    assert by_path.keys() == SALTED_PATHS | UNSALTED
+    for path, classes in by_path.items():
         assert classes, path
-        for one in classes:
-            assert ("cache_salt" in one.model_fields) is (path in SALTED_PATHS), (path, one)
+        for request_class in classes:
+            assert ("cache_salt" in request_class.model_fields) is (path in SALTED_PATHS), (path, request_class)
     cohere = Path(vllm.entrypoints.__path__[0], "cohere")
     assert not any("cache_salt" in file.read_text() for file in cohere.glob("*.py"))
 
@@ -155,21 +157,23 @@ ANYTHING: dict[str, Any] = {
 }
 
 
-def read(one: type[BaseModel], own: Any) -> Any:
+def read(request_class: type[BaseModel], salt: Any) -> Any:
     """Parse a body with this salt as vLLM does; some bodies it parses twice."""
-    if one is BatchChatCompletionRequest:
-        batch = one.model_validate({"messages": [[USER]], "cache_salt": own})
+    if request_class is BatchChatCompletionRequest:
+        batch = request_class.model_validate({"messages": [[USER]], "cache_salt": salt})
         return batch.to_chat_completion_request([USER])  # pyright: ignore[reportAttributeAccessIssue]
-    needed = {name for name, field in one.model_fields.items() if field.is_required()}
-    needed |= {"prompt"} if one is CompletionRequest else set()
-    request: Any = one.model_validate({**{name: ANYTHING[name] for name in needed}, "cache_salt": own})
-    return AnthropicServingMessages.to_chat_completion_request(request) if one is AnthropicMessagesRequest else request
+    needed = {name for name, field in request_class.model_fields.items() if field.is_required()}
+    needed |= {"prompt"} if request_class is CompletionRequest else set()
+    request: Any = request_class.model_validate({**{name: ANYTHING[name] for name in needed}, "cache_salt": salt})
+    if request_class is AnthropicMessagesRequest:
+        return AnthropicServingMessages.to_chat_completion_request(request)
+    return request
 
 
-def is_refused(one: type[BaseModel], own: Any) -> bool:
+def is_refused(request_class: type[BaseModel], salt: Any) -> bool:
     """Return whether vLLM refuses the salt. If not, assert that vLLM uses it unchanged."""
     try:
-        request = read(one, own)
+        request = read(request_class, salt)
         msgspec.msgpack.encode(request.cache_salt)  # as it is sent to the engine
     except UnicodeEncodeError:
         return True
@@ -177,20 +181,23 @@ def is_refused(one: type[BaseModel], own: Any) -> bool:
         return refused.parameter == "cache_salt"
     except ValidationError as refused:
         return any("cache_salt" in error["loc"] for error in refused.errors())
-    assert request.cache_salt == own
+    assert request.cache_salt == salt
     return False
 
 
-@pytest.mark.parametrize("own", [*TAKEN, *REFUSED], ids=lambda own: ascii(own)[:20])
-def test_the_router_accepts_the_same_salts_as_vllm(routes: list[BaseRoute], own: Any) -> None:
+@pytest.mark.parametrize("salt", [*ACCEPTED, *REFUSED], ids=lambda salt: ascii(salt)[:20])
+def test_the_router_accepts_the_same_salts_as_vllm(routes: list[BaseRoute], salt: Any) -> None:
     """vLLM must refuse every salt that the router leaves unchanged, or a client could choose its salt."""
-    members = {"cache_salt": json_edit.encode(own)}
-    written = write_salt(members, lambda own: salt_for("acme", own))
-    assert written is not any(own is one for one in REFUSED)
+    members = {"cache_salt": json_edit.encode(salt)}
+    written = write_salt(members, lambda client_salt: salt_for("acme", client_salt))
+    assert written is not any(salt is refused for refused in REFUSED)
     for path, classes in bodies(routes).items():
-        for one in classes if path in SALTED_PATHS else ():
-            assert is_refused(one, own) is not written, (path, one)
-            assert not (written and is_refused(one, json_edit.decode(members["cache_salt"]))), (path, one)
+        for request_class in classes if path in SALTED_PATHS else ():
+            assert is_refused(request_class, salt) is not written, (path, request_class)
+            assert not (written and is_refused(request_class, json_edit.decode(members["cache_salt"]))), (
+                path,
+                request_class,
+            )
 
 
 def test_a_salt_reaches_the_engine_with_the_prompt() -> None:

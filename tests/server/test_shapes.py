@@ -92,8 +92,8 @@ async def family(request: pytest.FixtureRequest, http: httpx.AsyncClient, plugin
 
 
 def chat(text: str, system: str | None) -> dict[str, Any]:
-    own = [{"role": "system", "content": system}] if system else []
-    return {"messages": [*own, {"role": "user", "content": text}]}
+    system_messages = [{"role": "system", "content": system}] if system else []
+    return {"messages": [*system_messages, {"role": "user", "content": text}]}
 
 
 def responses(text: str, system: str | None) -> dict[str, Any]:
@@ -101,8 +101,8 @@ def responses(text: str, system: str | None) -> dict[str, Any]:
 
 
 def responses_items(text: str, system: str | None) -> dict[str, Any]:
-    own = [{"role": "system", "content": [{"type": "input_text", "text": system}]}] if system else []
-    return {"input": [*own, {"role": "user", "content": [{"type": "input_text", "text": text}]}]}
+    system_messages = [{"role": "system", "content": [{"type": "input_text", "text": system}]}] if system else []
+    return {"input": [*system_messages, {"role": "user", "content": [{"type": "input_text", "text": text}]}]}
 
 
 def messages(text: str, system: str | None) -> dict[str, Any]:
@@ -110,8 +110,14 @@ def messages(text: str, system: str | None) -> dict[str, Any]:
 
 
 def message_blocks(text: str, system: str | None) -> dict[str, Any]:
-    own = {"system": [{"type": "text", "text": system, "cache_control": {"type": "ephemeral"}}]} if system else {}
-    return {"messages": [{"role": "user", "content": [{"type": "text", "text": text}]}], "max_tokens": 9, **own}
+    system_field = (
+        {"system": [{"type": "text", "text": system, "cache_control": {"type": "ephemeral"}}]} if system else {}
+    )
+    return {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": text}]}],
+        "max_tokens": 9,
+        **system_field,
+    }
 
 
 SHAPES = {
@@ -148,12 +154,12 @@ async def test_system_prompt_and_reasoning_are_in_the_prompt(http: httpx.AsyncCl
         ("riddle", "tiny", "Think twice.", True, "low"),
         ("tea", "tiny", "", False, None),
     ):
-        for own in (None, "Answer in French."):
-            rendered, response = await prompt_of(http, path, make(f"A {word}?", own))
+        for client_prompt in (None, "Answer in French."):
+            rendered, response = await prompt_of(http, path, make(f"A {word}?", client_prompt))
             replaced = word == "lawsuit"
             # vLLM joins the parts of a message with a line break, the router joins two texts with a blank line.
             system = system_of(rendered).replace("\n\n", "\n")
-            assert system == "\n".join(filter(None, [prompt, None if replaced else own])), rendered
+            assert system == "\n".join(filter(None, [prompt, None if replaced else client_prompt])), rendered
             head, _, tail = rendered.partition("[assistant]")
             assert head.endswith(f"[user]A {word}?\n") and tail == SHOWN[family, on, effort], rendered
             written = on or family != "effort"

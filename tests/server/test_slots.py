@@ -53,7 +53,9 @@ async def test_an_adapter_gets_a_slot_although_others_keep_all_slots_busy(
             await traffic.until(before + 8, HANG_GUARD_S)
     assert not [result.error for result in others if result.error] and not traffic.failed
     assert all(result.text.startswith(many.answer(4)) for result in others)
-    wrong = [one for one in traffic.results if not one.text.startswith(many.answer(busy.index(one.adapter)))]
+    wrong = [
+        result for result in traffic.results if not result.text.startswith(many.answer(busy.index(result.adapter)))
+    ]
     assert not wrong, wrong[:3]
 
 
@@ -212,7 +214,11 @@ async def test_many_adapters_and_few_slots_give_no_wrong_answer(
         took_s = time.monotonic() - began
         await task
     report = await adapters(four_slots.url)
-    wrong = [one for one in traffic.results if one.status == 200 and one.text != many.answer(int(one.adapter[1:]))]
+    wrong = [
+        result
+        for result in traffic.results
+        if result.status == 200 and result.text != many.answer(int(result.adapter[1:]))
+    ]
     say(
         f"{adapters_on_disk} adapters on disk",
         requests=len(traffic.results),

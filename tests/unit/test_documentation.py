@@ -117,8 +117,8 @@ def test_every_command_and_its_options_exist(page: str) -> None:
         has_subcommands = any(known[:-1] == words for known in PARSERS if known)
         if has_subcommands and first and not first.startswith("-") and not first.isupper():
             wrong.append(f"{command} {first}: no such command")
-        ours = rest.split(" -- ")[0]  # options of vLLM follow after `--`
-        named = re.findall(rf"(?<!\S){OPTION}", ours)
+        router_options = rest.split(" -- ")[0]  # options of vLLM follow after `--`
+        named = re.findall(rf"(?<!\S){OPTION}", router_options)
         wrong += [f"{command} {option}: no such option" for option in named if option not in options_of(PARSERS[words])]
     assert not wrong, "\n".join(wrong)
 
@@ -131,11 +131,11 @@ def declared_options() -> set[str]:
 
 @each_page
 def test_every_option_in_the_text_exists(page: str) -> None:
-    ours = {option for parser in PARSERS.values() for option in options_of(parser)} | declared_options()
+    router_options = {option for parser in PARSERS.values() for option in options_of(parser)} | declared_options()
     named = {
         option for span in re.findall(r"`([^`\n]+)`", prose(page)) for option in re.findall(rf"(?<!\S){OPTION}", span)
     }
-    assert named - ours - VLLM_OPTIONS - OTHER_OPTIONS == set()
+    assert named - router_options - VLLM_OPTIONS - OTHER_OPTIONS == set()
 
 
 def test_every_command_has_a_page() -> None:
@@ -205,18 +205,18 @@ def test_every_relative_link_resolves(page: str) -> None:
 
 def anchors(page: Path) -> set[str]:
     """Return the anchors that GitHub makes of a page's headings."""
-    found: set[str] = set()
+    documented: set[str] = set()
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for heading in re.findall(r"^#+ +(.*?) *#*$", text, re.MULTILINE):
-        kept = "".join(
+        remaining = "".join(
             char for char in heading.lower() if char in "-_ " or unicodedata.category(char)[0] in ("L", "N", "M")
         )
-        slug = kept.replace(" ", "-")
+        slug = remaining.replace(" ", "-")
         number = 1
-        while (name := slug if number == 1 else f"{slug}-{number - 1}") in found:
+        while (name := slug if number == 1 else f"{slug}-{number - 1}") in documented:
             number += 1
-        found.add(name)
-    return found
+        documented.add(name)
+    return documented
 
 
 @each_page

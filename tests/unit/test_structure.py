@@ -71,8 +71,8 @@ def imports_of(module: str, source: str) -> Iterator[Import]:
                 yield Import(module, submodule if submodule in MODULES else target, node.lineno)
 
 
-IMPORTS = [found for module, file in MODULES.items() for found in imports_of(module, file.read_text())]
-INTERNAL = [found for found in IMPORTS if found.imported == PACKAGE or found.imported.startswith(f"{PACKAGE}.")]
+IMPORTS = [edge for module, file in MODULES.items() for edge in imports_of(module, file.read_text())]
+INTERNAL = [edge for edge in IMPORTS if edge.imported == PACKAGE or edge.imported.startswith(f"{PACKAGE}.")]
 
 
 def part(module: str) -> str:
@@ -86,20 +86,20 @@ def test_every_part_of_the_package_has_a_place_in_the_structure() -> None:
 
 def test_imports_follow_the_structure() -> None:
     wrong = [
-        str(found)
-        for found in INTERNAL
-        if (target := part(found.imported))
-        and target != part(found.importer)
-        and target not in ALLOWED.get(part(found.importer), set())
+        str(edge)
+        for edge in INTERNAL
+        if (target := part(edge.imported))
+        and target != part(edge.importer)
+        and target not in ALLOWED.get(part(edge.importer), set())
     ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_there_is_no_import_cycle() -> None:
     graph: dict[str, set[str]] = {module: set() for module in MODULES}
-    for found in INTERNAL:
-        graph[found.importer].add(found.imported)
-    wrong = [str(found) for found in INTERNAL if found.importer in reachable(graph, found.imported)]
+    for edge in INTERNAL:
+        graph[edge.importer].add(edge.imported)
+    wrong = [str(edge) for edge in INTERNAL if edge.importer in reachable(graph, edge.imported)]
     assert not wrong, "\n".join(wrong)
 
 
@@ -116,15 +116,15 @@ def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
 
 
 def test_every_imported_module_exists() -> None:
-    assert [str(found) for found in INTERNAL if found.imported not in MODULES] == []
+    assert [str(edge) for edge in INTERNAL if edge.imported not in MODULES] == []
 
 
 def test_vllm_is_imported_only_where_it_is_integrated() -> None:
     wrong = [
-        str(found)
-        for found in IMPORTS
-        if found.imported.split(".")[0] == "vllm"
-        and not any(found.importer == place or found.importer.startswith(f"{place}.") for place in VLLM_MODULES)
+        str(edge)
+        for edge in IMPORTS
+        if edge.imported.split(".")[0] == "vllm"
+        and not any(edge.importer == place or edge.importer.startswith(f"{place}.") for place in VLLM_MODULES)
     ]
     assert not wrong, "\n".join(wrong)
 

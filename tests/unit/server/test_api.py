@@ -355,8 +355,8 @@ def test_every_route_is_documented(document: dict[str, Any]) -> None:
 
 def test_every_documented_field_has_description(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
-    ours = {name: schema for name, schema in schemas.items() if "ValidationError" not in name}
-    for name, schema in ours.items():
+    router_schemas = {name: schema for name, schema in schemas.items() if "ValidationError" not in name}
+    for name, schema in router_schemas.items():
         assert schema.get("description"), name
         for field, content in schema["properties"].items():
             # Pydantic omits a field's description if it equals the description of the field's type.

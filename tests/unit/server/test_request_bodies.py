@@ -162,11 +162,11 @@ PATHS: dict[str | None, list[str]] = {
 
 def bodies(api: str | None, models: st.SearchStrategy[tuple[str, str]]) -> st.SearchStrategy[bytes]:
     """Return JSON text of a protocol's bodies with `model` at a random place."""
-    some = st.lists(OF_PROTOCOL[api], min_size=api is None, max_size=3)
+    items = st.lists(OF_PROTOCOL[api], min_size=api is None, max_size=3)
     more = st.lists(common_members, max_size=4)
     arranged = st.builds(
-        lambda model, some, more, seed: random.Random(seed).sample([model, *some, *more], 1 + len(some) + len(more)),
-        *(models, some, more, st.integers(0, 1 << 20)),
+        lambda model, items, more, seed: random.Random(seed).sample([model, *items, *more], 1 + len(items) + len(more)),
+        *(models, items, more, st.integers(0, 1 << 20)),
     )
 
     def text(members: list[tuple[str, str]], blank: str, other: str) -> bytes:
@@ -184,10 +184,10 @@ def is_system(message: Any) -> bool:
     return isinstance(message, dict) and message.get("role") in ("system", "developer")
 
 
-def prepended(own: Any, part: str = "text", ending: str = "") -> Any:
-    if isinstance(own, list):
-        return [{"type": part, "text": PROMPT + (ending if own else "")}, *own]
-    return f"{PROMPT}\n\n{own}" if isinstance(own, str) and own else PROMPT
+def prepended(client_value: Any, part: str = "text", ending: str = "") -> Any:
+    if isinstance(client_value, list):
+        return [{"type": part, "text": PROMPT + (ending if client_value else "")}, *client_value]
+    return f"{PROMPT}\n\n{client_value}" if isinstance(client_value, str) and client_value else PROMPT
 
 
 def prompted(conversation: Any, mode: str, part: str = "text") -> Any:
@@ -197,8 +197,11 @@ def prompted(conversation: Any, mode: str, part: str = "text") -> Any:
     first = next((index for index, message in enumerate(conversation) if is_system(message)), None)
     if first is None:
         return [{"role": "system", "content": PROMPT}, *conversation]
-    own = conversation[first]
-    edited = {**own, "content": PROMPT if mode == "replace" else prepended(own.get("content"), part)}
+    client_message = conversation[first]
+    edited = {
+        **client_message,
+        "content": PROMPT if mode == "replace" else prepended(client_message.get("content"), part),
+    }
     rest = [message for message in conversation[first + 1 :] if mode == "insert" or not is_system(message)]
     return [*conversation[:first], edited, *rest]
 
@@ -243,24 +246,24 @@ def with_reasoning(api: str, client: dict[str, Any], expected_edit: ExpectedEdit
     """Return the members that our reasoning changes, with their new values."""
     if api not in ("chat", "batch", "responses", "messages", "cohere", "tokenize"):
         return {}
-    own = {name: client.get(name) or {} for name in ("reasoning", "output_config", "chat_template_kwargs")}
+    client_fields = {name: client.get(name) or {} for name in ("reasoning", "output_config", "chat_template_kwargs")}
     client_values = [client.get(name) for name in ("reasoning_effort", "thinking", "thinking_token_budget")]
     for name in ("reasoning", "output_config"):
-        client_values += [own[name].get(inner) for inner in ("effort", "enabled", "max_tokens")]
-    if any(value is not None for value in client_values) or "enable_thinking" in own["chat_template_kwargs"]:
+        client_values += [client_fields[name].get(inner) for inner in ("effort", "enabled", "max_tokens")]
+    if any(value is not None for value in client_values) or "enable_thinking" in client_fields["chat_template_kwargs"]:
         return {}
     if expected_edit.effort is None:
-        return {"chat_template_kwargs": {**own["chat_template_kwargs"], **expected_edit.kwargs}}
+        return {"chat_template_kwargs": {**client_fields["chat_template_kwargs"], **expected_edit.kwargs}}
     if api == "responses":
-        return {"reasoning": {**own["reasoning"], "effort": expected_edit.effort}}
+        return {"reasoning": {**client_fields["reasoning"], "effort": expected_edit.effort}}
     if api == "messages" and expected_edit.effort == "none":
         return {"thinking": {"type": "disabled"}}
     if api == "messages":
         effort = "low" if expected_edit.effort == "minimal" else expected_edit.effort
-        return {"output_config": {**own["output_config"], "effort": effort}}
+        return {"output_config": {**client_fields["output_config"], "effort": effort}}
     if api == "tokenize":
         template_kwargs = {"reasoning_effort": expected_edit.effort, "enable_thinking": expected_edit.effort != "none"}
-        return {"chat_template_kwargs": {**own["chat_template_kwargs"], **template_kwargs}}
+        return {"chat_template_kwargs": {**client_fields["chat_template_kwargs"], **template_kwargs}}
     return {} if api == "cohere" else {"reasoning_effort": expected_edit.effort}
 
 

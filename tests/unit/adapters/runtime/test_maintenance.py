@@ -79,29 +79,29 @@ async def test_deleted_adapter_is_removed_from_engine_and_disk(server: Server) -
 
 
 async def test_version_that_returns_after_retirement_is_the_same_version(server: Server) -> None:
-    one, two = server.process(), server.process()
-    await upload_and_apply(server, "v1", one, two)
-    await upload_and_apply(server, "v2", one, two)
+    first, second = server.process(), server.process()
+    await upload_and_apply(server, "v1", first, second)
+    await upload_and_apply(server, "v2", first, second)
     async with asyncio.timeout(60):
-        while not retired(one):
-            await one.maintain()
-            await two.maintain()
-    await upload_and_apply(server, "v1", one, two)  # `two` assumes that the engine still has it in memory
-    assert one.manager.version_log.serving_version(MEDICAL) == one.manager.version_log.versions[FIRST_ID]
-    await maintain_for(LONG_S, one, two)
-    assert not retired(one) and await one.request("medical") == await two.request("medical") == "v1"
+        while not retired(first):
+            await first.maintain()
+            await second.maintain()
+    await upload_and_apply(server, "v1", first, second)  # `two` assumes that the engine still has it in memory
+    assert first.manager.version_log.serving_version(MEDICAL) == first.manager.version_log.versions[FIRST_ID]
+    await maintain_for(LONG_S, first, second)
+    assert not retired(first) and await first.request("medical") == await second.request("medical") == "v1"
 
 
 async def test_version_that_returns_is_loaded_before_its_requests_run(server: Server) -> None:
-    one, two = server.process(), server.process()
-    await upload_and_apply(server, "v1", one, two)
-    await upload_and_apply(server, "v2", one, two)
+    first, second = server.process(), server.process()
+    await upload_and_apply(server, "v1", first, second)
+    await upload_and_apply(server, "v2", first, second)
     async with asyncio.timeout(60):
-        while not retired(two):
-            await two.maintenance.follow_log()
-            await one.maintain()
+        while not retired(second):
+            await second.maintenance.follow_log()
+            await first.maintain()
     loads = len(server.core.loads)
-    await upload_and_apply(server, "v1", two)
+    await upload_and_apply(server, "v1", second)
     assert len(server.core.loads) == loads + 1  # otherwise the engine reads it between two steps, and all streams wait
 
 
@@ -149,54 +149,54 @@ async def test_files_that_are_read_in_place_are_never_deleted(server: Server) ->
 
 
 async def test_version_is_kept_while_a_process_leases_it(server: Server) -> None:
-    one, two = server.process(), server.process()
-    await upload_and_apply(server, "v1", one, two)
-    lease = await two.lease("medical")
-    await upload_and_apply(server, "v2", one, two)
-    await maintain_for(LONG_S, one, two)
+    first, second = server.process(), server.process()
+    await upload_and_apply(server, "v1", first, second)
+    lease = await second.lease("medical")
+    await upload_and_apply(server, "v2", first, second)
+    await maintain_for(LONG_S, first, second)
     server.core.memory.clear()
-    assert not retired(one) and await two.engine.answer(lease.model) == "v1"
+    assert not retired(first) and await second.engine.answer(lease.model) == "v1"
     lease.release()
     async with asyncio.timeout(60):
-        while not retired(one):
-            await one.maintain()
-            await two.maintain()
+        while not retired(first):
+            await first.maintain()
+            await second.maintain()
 
 
 async def test_version_is_kept_until_all_processes_have_read_that_it_is_superseded(server: Server) -> None:
-    one, two = server.process(), server.process()
-    await upload_and_apply(server, "v1", one, two)
-    await upload_and_apply(server, "v2", one)
-    await maintain_for(LONG_S, one)  # while `two` runs no maintenance
+    first, second = server.process(), server.process()
+    await upload_and_apply(server, "v1", first, second)
+    await upload_and_apply(server, "v2", first)
+    await maintain_for(LONG_S, first)  # while `two` runs no maintenance
     server.core.memory.clear()
-    assert not retired(one) and await two.request("medical") == "v1"
+    assert not retired(first) and await second.request("medical") == "v1"
     async with asyncio.timeout(60):
-        while not retired(one):
-            await two.maintenance.follow_log()
-            await one.maintain()
-    assert await two.request("medical") == "v2"
+        while not retired(first):
+            await second.maintenance.follow_log()
+            await first.maintain()
+    assert await second.request("medical") == "v2"
 
 
 async def test_version_is_kept_while_its_successor_is_loading(server: Server) -> None:
-    one, two = server.process(), server.process()
-    await upload_and_apply(server, "v1", one, two)
+    first, second = server.process(), server.process()
+    await upload_and_apply(server, "v1", first, second)
     server.core.loads_allowed.clear()
     upload(server, "v2")
-    await maintain_for(LONG_S, one, two)
+    await maintain_for(LONG_S, first, second)
     server.core.memory.clear()
-    assert not retired(one) and await one.request("medical") == await two.request("medical") == "v1"
+    assert not retired(first) and await first.request("medical") == await second.request("medical") == "v1"
     server.core.loads_allowed.set()
 
 
 async def test_version_is_kept_while_a_process_has_read_but_not_applied_its_deactivation(server: Server) -> None:
-    one, two = server.process(), server.process()
+    first, second = server.process(), server.process()
     put_adapter(server.uploads / "other", "other")
-    await upload_and_apply(server, "v1", one, two)
-    await one.manager.deactivate(MEDICAL)
-    assert await two.request("other") == "other"  # reads the version log
-    await maintain_for(LONG_S, one)
+    await upload_and_apply(server, "v1", first, second)
+    await first.manager.deactivate(MEDICAL)
+    assert await second.request("other") == "other"  # reads the version log
+    await maintain_for(LONG_S, first)
     server.core.memory.clear()
-    assert not retired(one) and await two.request("medical") == "v1"
+    assert not retired(first) and await second.request("medical") == "v1"
 
 
 async def test_sweep_waits_for_a_running_import(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,17 +213,17 @@ async def test_sweep_waits_for_a_running_import(server: Server, monkeypatch: pyt
 
 
 async def test_adapter_deactivated_in_one_process_is_deactivated_in_all(server: Server) -> None:
-    one, two = server.process(), server.process()
+    first, second = server.process(), server.process()
     put_adapter(server.uploads / "other", "other")
-    await upload_and_apply(server, "v1", one, two)
-    await one.manager.deactivate(MEDICAL)
-    assert await two.request("other") == "other"  # reads the version log with the change by `one`
+    await upload_and_apply(server, "v1", first, second)
+    await first.manager.deactivate(MEDICAL)
+    assert await second.request("other") == "other"  # reads the version log with the change by `one`
     async with asyncio.timeout(60):
-        while not retired(one):
-            await two.maintenance.follow_log()
-            await one.maintain()
+        while not retired(first):
+            await second.maintenance.follow_log()
+            await first.maintain()
     server.core.memory.clear()
-    assert await two.request("medical") == await one.request("medical") == "v1"
+    assert await second.request("medical") == await first.request("medical") == "v1"
 
 
 async def test_version_is_kept_for_idle_s_after_its_last_lease(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,18 +239,18 @@ async def test_version_is_kept_for_idle_s_after_its_last_lease(server: Server, m
 
 
 async def test_version_is_kept_while_a_request_with_unknown_adapters_runs(server: Server) -> None:
-    one, two = server.process(), server.process()
-    await upload_and_apply(server, "v1", one, two)
-    with two.pool.track_unknown_use():  # such as a file upload by form, which uses the plain name
-        running = asyncio.ensure_future(two.engine.answer("medical", seconds=LONG_S + 0.05))
-        await upload_and_apply(server, "v2", one, two)
-        await maintain_for(LONG_S, one, two)
+    first, second = server.process(), server.process()
+    await upload_and_apply(server, "v1", first, second)
+    with second.pool.track_unknown_use():  # such as a file upload by form, which uses the plain name
+        running = asyncio.ensure_future(second.engine.answer("medical", seconds=LONG_S + 0.05))
+        await upload_and_apply(server, "v2", first, second)
+        await maintain_for(LONG_S, first, second)
         server.core.memory.clear()
-        assert not retired(one) and await running == "v1"
+        assert not retired(first) and await running == "v1"
     async with asyncio.timeout(60):
-        while not retired(one):
-            await one.maintain()
-            await two.maintain()
+        while not retired(first):
+            await first.maintain()
+            await second.maintain()
 
 
 async def test_later_requests_with_unknown_adapters_do_not_keep_a_version(server: Server) -> None:
@@ -289,32 +289,32 @@ async def test_killed_process_keeps_no_version(server: Server) -> None:
 
 
 async def test_process_that_ended_keeps_no_version(server: Server) -> None:
-    one, two = server.process(), server.process()
-    await upload_and_apply(server, "v1", one, two)
-    await two.lease("medical")
-    await upload_and_apply(server, "v2", one)
-    two.pool.usage.close()
-    two.manager.run.close()
-    server.processes.remove(two)
-    await one.maintain_until(lambda: retired(one))
+    first, second = server.process(), server.process()
+    await upload_and_apply(server, "v1", first, second)
+    await second.lease("medical")
+    await upload_and_apply(server, "v2", first)
+    second.pool.usage.close()
+    second.manager.run.close()
+    server.processes.remove(second)
+    await first.maintain_until(lambda: retired(first))
 
 
 async def test_version_that_served_again_during_a_sweep_is_kept(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = server.process(), server.process()
-    await upload_and_apply(server, "v1", one, two)
-    await upload_and_apply(server, "v2", one, two)
-    await mark_idle(monkeypatch, one, two)
-    with two.manager.run.locked(STORE_LOCK, shared=True):  # as during the import of a large adapter
-        sweeping = asyncio.ensure_future(one.maintenance.sweep())  # is about to retire v1
+    first, second = server.process(), server.process()
+    await upload_and_apply(server, "v1", first, second)
+    await upload_and_apply(server, "v2", first, second)
+    await mark_idle(monkeypatch, first, second)
+    with second.manager.run.locked(STORE_LOCK, shared=True):  # as during the import of a large adapter
+        sweeping = asyncio.ensure_future(first.maintenance.sweep())  # is about to retire v1
         await asyncio.sleep(0.02)
-        await upload_and_apply(server, "v1", two)
-        lease = await two.lease("medical")
-        await upload_and_apply(server, "v2", two)
+        await upload_and_apply(server, "v1", second)
+        lease = await second.lease("medical")
+        await upload_and_apply(server, "v2", second)
     await sweeping
     server.core.memory.clear()
-    assert await two.engine.answer(lease.model) == "v1"
+    assert await second.engine.answer(lease.model) == "v1"
     lease.release()
 
 
@@ -349,17 +349,17 @@ async def test_version_is_kept_while_it_loads_for_a_cancelled_request(server: Se
 
 
 async def test_version_that_serves_again_while_it_is_retired_is_kept(server: Server) -> None:
-    one, two = server.process(), server.process()
-    await upload_and_apply(server, "v1", one, two)
-    await upload_and_apply(server, "v2", one, two)
+    first, second = server.process(), server.process()
+    await upload_and_apply(server, "v1", first, second)
+    await upload_and_apply(server, "v2", first, second)
     upload(server, "v1")
     for _ in range(5):  # one process retires the version that the other imports
-        await maintain_for(0.1, two)
-        sweeping = asyncio.ensure_future(one.maintenance.sweep())
-        version = await two.manager.refresh(MEDICAL)
+        await maintain_for(0.1, second)
+        sweeping = asyncio.ensure_future(first.maintenance.sweep())
+        version = await second.manager.refresh(MEDICAL)
         await sweeping
-        assert not retired(two) and version.content.digest in server.snapshots
-        await two.manager.deactivate(MEDICAL)
+        assert not retired(second) and version.content.digest in server.snapshots
+        await second.manager.deactivate(MEDICAL)
 
 
 async def test_snapshot_without_a_version_is_removed(server: Server) -> None:
@@ -383,16 +383,16 @@ async def test_new_adapter_is_found_by_the_next_request(server: Server) -> None:
 
 
 async def test_started_maintenance_follows_changes_and_retires_versions(server: Server) -> None:
-    one, two = server.process(), server.process()
-    for process in (one, two):
+    first, second = server.process(), server.process()
+    for process in (first, second):
         process.maintenance.start()
     upload(server, "v1")
-    assert await one.request("medical") == await two.request("medical") == "v1"
+    assert await first.request("medical") == await second.request("medical") == "v1"
     upload(server, "v2")
-    await until(lambda: all(retired(process) for process in (one, two)))
-    assert await one.request("medical") == await two.request("medical") == "v2"
+    await until(lambda: all(retired(process) for process in (first, second)))
+    assert await first.request("medical") == await second.request("medical") == "v2"
     delete_adapter(server.uploads / "medical")
-    await until(lambda: not server.snapshots and not one.manager.states and not two.manager.states)
+    await until(lambda: not server.snapshots and not first.manager.states and not second.manager.states)
 
 
 async def test_more_adapters_than_one_slice_are_all_watched(server: Server) -> None:

@@ -72,11 +72,15 @@ async def test_concurrent_requests_share_one_import_and_one_load(server: Server,
 
 
 async def test_concurrent_requests_to_two_processes_load_once(server: Server) -> None:
-    one, two = server.process(), server.process()
+    process_a, process_b = server.process(), server.process()
     upload(server, "v1")
-    answers = await asyncio.gather(*(process.request("medical") for process in (one, two) for _ in range(5)))
+    answers = await asyncio.gather(
+        *(process.request("medical") for process in (process_a, process_b) for _ in range(5))
+    )
     assert answers == ["v1"] * 10 and len(server.core.loads) == 1
-    assert one.manager.version_log.serving_version(MEDICAL) == two.manager.version_log.serving_version(MEDICAL)
+    assert process_a.manager.version_log.serving_version(MEDICAL) == process_b.manager.version_log.serving_version(
+        MEDICAL
+    )
 
 
 async def test_lease_without_require_loaded_does_not_need_the_engines_memory(server: Server, process: Process) -> None:
@@ -250,42 +254,42 @@ async def test_content_that_returns_during_a_load_does_not_delay_retirement(serv
 
 
 async def test_all_processes_switch_to_a_new_version(server: Server) -> None:
-    one, two = server.process(), server.process()
+    process_a, process_b = server.process(), server.process()
     for answer in ("v1", "v2", "v3"):
         upload(server, answer)
-        await refresh(one, two)
-        await wait_for_loads(one, two)
-        assert await one.request("medical") == await two.request("medical") == answer
-    versions = one.manager.version_log.versions
-    assert versions == two.manager.version_log.versions and len(versions) == 3
+        await refresh(process_a, process_b)
+        await wait_for_loads(process_a, process_b)
+        assert await process_a.request("medical") == await process_b.request("medical") == answer
+    versions = process_a.manager.version_log.versions
+    assert versions == process_b.manager.version_log.versions and len(versions) == 3
 
 
 async def test_process_follows_the_version_log_without_checking_files(server: Server) -> None:
-    one, two = server.process(), server.process()
+    process_a, process_b = server.process(), server.process()
     upload(server, "v1")
-    assert await one.request("medical") == await two.request("medical") == "v1"
+    assert await process_a.request("medical") == await process_b.request("medical") == "v1"
     upload(server, "v2")
-    await one.refresh()
-    await two.maintenance.follow_log()
-    await two.wait_for_loads()
-    assert await two.request("medical") == "v2"
+    await process_a.refresh()
+    await process_b.maintenance.follow_log()
+    await process_b.wait_for_loads()
+    assert await process_b.request("medical") == "v2"
 
 
 async def test_slow_import_does_not_supersede_a_newer_version(server: Server) -> None:
-    one, two = server.process(), server.process()
+    process_a, process_b = server.process(), server.process()
 
     class SlowStore(SnapshotStore):
         def create(self, source: Path, boundary: Path | None = None) -> Snapshot:
             snapshot = super().create(source, boundary)
-            one.manager.importer.snapshots = SnapshotStore(self.folder)
+            process_a.manager.importer.snapshots = SnapshotStore(self.folder)
             upload(server, "v2")
-            two.manager._import(MEDICAL)
+            process_b.manager._import(MEDICAL)
             return snapshot
 
-    one.manager.importer.snapshots = SlowStore(one.manager.importer.snapshots.folder)
+    process_a.manager.importer.snapshots = SlowStore(process_a.manager.importer.snapshots.folder)
     upload(server, "v1")
-    assert await one.request("medical") == "v2"
-    assert len(one.manager.version_log.versions) == 1
+    assert await process_a.request("medical") == "v2"
+    assert len(process_a.manager.version_log.versions) == 1
 
 
 async def test_version_superseded_before_its_first_lease_is_not_loaded(server: Server, process: Process) -> None:
@@ -386,20 +390,20 @@ async def test_rejected_adapter_gives_the_reason_and_serves_once_it_is_valid(ser
 
 
 async def test_version_that_the_engine_refuses_leaves_the_current_version_serving(server: Server) -> None:
-    one, two = server.process(), server.process()
+    process_a, process_b = server.process(), server.process()
     server.core.unloadable.add("v2")
     upload(server, "v1")
-    assert await one.request("medical") == await two.request("medical") == "v1"
+    assert await process_a.request("medical") == await process_b.request("medical") == "v1"
     upload(server, "v2")
     for _ in range(5):
-        await refresh(one, two)
-        await wait_for_loads(one, two)
+        await refresh(process_a, process_b)
+        await wait_for_loads(process_a, process_b)
         await asyncio.sleep(0.01)
-    assert await one.request("medical") == await two.request("medical") == "v1"
+    assert await process_a.request("medical") == await process_b.request("medical") == "v1"
     upload(server, "v3")
-    await refresh(one, two)
-    await wait_for_loads(one, two)
-    assert await one.request("medical") == await two.request("medical") == "v3"
+    await refresh(process_a, process_b)
+    await wait_for_loads(process_a, process_b)
+    assert await process_a.request("medical") == await process_b.request("medical") == "v3"
 
 
 async def test_failed_load_does_not_delay_retirement(server: Server, process: Process) -> None:
@@ -428,20 +432,20 @@ async def test_version_uploaded_while_the_engine_refuses_another_one_serves(serv
 
 
 async def test_failed_load_does_not_supersede_a_version_of_another_process(server: Server) -> None:
-    one, two = server.process(), server.process()
+    process_a, process_b = server.process(), server.process()
     server.core.unloadable.add("v2")
     upload(server, "v1")
-    assert await one.request("medical") == await two.request("medical") == "v1"
+    assert await process_a.request("medical") == await process_b.request("medical") == "v1"
     server.core.loads_allowed.clear()
     upload(server, "v2")
-    await one.refresh()  # starts to load v2
+    await process_a.refresh()  # starts to load v2
     upload(server, "v3")
-    await two.manager.refresh(MEDICAL)  # imports v3 before `one` reads of it
+    await process_b.manager.refresh(MEDICAL)  # imports v3 before `one` reads of it
     server.core.loads_allowed.set()
     for _ in range(5):
-        await wait_for_loads(one, two)
-        await refresh(one, two)
-    assert await one.request("medical") == await two.request("medical") == "v3"
+        await wait_for_loads(process_a, process_b)
+        await refresh(process_a, process_b)
+    assert await process_a.request("medical") == await process_b.request("medical") == "v3"
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -488,29 +492,29 @@ async def test_deleted_declared_adapter_is_still_served(server: Server) -> None:
 
 
 async def test_deleted_adapter_of_a_source_is_served_until_it_is_missing_for_long(server: Server) -> None:
-    one, two = server.process(), server.process()
+    process_a, process_b = server.process(), server.process()
     upload(server, "v1")
-    lease = await one.lease("medical")
-    await two.request("medical")
+    lease = await process_a.lease("medical")
+    await process_b.request("medical")
     delete_adapter(server.uploads / "medical")
-    await refresh(one, two)
+    await refresh(process_a, process_b)
     assert (
-        await one.request("medical") == await two.request("medical") == "v1"
+        await process_a.request("medical") == await process_b.request("medical") == "v1"
     )  # its folder may be about to be replaced
     await asyncio.sleep(0.06)
-    await refresh(one, two)
-    for process in (one, two):
+    await refresh(process_a, process_b)
+    for process in (process_a, process_b):
         with pytest.raises(UnknownAdapterError):
             await process.lease("medical")
         assert await process.pool.names(None) == []
-    assert MEDICAL not in two.manager.states and two.engine.registry == {}
-    await one.maintain()
+    assert MEDICAL not in process_b.manager.states and process_b.engine.registry == {}
+    await process_a.maintain()
     server.core.memory.clear()
-    assert await one.engine.answer(lease.model) == "v1"
+    assert await process_a.engine.answer(lease.model) == "v1"
     lease.release()
-    assert one.engine.registry == {}
+    assert process_a.engine.registry == {}
     upload(server, "v1")
-    assert await one.request("medical") == "v1"
+    assert await process_a.request("medical") == "v1"
 
 
 async def test_folder_that_is_missing_briefly_is_not_deleted(server: Server, process: Process) -> None:
@@ -577,10 +581,10 @@ async def test_tenant_cannot_use_another_tenants_adapter(server: Server) -> None
 async def test_without_public_names_vllm_knows_adapters_only_by_private_names(
     server: Server, client_may_name: str
 ) -> None:
-    one, two = (server.process(tenants(server, client_may_name=client_may_name)) for _ in range(2))
+    process_a, process_b = (server.process(tenants(server, client_may_name=client_may_name)) for _ in range(2))
     upload(server, "all")
     models = []
-    for process in (one, two):
+    for process in (process_a, process_b):
         lease = await process.lease("medical")
         models.append(lease.model)
         assert await process.engine.answer(lease.model) == "all"
@@ -622,13 +626,13 @@ async def test_plain_name_in_vllm_means_the_newest_version(server: Server, proce
 
 
 async def test_process_registers_the_plain_name_without_an_earlier_version(server: Server) -> None:
-    one, two = server.process(), server.process()
+    process_a, process_b = server.process(), server.process()
     for answer in ("v1", "v2"):
         upload(server, answer)
-        await refresh(one)
-        await wait_for_loads(one)
-        assert await one.request("medical") == answer
-    assert await two.request("medical") == await two.engine.answer("medical") == "v2"
+        await refresh(process_a)
+        await wait_for_loads(process_a)
+        assert await process_a.request("medical") == answer
+    assert await process_b.request("medical") == await process_b.engine.answer("medical") == "v2"
 
 
 # Configurations
@@ -661,8 +665,8 @@ async def test_preload_loads_at_most_as_many_adapters_as_the_engine_keeps(server
 
 
 async def test_new_configuration_removes_and_moves_adapters(server: Server) -> None:
-    one, two = (server.declared(name, name) for name in ("one", "two"))
-    process = server.process(server.resolver(one, two))
+    process_a, process_b = (server.declared(name, name) for name in ("one", "two"))
+    process = server.process(server.resolver(process_a, process_b))
     await process.pool.preload(["one", "two"])
     lease = await process.lease("one")
     moved = "two", DeclaredFolder(put_adapter(server.root / "elsewhere", "moved"))

@@ -96,17 +96,17 @@ def test_tenants_link_to_another_tenants_adapter_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("client_may_name", "shared", "own"), [("all", True, True), ("own", False, True), ("none", False, False)]
+    ("client_may_name", "shared", "has_own"), [("all", True, True), ("own", False, True), ("none", False, False)]
 )
 def test_client_may_name_decides_which_adapters_clients_may_request(
-    tmp_path: Path, client_may_name: ClientMayName, shared: bool, own: bool
+    tmp_path: Path, client_may_name: ClientMayName, shared: bool, has_own: bool
 ) -> None:
     write_adapter(tmp_path / "tenants/acme/legal", "acme's")
     resolver = with_sources(tmp_path, "tenants/{tenant}/{name}", client_may_name=client_may_name)
     assert resolver.client_may_request(AdapterKey("medical")) is shared
-    assert resolver.client_may_request(AdapterKey("legal", "acme")) is own
+    assert resolver.client_may_request(AdapterKey("legal", "acme")) is has_own
     names = {key.name for key in resolver.adapters("acme")}
-    assert names == {*(["medical", "acme/medical"] if shared else []), *(["legal"] if own else [])}
+    assert names == {*(["medical", "acme/medical"] if shared else []), *(["legal"] if has_own else [])}
     everything = {key.name for key in resolver.adapters("acme", everything=True)}
     assert everything == {"medical", "acme/medical", "legal"}
 

@@ -115,11 +115,11 @@ def test_unknown_words_are_ignored(make: Make) -> None:
 @installed
 def test_a_text_is_truncated_at_max_tokens(make: Make) -> None:
     model = load_static(make())
-    cut, whole, head = (
+    cut, complete, head = (
         model([text], limit)[0] for text, limit in (("fever court", 1), ("fever court", 2), ("fever", 2))
     )
     assert cut == pytest.approx(head, abs=1e-6)
-    assert not np.allclose(whole, head)
+    assert not np.allclose(complete, head)
 
 
 @installed

@@ -12,7 +12,7 @@ from vllm_lora_router.tools.data.examples import Example
 # A text is an angle in degrees; travel is around 90, banking around 0.
 TRAIN = [Example(text, "travel", "flight") for text in ("80", "95", "100")]
 TRAIN += [Example(text, "banking", "balance") for text in ("0", "10", "-10")]
-ASKED = [Example("5", "banking", "balance"), Example("85", "travel", "flight"), Example("-40", "travel", "flight")]
+EVALUATED = [Example("5", "banking", "balance"), Example("85", "travel", "flight"), Example("-40", "travel", "flight")]
 NAMES = {"banking": "0", "travel": "-40"}  # embeddings of the domain names
 
 
@@ -26,12 +26,12 @@ def circle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_frozen_encoder_is_evaluated_on_unseen_questions(circle: None) -> None:
-    accuracy = few.frozen(TRAIN, ASKED, "any", names=False)
+    accuracy = few.frozen(TRAIN, EVALUATED, "any", names=False)
     assert accuracy([0, 1, 3, 4], 0) == pytest.approx(2 / 3)  # the last is near banking
 
 
 def test_domain_names_are_used_in_addition_to_examples(circle: None) -> None:
-    assert few.frozen(TRAIN, ASKED, "any", names=True)([0, 1, 3, 4], 0) == 1
+    assert few.frozen(TRAIN, EVALUATED, "any", names=True)([0, 1, 3, 4], 0) == 1
 
 
 def test_finetuning_does_not_use_intents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,5 +47,5 @@ def test_finetuning_does_not_use_intents(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(few, "train_classifier", train_classifier)
     monkeypatch.setattr(few, "predict_logits", predict_logits)
-    assert few.finetuned(TRAIN, ASKED, "folder")([4, 0], 7) == pytest.approx(2 / 3)
+    assert few.finetuned(TRAIN, EVALUATED, "folder")([4, 0], 7) == pytest.approx(2 / 3)
     assert calls == [([Example("10", "banking"), Example("80", "travel")], ["banking", "travel"], "folder", 7)]

@@ -149,7 +149,7 @@ def has_no_disk(folder: Path) -> bool:
 async def test_each_request_finds_its_adapter_in_the_expected_state(engine: Engine, url: str) -> None:
     result = await measure_switching(url, NAMES, 5, 3, 0, admin_key=KEY)
     assert (result.rounds, result.discarded) == (5, 0)
-    requests = [(where, kept) for name, where, kept in engine.seen[len(NAMES) :] if name != NAMES[0]]
+    requests = [(where, cached) for name, where, cached in engine.seen[len(NAMES) :] if name != NAMES[0]]
     dropped = 1.0 if has_no_disk(engine.folder) else 0.0
     assert result.cached_share == dropped
     for start in range(0, 20, 4):
