@@ -84,7 +84,7 @@ async def compared(second_s: float, rounds: int = 1, **how: object) -> tuple[lis
     return rows, first_seen, second_seen
 
 
-async def test_measured_difference_equals_added_delay() -> None:
+async def test_measured_difference_equals_added_delay(full: bool) -> None:
     rows, named, routed = await compared(0.03, rounds=6)
     alone, together, _ = rows[1::2]
     assert alone.first_more is not None and alone.total_more is not None
@@ -93,6 +93,10 @@ async def test_measured_difference_equals_added_delay() -> None:
     assert alone.first_more.value > 10 and alone.total_more.value > 10
     assert (alone.rounds, alone.succeeded, alone.failed) == (20, 20, 0)
     assert together.rate_ratio is not None and together.rate_ratio.value < 1
+    if full:
+        assert alone.first_more.low > 15 and alone.first_more.high < 40
+        assert 15 < alone.total_more.value < 40
+        assert 0.3 < together.rate_ratio.value < 0.8
     assert rows[0].first_more is None and rows[2].cpu_ms["client"] > 0
     assert {body["model"] for body in named} == {"legal-lora", "medical-lora"}
     assert {body["model"] for body in routed} == {"MoM"}
