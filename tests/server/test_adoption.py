@@ -181,31 +181,39 @@ async def test_affinity_recomputes_fewer_prompt_tokens(client: RouterClient) -> 
 async def test_a_reload_changes_the_mode_and_fails_no_request(client: RouterClient) -> None:
     client.configure({})
     messages = [{"role": "user", "content": QUESTIONS["a fever"][1]}]
-    seen: list[tuple[str, str]] = []
-    stop = asyncio.Event()
-
-    async def send_requests() -> None:
-        while not stop.is_set():
-            response = await client.chat(messages)
-            seen.append((response.headers["x-lora-router-reason"], response.json()["model"]))
-
     expected = {
         "observe": ({"mode": "observe"}, "base"),
         "off": ({"mode": "off"}, "base"),
         "not_in_share": ({"share": 0.0}, "base"),
         "routed": ({}, "medical-lora"),
     }
+    # The outcomes of the requests that started after each reload answered, and of those that started during one.
+    after: dict[str, list[tuple[str, str]]] = {reason: [] for reason in expected}
+    during: list[tuple[str, str]] = []
+    current = during
+    stop = asyncio.Event()
+
+    async def send_requests() -> None:
+        while not stop.is_set():
+            outcomes = current
+            response = await client.chat(messages)
+            outcomes.append((response.headers["x-lora-router-reason"], response.json()["model"]))
+
     tasks = [asyncio.create_task(send_requests()) for _ in range(3)]
-    for reason, (router, model) in expected.items():
+    for reason, (router, _) in expected.items():
         await asyncio.to_thread(client.configure, router)
-        begin = len(seen) + len(tasks)  # requests that are running now may have the mode before
+        current = after[reason]
         async with asyncio.timeout(HANG_GUARD_S):
-            while len(seen) < begin + 6 and not any(task.done() for task in tasks):
+            while len(after[reason]) < 6 and not any(task.done() for task in tasks):
                 await asyncio.sleep(0.02)
-        assert set(seen[begin:]) == {(reason, model)}
+        current = during
     stop.set()
     await asyncio.gather(*tasks)
-    assert set(seen) == {(reason, model) for reason, (_, model) in expected.items()}
+    outcomes = {reason: (reason, model) for reason, (_, model) in expected.items()}
+    assert {reason: set(seen) for reason, seen in after.items()} == {
+        reason: {outcome} for reason, outcome in outcomes.items()
+    }
+    assert set(during) <= set(outcomes.values())
 
 
 async def test_an_ab_test_assigns_users_to_arms_and_is_evaluated(client: RouterClient) -> None:
