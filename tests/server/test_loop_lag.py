@@ -5,6 +5,9 @@ tests/server/test_classifying.py checks without times that the event loop runs w
 
 import asyncio
 import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -14,7 +17,7 @@ from vllm_lora_router.tools.bench.load import percentile
 from vllm_lora_router.tools.demo.build import DemoModels
 from vllm_lora_router.tools.demo.server import FLAGS, Server
 
-from .conftest import ROOT, START_SECONDS, lora_modules
+from .conftest import ADMIN, ADMIN_KEY, ADMIN_KEY_ENV, ROOT, START_SECONDS, lora_modules
 from .traffic import ChatResult, Traffic, body
 
 CLIENTS = 32
@@ -103,3 +106,100 @@ async def test_routing_delays_the_event_loop_as_little_as_named_adapters(
     assert not [result for result in (*results[True], *results[False]) if result.status != 200]
     assert "routed" in reasons
     assert routed_p99 <= named_p99 + 2
+
+
+def keyword_config(phrases: int) -> str:
+    """Return a configuration with one rule of many phrases that share their longest word."""
+    keywords = "\n".join(f"      - order number {place} of somebody" for place in range(phrases))
+    return f"""\
+model_config: {{tiny: {{}}}}
+categories: [{{name: orders, model_scores: [{{model: tiny, score: 1}}]}}]
+default_model: tiny
+router: {{admin_key_env: {ADMIN_KEY_ENV}, log: "off"}}
+keyword_rules:
+  - category: orders
+    keywords:
+{keywords}
+"""
+
+
+@asynccontextmanager
+async def pings(http: aiohttp.ClientSession) -> AsyncIterator[list[float]]:
+    """Send `GET /ping` all the time, and add the duration of each one in ms to the list."""
+    durations_ms: list[float] = []
+
+    async def ping() -> None:
+        while True:
+            began = time.perf_counter()
+            async with http.get("/ping") as response:
+                await response.read()
+            durations_ms.append((time.perf_counter() - began) * 1000)
+            await asyncio.sleep(0.001)
+
+    task = asyncio.ensure_future(ping())
+    try:
+        yield durations_ms
+    finally:
+        task.cancel()
+
+
+async def test_long_messages_and_the_reload_of_many_keywords_do_not_stall_the_event_loop(
+    models: DemoModels, tmp_path: Path, full: bool
+) -> None:
+    if not full:
+        pytest.skip("measures times, so only in the long form: bash launch/faults.sh")
+    (tmp_path / "probe.py").write_text(PROBE)
+    config = tmp_path / "config.yaml"
+    config.write_text(keyword_config(40_000))
+    server = Server(
+        [
+            *(str(models.base), "--served-model-name", "tiny", "--router-config", str(config)),
+            *("--middleware", "probe.Probe", *FLAGS),
+        ],
+        log=tmp_path / "server.log",
+        directory=models.directory,
+        environment={"PYTHONPATH": f"{tmp_path}:{ROOT}", ADMIN_KEY_ENV: ADMIN_KEY},
+    )
+    chance = random.Random(0)
+    words = [f"word{place}" for place in range(10_000)]
+    texts = {
+        "number": ("number " * 3000)[:19_000],
+        "random words": " ".join(chance.choices(words, k=3000))[:19_000],
+        "short": ("number " * 100)[:640],
+    }
+    worst_ms: dict[str, tuple[float, float]] = {}
+    with server:
+        server.wait(START_SECONDS)
+        async with aiohttp.ClientSession(server.url, timeout=aiohttp.ClientTimeout(300)) as http:
+
+            async def measure(name: str, text: str | None) -> None:
+                await (await http.get("/late")).read()
+                async with pings(http) as durations_ms:
+                    for _ in range(100):
+                        if text is None:
+                            await asyncio.sleep(0.02)
+                            continue
+                        async with http.post("/v1/router/classify", json={"text": text}) as response:
+                            assert response.status == 200, await response.text()
+                delays = await (await http.get("/late")).json(content_type=None)
+                worst_ms[name] = max(durations_ms), max(delays)
+
+            await measure("warm-up", texts["number"])
+            await measure("idle", None)
+            for name, text in texts.items():
+                await measure(name, text)
+            config.write_text(keyword_config(160_000))
+            await (await http.get("/late")).read()
+            began = time.perf_counter()
+            async with (
+                pings(http) as durations_ms,
+                http.post("/v1/router/reload", headers=ADMIN) as response,
+            ):
+                assert (await response.json())["outcome"] == "applied"
+            reload_s = time.perf_counter() - began
+            worst_ms["reload"] = max(durations_ms), max(await (await http.get("/late")).json(content_type=None))
+    for name, (ping_ms, delay_ms) in worst_ms.items():
+        print(f"{name}: longest /ping {ping_ms:.1f} ms, longest delay of the event loop {delay_ms:.1f} ms")
+    print(f"reload of {config.stat().st_size / 1e6:.1f} MB: {reload_s:.1f} s")
+    assert reload_s < 30
+    assert all(worst_ms[name][1] < worst_ms["idle"][1] + 5 for name in texts)

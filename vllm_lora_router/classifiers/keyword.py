@@ -2,120 +2,255 @@
 
 import asyncio
 import hashlib
-import re
-import unicodedata
-from collections.abc import Sequence
+import heapq
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
 
+from vllm_lora_router.classifiers.keyword_automaton import Automaton, with_turns
+from vllm_lora_router.classifiers.keyword_text import (
+    SLICE_CHARACTERS,
+    TOKEN,
+    collapse_white_space,
+    is_substring_keyword,
+    normalize,
+    normalized_slices,
+)
 from vllm_lora_router.config.schema import KeywordRule
 from vllm_lora_router.types import Classification, Method, Query
 
-# Scripts that do not separate words with spaces: Thai to Lao, Myanmar, Khmer, kana, Han.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_LETTER = rf"[^\W{_UNSPACED}]"  # a letter, digit or underscore of a script that separates words with spaces
-_WORD = re.compile(rf"{_LETTER}+")
-_HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
-# Longer texts are matched in a thread, so that the event loop can run between the words.
-_MAX_INLINE_CHARACTERS = 20_000
+# `classify_now` answers for texts of up to this many characters to scan. One request can call it for several turns and
+# prompts in the same iteration of the event loop.
+_MAX_INLINE_CHARACTERS = 2048
+# Keywords to look up in one step of a classification, which like SLICE_CHARACTERS takes less than a millisecond.
+_LOOKUPS_PER_STEP = 1024
+# Maximum number of keywords in the evidence. A long text can contain thousands of the keywords of one rule.
+MAX_EVIDENCE_KEYWORDS = 20
+
+_NO_MATCH = Classification(None, 0.0, {}, "rule", 1.0, False)
 
 
 class KeywordClassifier:
     """Classifies texts by keyword rules.
 
-    The words of a text are looked up in an index of all keywords, so the duration grows with the text and not with
-    the number of rules.
+    One pass over a text finds all keywords, so the duration grows with the text and not with the number of keywords. A
+    long text is classified in steps, and the event loop runs between them.
     """
 
     method: Method = "keyword"
     reads = frozenset({"text"})
 
     def __init__(self, rules: Sequence[tuple[int, KeywordRule]]) -> None:
-        """Build the index.
+        """Build the automata.
+
+        This takes seconds for 100,000 keywords, so it must not run on the event loop.
 
         Args:
             rules: Each rule with its position in the configuration's list, which the evidence names.
         """
-        self.rules = dict(rules)
-        self.fingerprint = hashlib.sha256(repr(self.rules).encode()).hexdigest()
-        self._indexes = (_Index(self.rules, case_sensitive=True), _Index(self.rules, case_sensitive=False))
-        # NOR rules match texts that contain none of their keywords, so the index cannot find them.
-        self._nor = {position for position, rule in rules if rule.operator == "NOR"}
+        self.rules = dict(sorted(rules))
+        self.fingerprint = _fingerprint(self.rules)
+        # Equal keywords of several rules share an id. The places of a keyword are its rules and its indexes in their
+        # lists, each as one number, because the garbage collector stops all threads but skips numbers.
+        ids: defaultdict[_Kind, dict[str, int]] = defaultdict(dict)
+        self._place: list[int] = []  # the first place of each keyword
+        self._more_places: defaultdict[int, list[int]] = defaultdict(list)  # the others, in ascending order
+        ids_of_rule: defaultdict[int, set[int]] = defaultdict(set)
+        for position, index, keyword in with_turns(_distinct_keywords(self.rules)):
+            kind, text = _compared_form(keyword, case_sensitive=self.rules[position].case_sensitive)
+            id = ids[kind].setdefault(text, len(self._place))
+            if id == len(self._place):
+                self._place.append(_place(position, index))
+            else:
+                self._more_places[id].append(_place(position, index))
+            ids_of_rule[position].add(id)
+        self._automata = [(kind, _automaton(kind, ids_of_kind)) for kind, ids_of_kind in ids.items()]
+        # OR and AND rules are looked up by a keyword that the text contains; the others cannot match it.
+        self._first_or: dict[int, int] = {}
+        self._and: defaultdict[int, list[int]] = defaultdict(list)
+        self._required: dict[int, frozenset[int]] = {}
+        self._excluded: dict[int, frozenset[int]] = {}  # keywords of NOR rules
+        for position, rule in self.rules.items():
+            keywords = frozenset(ids_of_rule[position])
+            if rule.operator == "OR":
+                for keyword in keywords:
+                    self._first_or.setdefault(keyword, position)
+            elif rule.operator == "AND":
+                self._required[position] = keywords
+                rarest = min(keywords, key=lambda keyword: len(self._more_places.get(keyword, ())))
+                self._and[rarest].append(position)
+            else:
+                self._excluded[position] = keywords
+        self._turn = asyncio.Lock()
 
     def classify_now(self, query: Query) -> Classification | None:
-        """Return the classification, or None if the text is too long for the event loop."""
-        return self.match(query.text) if len(query.text) <= _MAX_INLINE_CHARACTERS else None
+        """Return the classification, or None if the text needs too much work for one iteration of the event loop."""
+        if len(query.text) * len(self._automata) > _MAX_INLINE_CHARACTERS:
+            return None
+        try:
+            next(self._steps(query.text))
+        except StopIteration as result:
+            return result.value
+        return None  # normalization made the text much longer
 
     async def classify(self, queries: Sequence[Query]) -> list[Classification]:
-        if any(len(query.text) > _MAX_INLINE_CHARACTERS for query in queries):
-            return await asyncio.to_thread(lambda: [self.match(query.text) for query in queries])
-        return [self.match(query.text) for query in queries]
+        return [await self._classify(query.text) for query in queries]
 
     def match(self, text: str) -> Classification:
         """Return the classification of one text. An empty text matches no rule, not even a NOR rule."""
-        if text and not text.isspace():
-            text = _normalized(text)
-            matches: dict[int, list[str]] = {}
-            for index in self._indexes:
-                index.collect(text, matches)
-            for position in sorted(matches.keys() | self._nor):
-                rule = self.rules[position]
-                keywords = sorted(matches.get(position, ()), key=rule.keywords.index)
-                if _is_satisfied(rule, len(keywords)):
-                    evidence = {"rule": position, "operator": rule.operator, "keywords": keywords}
-                    return Classification(rule.category, 1.0, {rule.category: 1.0}, "rule", 1.0, True, evidence)
-        return Classification(None, 0.0, {}, "rule", 1.0, False)
+        steps = self._steps(text)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as result:
+                return result.value
+
+    async def _classify(self, text: str) -> Classification:
+        steps = self._steps(text)
+        while True:
+            # A thread would not relieve the event loop, because the steps hold the GIL. Concurrent texts take turns, so
+            # that an iteration of the event loop runs one step and not one for each text.
+            async with self._turn:
+                try:
+                    next(steps)
+                except StopIteration as result:
+                    return result.value
+                await asyncio.sleep(0)
+
+    def _steps(self, text: str) -> Generator[None, None, Classification]:
+        """Classify a text. Yield after each step but the last."""
+        if not text or text.isspace():
+            return _NO_MATCH
+        found = yield from self._find(text)
+        position = yield from self._first_match(found)
+        if position is None:
+            return _NO_MATCH
+        evidence = yield from self._evidence(position, found)
+        category = self.rules[position].category
+        return Classification(category, 1.0, {category: 1.0}, "rule", 1.0, True, evidence)
+
+    def _find(self, text: str) -> Generator[None, None, set[int]]:
+        """Return the ids of the keywords that a text contains."""
+        scans = [(kind, automaton.start()) for kind, automaton in self._automata]
+        scanned = 0
+        for piece in normalized_slices(text):
+            for kind, scan in scans:
+                if scanned >= SLICE_CHARACTERS:
+                    yield
+                    scanned = 0
+                folded = kind.fold(piece)
+                scan.feed(folded)
+                scanned += len(folded)
+        found: set[int] = set()
+        for _, scan in scans:
+            found |= scan.finish()
+            if len(found) > _LOOKUPS_PER_STEP:
+                yield
+        return found
+
+    def _first_match(self, found: set[int]) -> Generator[None, None, int | None]:
+        """Return the position of the first rule that matches a text with these keywords."""
+        first, lookups = float("inf"), 0
+        for keyword in found:
+            lookups += 1
+            if lookups % _LOOKUPS_PER_STEP == 0:
+                yield
+            first = min(first, self._first_or.get(keyword, first))
+        for keyword in found & self._and.keys():
+            for position in self._and[keyword]:
+                if position > first:
+                    break
+                lookups += 1
+                if lookups % _LOOKUPS_PER_STEP == 0:
+                    yield
+                if self._required[position] <= found:
+                    first = position
+                    break
+        for position, excluded in self._excluded.items():
+            if position > first:
+                break
+            lookups += 1
+            if lookups % _LOOKUPS_PER_STEP == 0:
+                yield
+            if excluded.isdisjoint(found):
+                first = position
+                break
+        return None if first == float("inf") else int(first)
+
+    def _evidence(self, position: int, found: set[int]) -> Generator[None, None, dict[str, object]]:
+        """Return the evidence: the keywords of a rule that the text contains, in the configured order."""
+        rule, indexes = self.rules[position], list[int]()
+        for lookups, keyword in enumerate(found, 1):
+            if lookups % _LOOKUPS_PER_STEP == 0:
+                yield
+            begin, end = _place(position, 0), _place(position + 1, 0)
+            if begin <= self._place[keyword] < end:
+                indexes.append(self._place[keyword] - begin)
+            if places := self._more_places.get(keyword):
+                places = places[bisect_left(places, begin) : bisect_left(places, end)]
+                indexes += [place - begin for place in places]
+        keywords = [rule.keywords[index] for index in heapq.nsmallest(MAX_EVIDENCE_KEYWORDS, indexes)]
+        evidence: dict[str, object] = {"rule": position, "operator": rule.operator, "keywords": keywords}
+        if len(indexes) > len(keywords):
+            evidence["more_keywords"] = len(indexes) - len(keywords)
+        return evidence
 
 
-class _Index:
-    """The keywords of all rules with the same case sensitivity, indexed by the longest word of each keyword."""
+class _Kind(NamedTuple):
+    """How the keywords of one automaton are compared with a text."""
 
-    def __init__(self, rules: dict[int, KeywordRule], *, case_sensitive: bool) -> None:
-        self.case_sensitive = case_sensitive
-        self.by_word: dict[str, list[_Entry]] = {}
-        self.anywhere: list[_Entry] = []  # keywords that need no word boundary
-        for position, rule in rules.items():
-            if rule.case_sensitive == case_sensitive:
-                for keyword in dict.fromkeys(rule.keywords):
-                    self._add(position, keyword)
+    case_sensitive: bool
+    is_substring: bool  # matches anywhere, as opposed to whole words
 
-    def collect(self, text: str, matches: dict[int, list[str]]) -> None:
-        """Add the keywords that the text contains to `matches`, by rule and as the configuration spells them."""
-        if not self.by_word and not self.anywhere:
-            return
+    def fold(self, text: str) -> str:
+        """Return a normalized text in the form that the keywords have."""
         if not self.case_sensitive:
             text = text.casefold()
-        candidates = list(self.anywhere)
-        for word in {match.group() for match in _WORD.finditer(text)} if self.by_word else ():
-            candidates += self.by_word.get(word, ())
-        for position, keyword, pattern in candidates:
-            if pattern is None or pattern.search(text):
-                matches.setdefault(position, []).append(keyword)
-
-    def _add(self, position: int, keyword: str) -> None:
-        text = _normalized(keyword)
-        if not self.case_sensitive:
-            text = text.casefold()
-        words = _WORD.findall(text)
-        if words == [text]:
-            self.by_word.setdefault(text, []).append((position, keyword, None))
-        elif not words or _HAS_UNSPACED.search(text):
-            self.anywhere.append((position, keyword, re.compile(re.escape(text))))
-        else:
-            # A phrase may contain line breaks. A keyword such as "c++" has a word boundary only on its left side.
-            inner = r"\s+".join(map(re.escape, text.split()))
-            left = rf"(?<!{_LETTER})" if _WORD.match(text.lstrip()) else ""
-            right = rf"(?!{_LETTER})" if _WORD.match(text.rstrip()[-1]) else ""
-            entry = (position, keyword, re.compile(left + inner + right))
-            self.by_word.setdefault(max(words, key=len), []).append(entry)
+        return text if self.is_substring else collapse_white_space(text)
 
 
-_Entry = tuple[int, str, re.Pattern[str] | None]  # rule, keyword, and a pattern that must match in addition
+def _place(position: int, index: int) -> int:
+    return position << 32 | index
 
 
-def _is_satisfied(rule: KeywordRule, matched: int) -> bool:
-    if rule.operator == "AND":
-        return matched == len(set(rule.keywords))
-    return matched > 0 if rule.operator == "OR" else matched == 0
+def _compared_form(keyword: str, *, case_sensitive: bool) -> tuple[_Kind, str]:
+    """Return a keyword's kind, and the keyword in the form in which it is compared."""
+    text = normalize(keyword)
+    if not case_sensitive:
+        text = text.casefold()
+    is_substring = is_substring_keyword(text)
+    return _Kind(case_sensitive, is_substring), text if is_substring else collapse_white_space(text).strip()
 
 
-def _normalized(text: str) -> str:
-    return text if text.isascii() else unicodedata.normalize("NFKC", text)
+def _distinct_keywords(rules: Mapping[int, KeywordRule]) -> Iterator[tuple[int, int, str]]:
+    """Yield the keywords of each rule once, with the rule's position and the keyword's index."""
+    for position, rule in rules.items():
+        seen: set[str] = set()
+        for index, keyword in enumerate(rule.keywords):
+            if keyword not in seen:
+                seen.add(keyword)
+                yield position, index, keyword
+
+
+def _automaton(kind: _Kind, ids: Mapping[str, int]) -> Automaton:
+    return Automaton(ids.items()) if kind.is_substring else Automaton(_tokens(ids), TOKEN)
+
+
+def _tokens(ids: Mapping[str, int]) -> Iterator[tuple[list[str], int]]:
+    """Yield the keywords as tokens: without and with the space that may follow them, which is part of a token."""
+    for text, id in ids.items():
+        tokens = TOKEN.findall(text)
+        yield tokens, id
+        yield [*tokens[:-1], tokens[-1] + " "], id
+
+
+def _fingerprint(rules: Mapping[int, KeywordRule]) -> str:
+    digest = hashlib.sha256()
+    for position, rule in rules.items():
+        settings = (position, rule.category, rule.operator, rule.case_sensitive, len(rule.keywords))
+        digest.update(repr(settings).encode())
+    for keyword in with_turns(chain.from_iterable(rule.keywords for rule in rules.values())):
+        digest.update(repr(keyword).encode())
+    return digest.hexdigest()

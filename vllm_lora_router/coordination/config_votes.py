@@ -3,7 +3,10 @@
 import hashlib
 import os
 import time
+from contextlib import suppress
+from os.path import samestat
 from pathlib import Path
+from typing import BinaryIO
 
 from msgspec import Struct, json
 from msgspec.structs import replace
@@ -62,6 +65,7 @@ class ConfigVotes:
         folder = run.folder / "configuration"
         self._file, self._alive, self._votes = folder / "state.json", folder / "alive", folder / "votes"
         self._descriptor = -1  # of the file in `alive`, whose lock shows that this process is alive
+        self._decoded: tuple[BinaryIO, VoteState] | None = None  # the state, and the open file that it was decoded from
 
     def join(self, content: bytes) -> VoteState:
         """Join the vote. Return the state of the other processes, or one with `content` in effect if there are none."""
@@ -84,6 +88,7 @@ class ConfigVotes:
             (self._alive / self.process).unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = -1
+        self._close()
 
     def publish(self, vote: ProcessVote) -> None:
         """Publish this process's vote, which replaces its earlier one."""
@@ -138,7 +143,19 @@ class ConfigVotes:
         return {file.name: json.decode(file.read_bytes(), type=ProcessVote) for file in votes}
 
     def _state(self) -> VoteState:
-        return json.decode(self._file.read_bytes(), type=VoteState)
+        """Return the state. It contains a whole configuration, so the file is decoded only when it was replaced."""
+        # While the decoded file is open, no other file has its inode.
+        if self._decoded is None or not samestat(self._file.stat(), os.fstat(self._decoded[0].fileno())):
+            opened = self._file.open("rb")
+            state = json.decode(opened.read(), type=VoteState)
+            self._close()
+            self._decoded = opened, state
+        return self._decoded[1]
+
+    def _close(self) -> None:
+        if self._decoded is not None:
+            self._decoded[0].close()
+            self._decoded = None
 
     def _write(self, state: VoteState) -> VoteState:
         self._replace(self._file, json.encode(state))
@@ -146,8 +163,13 @@ class ConfigVotes:
 
     def _replace(self, file: Path, content: bytes) -> None:
         new = file.with_name(f".{file.name}.{self.process}")
-        new.write_bytes(content)
-        new.replace(file)
+        try:
+            new.write_bytes(content)
+            new.replace(file)
+        except OSError:
+            with suppress(OSError):
+                new.unlink()  # the part that was written uses space on a full disk
+            raise
 
 
 def digest(content: bytes) -> str:

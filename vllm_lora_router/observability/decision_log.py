@@ -47,8 +47,12 @@ def _evidence(step: Step) -> str:
         return step.method if step.failure else ""
     evidence = step.classification.evidence
     if keywords := evidence.get("keywords"):
-        return ", ".join(map(str, keywords)) if isinstance(keywords, list) else ""
+        return _keywords(keywords, evidence.get("more_keywords")) if isinstance(keywords, list) else ""
     if nearest := evidence.get("nearest"):
         return str(nearest)
     labels = evidence.get("labels")
     return str(next(iter(labels))) if isinstance(labels, Mapping) and labels else ""
+
+
+def _keywords(keywords: list[object], more: object) -> str:
+    return ", ".join(map(str, keywords)) + (f" and {more} more" if more else "")

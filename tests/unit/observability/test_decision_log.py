@@ -72,6 +72,11 @@ def test_evidence_cannot_break_the_line(make_decision: MakeDecision) -> None:
         assert r"(a\nb)" in format_decision(make_decision(evidence=evidence))
 
 
+def test_the_number_of_further_keywords_is_logged(make_decision: MakeDecision) -> None:
+    evidence = {"keywords": ["fever", "cough"], "more_keywords": 970}
+    assert "(fever, cough and 970 more)" in format_decision(make_decision(evidence=evidence))
+
+
 def test_line_is_logged_only_at_info(make_decision: MakeDecision, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "vllm_lora_router.decisions"):
         log_decision(make_decision(category="100%s"))

@@ -1,6 +1,7 @@
 """Explanations of recorded decisions in plain English."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from vllm_lora_router.observability.audit_schema import AuditLine
 from vllm_lora_router.routing.ab_assignment import rank_arms
@@ -98,7 +99,7 @@ def _evidence(evidence: Mapping[str, object]) -> str:
     keywords, labels = evidence.get("keywords"), evidence.get("labels")
     if isinstance(keywords, list):
         rule = f"rule {evidence.get('rule')} ({evidence.get('operator')})"
-        matches = f"{_quoted(keywords)} matched" if keywords else "none of its keywords occurs"
+        matches = f"{_matched(evidence)} matched" if keywords else "none of its keywords occurs"
         return f" by {rule}: {matches}"
     if "nearest" in evidence:
         return f" (nearest example: {evidence['nearest']!r}, similarity {evidence.get('similarity')})"
@@ -217,7 +218,8 @@ def _counterfactuals(line: AuditLine) -> Iterator[str]:
         evidence = step.get("evidence", {})
         if keywords := evidence.get("keywords") if step.get("accepted") else None:
             needs_all = evidence.get("operator") == "AND" and len(keywords) > 1
-            condition = f"If one of {_quoted(keywords)} were missing" if needs_all else f"Without {_quoted(keywords)}"
+            matched = _matched(evidence)
+            condition = f"If one of {matched} were missing" if needs_all else f"Without {matched}"
             yield f"{condition}, rule {evidence.get('rule')} would not match."
     change = smallest_change(line)
     if change is not None:
@@ -234,6 +236,12 @@ def _replay(line: AuditLine) -> Iterator[str]:
         if changed
         else "Replaying this line gives the same decision."
     )
+
+
+def _matched(evidence: Mapping[str, Any]) -> str:
+    """Return the keywords of a rule that occur in the text. The record lists only the first ones."""
+    more = evidence.get("more_keywords")
+    return _quoted(evidence["keywords"]) + (f" and {more} more keywords" if more else "")
 
 
 def _quoted(texts: Sequence[object]) -> str:

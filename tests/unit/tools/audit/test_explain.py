@@ -76,6 +76,14 @@ def test_keyword_rule_is_explained_by_its_matches(
     assert f"The keyword rules selected medical {evidence}" in text and counterfactual in text
 
 
+def test_keyword_rule_with_more_matches_than_the_record_lists_is_explained() -> None:
+    line = with_keyword_rule(decision(), ["fever", "cough"])
+    line["plan"]["steps"][0]["evidence"]["more_keywords"] = 970
+    text = explanation(line)
+    assert "by rule 2 (OR): 'fever' and 'cough' and 970 more keywords matched." in text
+    assert "Without 'fever' and 'cough' and 970 more keywords, rule 2 would not match." in text
+
+
 def test_head_is_distinguished_from_embedding_rules() -> None:
     line = decision()
     line["plan"]["steps"][0] |= {"method": "embedding", "scale": "probability", "evidence": {"none": 0.1}}
