@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import zlib
 from typing import Any
 
 CATEGORIES = ["medical", "legal", "tool_category"]
@@ -20,6 +21,9 @@ def classify(text: str, tenant: str | None, received: dict[str, Any]) -> str:
         time.sleep(3600)
     elif command == "slow":
         time.sleep(float(argument))
+    elif command == "print":
+        sys.stdout.buffer.write(b"debug output\n\xff\xfe\n{}\n[1]\n" + b"x" * int(argument) + b"\n")
+        sys.stdout.buffer.flush()
     elif command == "exit":
         os._exit(1)
     elif command == "html":
@@ -28,6 +32,8 @@ def classify(text: str, tenant: str | None, received: dict[str, Any]) -> str:
         return '{"class": 0, "confidence": NaN}'
     elif command == "long":
         return json.dumps({"class": 0, "confidence": 1.0, "system_prompt": "x" * LONG_CHARACTERS})
+    elif command == "scores":
+        return json.dumps({"class": 0, "confidence": 1.0, "probabilities": [0.0] * int(argument)})
     elif command == "raise":
         raise ValueError("the table is locked")
     elif command == "echo":
@@ -122,6 +128,45 @@ def plain_app() -> Any:
     return Starlette(routes=routes)
 
 
+def with_bad_responses(app: Any) -> Any:
+    """Return an ASGI app that answers a call itself if its text names a bad response, and otherwise calls `app`."""
+    zeros = zlib.compress(b"0" * 64_000_000)
+    responses: dict[bytes, tuple[int, dict[str, str], bytes]] = {
+        b"bad gzip": (200, {"content-type": "application/json", "content-encoding": "deflate"}, zeros),
+        b"bad charset": (200, {"content-type": "text/event-stream; charset=zlib"}, zeros),
+        b"bad size": (200, {"content-type": "application/json"}, b" " * LONG_CHARACTERS),
+        b"bad event": (200, {"content-type": "text/event-stream"}, b"data: " + b"x" * LONG_CHARACTERS),
+        b"bad page": (200, {"content-type": "text/html"}, b"<html>Log in</html>"),
+        b"bad status": (500, {"content-type": "application/json"}, b"[" * 100_000),
+        b"bad nesting": (200, {"content-type": "application/json"}, b"[" * 100_000),
+        b"bad length": (200, {"content-type": "application/json", "content-length": "1000"}, b"{}"),
+    }
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        message = await receive()
+        body = message.get("body", b"")
+        while message.get("more_body"):
+            message = await receive()
+            body += message.get("body", b"")
+        for text, (status, headers, content) in responses.items():
+            if b'"text":"' + text in body.replace(b'": "', b'":"'):
+                raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+                await send({"type": "http.response.start", "status": status, "headers": raw})
+                await send({"type": "http.response.body", "body": content})
+                return
+        messages = [{"type": "http.request", "body": body}]
+        await app(scope, lambda: _pop(messages, receive), send)
+
+    return answer
+
+
+async def _pop(messages: list[Any], receive: Any) -> Any:
+    return messages.pop() if messages else await receive()
+
+
 def main() -> None:
     if sys.argv[1] == "stdio":
         mcp_server().run("stdio")
@@ -129,7 +174,7 @@ def main() -> None:
     import uvicorn
 
     app = plain_app() if sys.argv[1] == "plain" else mcp_server().streamable_http_app()
-    uvicorn.run(app, port=int(sys.argv[2]), log_level="error")
+    uvicorn.run(with_bad_responses(app), port=int(sys.argv[2]), log_level="error")
 
 
 if __name__ == "__main__":

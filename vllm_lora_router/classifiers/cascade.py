@@ -5,17 +5,29 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from cachetools import TTLCache
 
 from vllm_lora_router.classifiers import Classifier, ImmediateClassifier, OverloadError, UnavailableError
+from vllm_lora_router.text import printable
 from vllm_lora_router.types import Classification, Method, Query, Reason, Step
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
 LOG_INTERVAL_S = 60.0
+MAX_ERROR_CHARACTERS = 500  # of the last failure
 # An MCP tool has its own timeout in addition to the deadline that all other methods share.
 OWN_TIMEOUT: frozenset[Method] = frozenset({"mcp"})
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failure of a method, for /v1/router/health."""
+
+    reason: Reason  # error, timeout or overload
+    error: str
+    at: float  # Unix time
 
 
 class Cascade:
@@ -36,6 +48,7 @@ class Cascade:
         self.classifiers = tuple(classifiers)
         self.deadline_ms = deadline_ms
         self.failures: Counter[tuple[Method, Reason]] = Counter() if failures is None else failures
+        self.last_failures: dict[Method, Failure] = {}
         self._classify_now: dict[Method, Callable[[Query], Classification | None]] = {
             classifier.method: classifier.classify_now
             for classifier in self.classifiers
@@ -46,13 +59,20 @@ class Cascade:
     def without(self, method: Method) -> "Cascade":
         """Return a cascade without one method. Both cascades count failures together."""
         others = [classifier for classifier in self.classifiers if classifier.method != method]
-        return Cascade(others, self.deadline_ms, self.failures)
+        cascade = Cascade(others, self.deadline_ms, self.failures)
+        cascade.last_failures = self.last_failures
+        return cascade
 
-    async def classify(self, query: Query) -> tuple[Step, ...]:
-        """Return the steps that were run. At most the last step has an accepted classification."""
+    async def classify(self, query: Query, deadline: float | None = None) -> tuple[Step, ...]:
+        """Return the steps that were run. At most the last step has an accepted classification.
+
+        Args:
+            deadline: Time of the event loop's clock; None: `deadline_ms` from now.
+        """
         steps: list[Step] = []
         now = asyncio.get_running_loop().time
-        deadline = now() + self.deadline_ms / 1000
+        if deadline is None:
+            deadline = now() + self.deadline_ms / 1000
         for classifier in self.classifiers:
             if classifier.method in OWN_TIMEOUT:
                 began = now()
@@ -88,6 +108,7 @@ class Cascade:
             failure, error = "error", f"{type(exception).__name__}: {exception}"
             self._log(classifier.method, error, exception)
         self.failures[classifier.method, failure] += 1
+        self.last_failures[classifier.method] = Failure(failure, printable(error[:MAX_ERROR_CHARACTERS]), time.time())
         return Step(classifier.method, _ms_since(began), failure=failure, error=error)
 
     def _log(self, method: Method, error: str, exception: Exception | None = None) -> None:

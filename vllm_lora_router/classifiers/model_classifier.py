@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -107,7 +107,7 @@ class ModelClassifier:
 
     async def _classify_query(self, query: Query) -> Classification:
         classification = self.classify_now(query)
-        return await self.batcher.submit(query.text) if classification is None else classification
+        return await self.batcher.submit(query.text, _flow(query)) if classification is None else classification
 
     def decide(self, texts: Sequence[str]) -> list[Classification]:
         """Return the classification of each text. All windows are scored together. Runs on the worker thread."""
@@ -158,6 +158,13 @@ class ModelClassifier:
             scores.evidence[evidence_row],
             thresholds=thresholds,
         )
+
+
+def _flow(query: Query) -> Hashable | None:
+    """Return the flow in which a query shares the model; None for dry runs and paths that no API key guards."""
+    if not query.may_call_tools:
+        return None  # an API key in such a request was not checked
+    return query.client.tenant, query.client.api_key_fingerprint
 
 
 def _concatenate(passes: Sequence[Scores]) -> Scores:

@@ -1,8 +1,12 @@
 """The cache answers repeated queries, and keeps classifiers and tenants apart."""
 
+import threading
+import tracemalloc
 from collections.abc import Sequence
 
-from vllm_lora_router.classifiers.cache import Cache, CachedClassifier
+import pytest
+
+from vllm_lora_router.classifiers.cache import CHUNK_CHARACTERS, Cache, CachedClassifier
 from vllm_lora_router.types import Classification, Client, Method, Query
 
 
@@ -49,9 +53,9 @@ async def test_only_the_fields_that_a_classifier_reads_are_part_of_the_key() -> 
     assert (len(text_only.queries), len(text_and_turns.queries)) == (1, 2)
 
 
-async def test_isolated_tenants_do_not_share_entries() -> None:
+async def test_tenants_do_not_share_entries() -> None:
     classifier = RecordingClassifier()
-    cached = CachedClassifier(classifier, Cache(), by_tenant=True)
+    cached = CachedClassifier(classifier, Cache())
     acme, globex = (Query("fever", client=Client(tenant=tenant)) for tenant in ("acme", "globex"))
     for query in (acme, globex, Query("fever"), acme, globex):
         await cached.classify([query])
@@ -80,6 +84,49 @@ async def test_a_classification_larger_than_the_cache_is_returned_and_not_stored
     classifier, cache = RecordingClassifier(size=1000), Cache(max_bytes=10_000)
     (result,) = await CachedClassifier(classifier, cache).classify([Query("fever")])
     assert result.category == "fever" and len(cache) == 0
+
+
+async def test_different_turns_never_have_the_same_key() -> None:
+    classifier = RecordingClassifier(reads=frozenset({"text", "turns"}))
+    cached = CachedClassifier(classifier, Cache())
+    queries = [
+        *(Query("x", turns) for turns in ((), ("",), ("", ""), ("ab", "c"), ("a", "bc"), ("abc",), ("a", "b", "c"))),
+        Query("x", client=Client(tenant="None")),
+        Query("x", client=Client(tenant="")),
+        Query("", ("x",)),
+    ]
+    await cached.classify(queries)
+    assert len(classifier.queries) == len(queries)
+
+
+async def test_long_texts_are_hashed_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    real_key = CachedClassifier._key  # pyright: ignore[reportPrivateUsage]
+
+    def key(self: CachedClassifier, query: Query) -> bytes:
+        threads.append(threading.current_thread().name)
+        return real_key(self, query)
+
+    monkeypatch.setattr(CachedClassifier, "_key", key)
+    classifier = RecordingClassifier()
+    cached = CachedClassifier(classifier, Cache())
+    long, other = "x\ud83d" * CHUNK_CHARACTERS, "x\ud83d" * CHUNK_CHARACTERS + "y"
+    for text in ("short", long, other, long):
+        await cached.classify([Query(text)])
+    assert [name == threading.current_thread().name for name in threads] == [True, False, False, False]
+    assert classifier.queries == ["short", long, other]
+
+
+async def test_a_key_takes_little_memory_for_a_long_text() -> None:
+    cached = CachedClassifier(RecordingClassifier(), Cache())
+    text = "é😀" * 2_000_000
+    tracemalloc.start()
+    try:
+        cached._key(Query(text))  # pyright: ignore[reportPrivateUsage]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000  # `repr` of the text took 16 MB, and its bytes another 12 MB
 
 
 async def test_a_text_with_a_lone_surrogate_is_cached() -> None:

@@ -87,6 +87,22 @@ async def test_a_failed_method_becomes_a_step_and_the_next_method_is_run(
     assert "the user text" not in caplog.text
 
 
+async def test_the_last_failure_of_each_method_is_kept_also_for_a_cascade_without_a_method() -> None:
+    cascade = Cascade(
+        [
+            Classifier("domain", failing(RuntimeError("no\nmemory"))),
+            Classifier("embedding", failing(OverloadError("full"))),
+        ],
+        1000,
+    )
+    await cascade.without("embedding").classify(Query("x"))
+    assert list(cascade.last_failures) == ["domain"]
+    await cascade.classify(Query("x"))
+    last = {method: (failure.reason, failure.error) for method, failure in cascade.last_failures.items()}
+    assert last == {"domain": ("error", "RuntimeError: no\\nmemory"), "embedding": ("overload", "full")}
+    assert abs(cascade.last_failures["domain"].at - time.time()) < 60
+
+
 async def test_an_overloaded_method_becomes_an_overload_step_without_a_log_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

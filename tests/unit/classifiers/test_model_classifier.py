@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from vllm_lora_router.classifiers import OverloadError
 from vllm_lora_router.classifiers.model_classifier import (
     MAX_INLINE_CHARACTERS,
     ModelClassifier,
@@ -14,8 +15,9 @@ from vllm_lora_router.classifiers.model_classifier import (
     ScoreGroup,
     Scores,
 )
+from vllm_lora_router.classifiers.models.batcher import QUEUE_LIMIT
 from vllm_lora_router.classifiers.models.worker import Worker
-from vllm_lora_router.types import Classification, Method, Query
+from vllm_lora_router.types import Classification, Client, Method, Query
 
 
 class TableScorer:
@@ -74,6 +76,27 @@ async def test_a_model_that_is_not_thread_safe_runs_only_on_its_worker() -> None
     scorer = TableScorer({"a": 0.5}, {"quick": [0.9]})
     await ModelClassifier(scorer).classify([Query("quick")])
     assert scorer.threads == {"lora-router-test"}
+
+
+async def test_requests_without_a_checked_api_key_cannot_fill_the_queue_for_others() -> None:
+    finish = threading.Event()
+    scorer = TableScorer({"a": 0.5}, {})
+    classifier = ModelClassifier(scorer)
+    classifier.batcher.answer = lambda texts: finish.wait(60) and [classifier._no_text] * len(texts)  # pyright: ignore
+    key = Client(api_key_fingerprint="1")
+    unchecked = [Query("x" * 9, client=key, may_call_tools=False) for _ in range(QUEUE_LIMIT + 1)]
+    waiting = asyncio.ensure_future(classifier.classify([unchecked[0]]))
+    async with asyncio.timeout(60):
+        while classifier.batcher.stats.batches == 0:
+            await asyncio.sleep(0.001)
+    flood = [asyncio.ensure_future(classifier.classify([query])) for query in unchecked]
+    await asyncio.sleep(0.05)
+    paying = asyncio.ensure_future(classifier.classify([Query("x" * 9, client=key)]))
+    await asyncio.sleep(0.05)
+    finish.set()
+    assert await asyncio.gather(paying, waiting) == [[classifier._no_text]] * 2  # pyright: ignore
+    results = await asyncio.gather(*flood, return_exceptions=True)
+    assert [isinstance(result, OverloadError) for result in results].count(True) == 2
 
 
 def test_the_best_category_above_its_threshold_is_accepted() -> None:

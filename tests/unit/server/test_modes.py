@@ -11,6 +11,7 @@ import pytest
 from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.classifiers.factory import Classifiers
 from vllm_lora_router.routing.router import Router
+from vllm_lora_router.server.api import _method_status  # pyright: ignore[reportPrivateUsage]
 from vllm_lora_router.types import Classification, Method
 
 from .conftest import CONFIG, App, body_for
@@ -74,6 +75,8 @@ async def test_observe_mode_ignores_on_error_reject(app: App, client: httpx.Asyn
     for model in ("MoM", "legal-lora"):
         assert (await client.post(CHAT, json=chat("my blood", model))).status_code == 200
     assert [decision["plan"]["reason"] for decision in app.serving.recorder.recent_decisions(2)] == ["error", "error"]
+    last = _method_status(app.serving.router.classifiers)["domain"]["last_failure"]
+    assert (last["reason"], last["error"]) == ("error", "RuntimeError: out of memory") and last["at"].endswith("+00:00")
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/v1/chat/completions/render", "/v1/embeddings"])

@@ -8,16 +8,21 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from vllm_lora_router.config.adapter_names import UNPRINTABLE, invalid_name_reason
+from vllm_lora_router.config.adapter_names import invalid_name_reason
+from vllm_lora_router.config.names import UNPRINTABLE
 from vllm_lora_router.config.schema import Config, Effort, Threshold
+from vllm_lora_router.text import printable
 
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_LIST_BYTES = 2 * 1024 * 1024  # of the list of categories, including their system prompts
+# Of a whole response, including the JSON-RPC envelope and the same answer as text and as structured content.
+MAX_RESPONSE_BYTES = MAX_LIST_BYTES * 2
 MAX_MODELS = 16
 MAX_PROMPT_CHARACTERS = 32_768
 MAX_CATEGORIES = 10_000
 MAX_NAME_CHARACTERS = 256  # as in a configuration
 MAX_KEEP_S = 86_400.0
+MAX_EXCERPT_CHARACTERS = 200  # of a tool's text in a log line or an error
 
 
 class InvalidAnswerError(Exception):
@@ -25,6 +30,12 @@ class InvalidAnswerError(Exception):
 
     The message states the reason. It quotes the tool's text only after its first colon.
     """
+
+
+def excerpt(text: str) -> str:
+    """Return the beginning of a tool's text on one line, for a log line or an error."""
+    shown = printable(text[: MAX_EXCERPT_CHARACTERS + 1])
+    return shown if len(shown) <= MAX_EXCERPT_CHARACTERS else f"{shown[:MAX_EXCERPT_CHARACTERS]}..."
 
 
 def _single_line(name: str) -> str:
@@ -161,17 +172,22 @@ def _check_adapter_name(name: str, known: KnownNames) -> None:
 def _parse_object(content: str | Mapping[str, Any], max_bytes: int) -> Mapping[str, Any]:
     if not isinstance(content, str):
         # The SDK has parsed the answer already. Encoded again, it has the size that the tool sent.
-        content = msgspec.json.encode(content).decode()
+        try:
+            content = msgspec.json.encode(content).decode()
+        except (RecursionError, UnicodeEncodeError) as error:
+            raise InvalidAnswerError(f"it cannot be read: {type(error).__name__}") from None
     if (size := len(content.encode("utf-8", "replace"))) > max_bytes:
         raise InvalidAnswerError(f"it has {size:,} bytes, but at most {max_bytes:,} are allowed")
     try:
         value = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeEncodeError) as error:
         raise InvalidAnswerError(f"it is not JSON: {error}") from None
+    except RecursionError:
+        raise InvalidAnswerError("it is nested too deeply") from None
     if not isinstance(value, dict):
         raise InvalidAnswerError("it is not a JSON object")
     if "error" in value and "class" not in value and "categories" not in value:
-        raise InvalidAnswerError(f"the tool reports an error: {str(value['error'])[:200]!r}")
+        raise InvalidAnswerError(f"the tool reports an error: {excerpt(str(value['error']))!r}")
     return value
 
 
@@ -180,7 +196,7 @@ def _validate(kind: type[T], value: Mapping[str, Any]) -> T:
         return kind.model_validate(value)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, detail['loc']))} {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+            f"{excerpt('.'.join(map(str, detail['loc'])))} {detail['msg'][:1].lower()}{detail['msg'][1:]}"
             for detail in error.errors(include_url=False, include_input=False)[:3]
         )
         raise InvalidAnswerError(f"{problems.replace(':', ',')}") from None

@@ -17,7 +17,8 @@ class CircuitBreaker:
     """A circuit breaker after M. Nygard, Release It!, "Circuit Breaker".
 
     After several consecutive failures it opens. When the pause is over, a single trial call decides: a success closes
-    the breaker, a failure opens it again for twice as long.
+    the breaker, a failure opens it again for twice as long. The result of a call that began before the breaker last
+    opened or closed is ignored.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class CircuitBreaker:
         self._pause_s = first_pause_s
         self._until = -math.inf
         self._trial_running = False
+        self._period = 0  # incremented whenever the breaker opens or closes
 
     @property
     def remaining_s(self) -> float:
@@ -52,8 +54,8 @@ class CircuitBreaker:
         """Return whether the last calls failed and no trial call has succeeded since."""
         return self.failures >= self._max_failures
 
-    def acquire(self) -> None:
-        """Request permission for a call.
+    def acquire(self) -> int:
+        """Request permission for a call and return the period in which it begins, for `record_success` and the others.
 
         Raises:
             CircuitOpenError: The call must not be made.
@@ -62,23 +64,36 @@ class CircuitBreaker:
             if self._trial_running or self.remaining_s > 0:
                 raise CircuitOpenError(self.remaining_s)
             self._trial_running = True
+        return self._period
 
-    def record_success(self) -> bool:
+    def record_success(self, period: int) -> bool:
         """Record a successful call and return whether it closed the breaker."""
-        closed, self.failures, self._trial_running, self._pause_s = self.is_open, 0, False, self._first_pause_s
-        return closed
+        if period != self._period:
+            return False
+        was_open, self.failures = self.is_open, 0
+        if was_open:
+            self._pause_s = self._first_pause_s
+            self._begin_period()
+        return was_open
 
-    def record_failure(self) -> float | None:
+    def record_failure(self, period: int) -> float | None:
         """Record a failed call and return the pause in seconds if it opened the breaker, otherwise None."""
-        was_open, was_trial, self._trial_running = self.is_open, self._trial_running, False
+        if period != self._period:
+            return None
         self.failures += 1
-        if not self.is_open or (was_open and not was_trial):
-            return None  # calls that were running when the breaker opened do not extend the pause
+        if not self.is_open:
+            return None
         pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, self._max_pause_s)
         self._until = self._clock() + pause_s
         self.times_opened += 1
+        self._begin_period()
         return pause_s
 
-    def record_cancelled(self) -> None:
-        """Record a call without a result because its client disconnected."""
+    def record_cancelled(self, period: int) -> None:
+        """Record a call without a result, because its client disconnected or its arguments cannot be sent."""
+        if period == self._period:
+            self._trial_running = False
+
+    def _begin_period(self) -> None:
+        self._period += 1
         self._trial_running = False

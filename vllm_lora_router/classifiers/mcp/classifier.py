@@ -9,9 +9,10 @@ from typing import Any
 
 from vllm_lora_router.classifiers import UnavailableError
 from vllm_lora_router.classifiers.mcp.answer_cache import AnswerCache
-from vllm_lora_router.classifiers.mcp.answers import Answer, InvalidAnswerError, KnownNames, read_answer
+from vllm_lora_router.classifiers.mcp.answers import Answer, CachePolicy, InvalidAnswerError, KnownNames, read_answer
+from vllm_lora_router.classifiers.mcp.arguments import arguments
 from vllm_lora_router.classifiers.mcp.circuit_breaker import CircuitBreaker, CircuitOpenError
-from vllm_lora_router.classifiers.mcp.server import ToolCallError
+from vllm_lora_router.classifiers.mcp.server import InvalidCallError, ToolCallError
 from vllm_lora_router.classifiers.mcp.session import CONNECT_TIMEOUT_S, Session, ToolInfo
 from vllm_lora_router.classifiers.mcp.transports import build_transport
 from vllm_lora_router.classifiers.thresholds import SCORE_DIGITS
@@ -21,7 +22,6 @@ from vllm_lora_router.types import Classification, Method, Overrides, Query
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
-MAX_TEXT_CHARACTERS = 65_536  # of a message sent to a tool: half from its beginning, half from its end
 MAX_DESCRIPTION_CHARACTERS = 200  # of a category's description in the evidence
 
 
@@ -109,7 +109,7 @@ class McpClassifier:
     async def _call_tool(self, query: Query) -> Classification:
         breaker = self.tool.breaker
         try:
-            breaker.acquire()
+            period = breaker.acquire()
         except CircuitOpenError as circuit:
             text = (
                 f"the circuit breaker is open for {circuit.remaining_s:.1f} s more after {breaker.failures} "
@@ -119,32 +119,40 @@ class McpClassifier:
         self.tool.calls += 1
         try:
             async with asyncio.timeout(self._timeout_s):
-                info, content = await self.tool.session.call(lambda info: arguments(query, info))
-            answer, category = read_answer(content, self._known, info.category_names)
+                classification, policy = await self.tool.session.call(
+                    lambda info: arguments(query, info.tool), self._read
+                )
         except TimeoutError:
             text = f"no answer within classifier.mcp_category_model.timeout_seconds ({self._timeout_s:g} s)"
-            if self._record_failure(text):
+            if self._record_failure(period, text):
                 self.tool.session.reconnect()  # the tool may never answer again
             raise TimeoutError(text) from None
         except (UnavailableError, ToolCallError) as error:
-            self._record_failure(str(error))
+            self._record_failure(period, str(error))
+            raise UnavailableError(str(error)) from None
+        except InvalidCallError as error:
+            breaker.record_cancelled(period)
             raise UnavailableError(str(error)) from None
         except InvalidAnswerError as invalid:
             text = f"the tool's answer is invalid: {invalid}"
-            self._record_failure(text)
+            self._record_failure(period, text)
             raise UnavailableError(text) from None
         except BaseException:
-            breaker.record_cancelled()
+            breaker.record_cancelled(period)
             raise
-        if breaker.record_success():
+        if breaker.record_success(period):
             logger.info("mcp: %s: answers again; the circuit breaker is closed", self.tool.session.name)
-        classification = self._classification(answer, category, info)
-        self.tool.answer_cache.put(query, classification, answer.keep)
+        self.tool.answer_cache.put(query, classification, policy)
         return classification
 
-    def _record_failure(self, why: str) -> bool:
+    def _read(self, info: ToolInfo, content: str | Mapping[str, Any]) -> tuple[Classification, CachePolicy | None]:
+        """Return the classification in an answer and how long it may be kept. Runs on the session's thread."""
+        answer, category = read_answer(content, self._known, info.category_names)
+        return self._classification(answer, category, info), answer.keep
+
+    def _record_failure(self, period: int, why: str) -> bool:
         """Record a failed call and return whether it opened the circuit breaker."""
-        pause_s = self.tool.breaker.record_failure()
+        pause_s = self.tool.breaker.record_failure(period)
         if pause_s is not None:
             text = (
                 "mcp: %s: circuit breaker open for %g s after %d consecutive failures; requests use the next method "
@@ -181,27 +189,6 @@ class McpClassifier:
 
     def _no_category(self, evidence: Mapping[str, object]) -> Classification:
         return Classification(None, 0.0, {}, "probability", self._threshold, False, evidence)
-
-
-def arguments(query: Query, info: ToolInfo) -> dict[str, Any]:
-    """Return the arguments of a tool call: the values that the tool's schema declares."""
-    text = query.text
-    if len(text) > MAX_TEXT_CHARACTERS:
-        text = text[: MAX_TEXT_CHARACTERS // 2] + text[-MAX_TEXT_CHARACTERS // 2 :]
-    client = query.client
-    available: dict[str, Any] = {
-        # A client can send a lone surrogate, which JSON writers cannot encode.
-        "text": text.encode("utf-8", "replace").decode(),
-        "with_probabilities": True,
-        "tenant": client.tenant,
-        "user": client.user,
-        "headers": dict(client.headers),
-        "model": query.model,
-    }
-    properties = info.tool.properties or {"text": {}, "with_probabilities": {}}
-    declared = {name: value for name, value in available.items() if name in properties and value is not None}
-    # A required argument without a value is sent as an empty string.
-    return {**{name: "" for name in info.tool.required if name in available}, **declared}
 
 
 def _other_scores(answer: Answer, category: str, info: ToolInfo, score: float) -> dict[str, float]:

@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 MAX_PAGES = 20  # of a server's list of tools
+MAX_TOOLS = 1_000  # of a server; others are ignored
 
 
 class ToolCallError(Exception):
     """The tool server answered that it did not execute the call."""
+
+
+class InvalidCallError(Exception):
+    """A call cannot be sent because of its own content. It says nothing about the tool or the connection."""
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,34 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from anyio.from_thread import start_blocking_portal
 
 from vllm_lora_router.classifiers import UnavailableError
-from vllm_lora_router.classifiers.mcp.answers import CategoryList, InvalidAnswerError, read_categories
-from vllm_lora_router.classifiers.mcp.server import ToolCallError, ToolDescription, ToolServer, Transport
+from vllm_lora_router.classifiers.mcp.answers import (
+    MAX_NAME_CHARACTERS,
+    CategoryList,
+    InvalidAnswerError,
+    excerpt,
+    read_categories,
+)
+from vllm_lora_router.classifiers.mcp.server import (
+    InvalidCallError,
+    ToolCallError,
+    ToolDescription,
+    ToolServer,
+    Transport,
+)
+from vllm_lora_router.config.redact import redact_text
 
 logger = logging.getLogger("vllm_lora_router.classifiers")
 
+T = TypeVar("T")
+
 CONNECT_TIMEOUT_S = 10.0  # to start a tool server and list its tools; importing Python packages takes seconds
+PROBE_TIMEOUT_S = 2.0  # to list the tools after a call failed, which shows whether the connection has ended
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0  # before the next attempt to connect
 LIST_CATEGORIES = "list_categories"
 # Names of the tool that classifies, if the configuration names none.
@@ -83,18 +99,22 @@ class Session:
         return self.is_connected
 
     async def call(
-        self, arguments: Callable[[ToolInfo], Mapping[str, Any]]
-    ) -> tuple[ToolInfo, str | Mapping[str, Any]]:
-        """Call the tool and return its answer with the tool info at the time of the call.
+        self,
+        arguments: Callable[[ToolInfo], Mapping[str, Any]],
+        read: Callable[[ToolInfo, str | Mapping[str, Any]], T],
+    ) -> T:
+        """Call the tool and return what `read` makes of its answer.
 
         Args:
-            arguments: Returns the arguments for a tool.
+            arguments: Returns the arguments for a tool. Runs on the session's thread.
+            read: Reads an answer of a tool. Runs on the session's thread, because an answer can be large.
 
         Raises:
             UnavailableError: The server is not reachable, or the connection failed twice.
-            ToolCallError, InvalidAnswerError: The server did not return an answer.
+            InvalidCallError: The arguments cannot be sent.
+            ToolCallError, InvalidAnswerError: The server did not return an answer, or `read` refused it.
         """
-        return await asyncio.wrap_future(self._portal.start_task_soon(self._connection.call, arguments))
+        return await asyncio.wrap_future(self._portal.start_task_soon(self._connection.call, arguments, read))
 
     def reconnect(self) -> None:
         """End the connection and the tool's process and connect again, because the tool does not answer."""
@@ -131,6 +151,8 @@ class _Connection:
         self.failure: str | None = None
         self.attempted = threading.Event()  # set after the first attempt to connect
         self._next_attempt_at = 0.0  # `time.monotonic()`
+        self._alive_at = 0.0  # `time.monotonic()` after the last probe that succeeded
+        self._probe_lock = anyio.Lock()
         self._state_changed = anyio.Event()  # set when the connection is made or the attempt fails
         self._ended = anyio.Event()  # set to end this connection
 
@@ -164,7 +186,7 @@ class _Connection:
             raise TimeoutError(f"it did not list its tools within {CONNECT_TIMEOUT_S:g} s")
 
     async def _read_info(self, server: ToolServer) -> ToolInfo:
-        tools = await server.tools()
+        tools = [tool for tool in await server.tools() if _is_usable(tool.name)]
         tool = _select_tool(tools, self._tool_name)
         if not any(offered.name == LIST_CATEGORIES for offered in tools):
             return ToolInfo(tool, None)
@@ -184,40 +206,76 @@ class _Connection:
         self._state_changed = anyio.Event()
 
     async def call(
-        self, arguments: Callable[[ToolInfo], Mapping[str, Any]]
-    ) -> tuple[ToolInfo, str | Mapping[str, Any]]:
-        """Call the tool. If the connection fails, the call is repeated once on the next connection."""
+        self,
+        arguments: Callable[[ToolInfo], Mapping[str, Any]],
+        read: Callable[[ToolInfo, str | Mapping[str, Any]], T],
+    ) -> T:
+        """Call the tool and read its answer. If the connection failed, the call is repeated once on the next one."""
         for last in (False, True):
-            while self.server is None:
-                if self.failure is not None:
-                    remaining_s = max(self._next_attempt_at - time.monotonic(), 0)
-                    raise UnavailableError(
-                        f"the tool server is not connected, next attempt in {remaining_s:.1f} s: {self.failure}"
-                    )
-                await self._state_changed.wait()
-            server, info = self.server, self.info
-            assert info is not None, "set before the server is"
+            server, info = await self._connected()
             try:
-                return info, await server.call(info.tool.name, arguments(info))
+                encoded = arguments(info)
+            except Exception as error:
+                raise InvalidCallError(f"the call cannot be encoded: {type(error).__name__}: {error}") from None
+            try:
+                answer = await server.call(info.tool.name, encoded)
             except (ToolCallError, InvalidAnswerError):
                 raise
             except Exception as error:
-                if self.server is server:
-                    await self.end()
+                if not await self._is_alive(server):
+                    self._end(server)
                 if last:
                     raise UnavailableError(f"the connection failed: {_describe(error)}") from None
+            else:
+                return read(info, answer)
         raise AssertionError("the second attempt returns or raises")
+
+    async def _connected(self) -> tuple[ToolServer, ToolInfo]:
+        """Wait for a connection that is being made. Fail at once while the server is not reachable."""
+        while self.server is None:
+            if self.failure is not None:
+                remaining_s = max(self._next_attempt_at - time.monotonic(), 0)
+                raise UnavailableError(
+                    f"the tool server is not connected, next attempt in {remaining_s:.1f} s: {self.failure}"
+                )
+            await self._state_changed.wait()
+        assert self.info is not None, "set before the server is"
+        return self.server, self.info
+
+    async def _is_alive(self, server: ToolServer) -> bool:
+        """Return whether a connection on which a call failed still works. Other calls may be running on it."""
+        failed_at = time.monotonic()
+        async with self._probe_lock:
+            if self.server is not server:
+                return False
+            if self._alive_at < failed_at:  # otherwise a probe for another call has just succeeded
+                try:
+                    with anyio.fail_after(PROBE_TIMEOUT_S):
+                        await server.tools()
+                except Exception:
+                    return False
+                self._alive_at = time.monotonic()
+        return True
 
     async def end(self) -> None:
         """End this connection, which makes `run` connect again. A connection that is being made is not affected."""
         if self.server is not None:
+            self._end(self.server)
+
+    def _end(self, server: ToolServer) -> None:
+        if self.server is server:
             self.server = None
             self._ended.set()
 
 
+def _is_usable(name: str) -> bool:
+    """Return whether a tool's name can be called and logged. A server can list any text as a name."""
+    return 0 < len(name) <= MAX_NAME_CHARACTERS and name.isprintable()
+
+
 def _select_tool(tools: Sequence[ToolDescription], name: str | None) -> ToolDescription:
     by_name = {tool.name: tool for tool in tools}
-    offered = ", ".join(by_name) or "none"
+    offered = excerpt(", ".join(by_name)) or "none"
     if name is not None:
         if name not in by_name:
             raise ToolCallError(f"it has no tool {name!r}; it offers {offered}")
@@ -234,4 +292,4 @@ def _describe(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     is_message = isinstance(error, ToolCallError | InvalidAnswerError | TimeoutError)
-    return f"{error}" if is_message else f"{type(error).__name__}: {error}"
+    return f"{error}" if is_message else f"{type(error).__name__}: {excerpt(redact_text(str(error)))}"

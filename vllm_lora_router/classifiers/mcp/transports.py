@@ -9,23 +9,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from mcp.client.client import Client
-from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
-from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND
+from mcp_types import CONNECTION_CLOSED, INVALID_REQUEST
 from pydantic import ValidationError
 
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.mcp import plain_http
-from vllm_lora_router.classifiers.mcp.answers import InvalidAnswerError
+from vllm_lora_router.classifiers.mcp.answers import MAX_RESPONSE_BYTES, InvalidAnswerError, excerpt
 from vllm_lora_router.classifiers.mcp.bounded_http import http_client
-from vllm_lora_router.classifiers.mcp.server import MAX_PAGES, ToolCallError, ToolDescription, ToolServer, Transport
+from vllm_lora_router.classifiers.mcp.server import (
+    MAX_PAGES,
+    MAX_TOOLS,
+    ToolCallError,
+    ToolDescription,
+    ToolServer,
+    Transport,
+)
+from vllm_lora_router.classifiers.mcp.stdio import stdio_streams
+from vllm_lora_router.classifiers.mcp.streamable_http import StreamableHttpTransport
+from vllm_lora_router.config.redact import redact_arguments, redact_urls
 from vllm_lora_router.config.schema import McpCategoryModel
 
-# Errors that concern a single call, after which the connection can still be used.
-CALL_ERRORS = frozenset({INVALID_PARAMS, METHOD_NOT_FOUND, INTERNAL_ERROR})
+# Errors after which the connection may have ended. INVALID_REQUEST is the SDK's code for a session that has ended.
+CONNECTION_ERRORS = frozenset({CONNECTION_CLOSED, INVALID_REQUEST})
 
 
 def build_transport(settings: McpCategoryModel, folder: Path) -> Transport:
@@ -41,7 +49,7 @@ def build_transport(settings: McpCategoryModel, folder: Path) -> Transport:
         return _stdio(settings, folder)
     assert settings.url is not None, "the schema requires it"
     headers = {name: _header_value(name, variable) for name, variable in settings.headers_env.items()}
-    name = str(httpx2.URL(settings.url).copy_with(username=None, password=None))
+    name = redact_urls(settings.url)
     if settings.transport_type == "http":
         return Transport(name, partial(plain_http.connect, settings.url.rstrip("/"), headers))
     return Transport(name, partial(_streamable_http, settings.url, headers))
@@ -55,15 +63,17 @@ def _stdio(settings: McpCategoryModel, folder: Path) -> Transport:
             f"classifier.mcp_category_model.command: {command!r} does not exist; use its full path, or install it"
         )
     args = [_locate(arg, folder) for arg in settings.args]
-    parameters = StdioServerParameters(command=executable, args=args, env=settings.env)
-    return Transport(" ".join([command, *settings.args]), lambda: _connect(stdio_client(parameters)))
+    return Transport(
+        " ".join([command, *redact_arguments(settings.args)]),
+        lambda: _connect(stdio_streams([executable, *args], settings.env)),
+    )
 
 
 @asynccontextmanager
 async def _streamable_http(url: str, headers: Mapping[str, str]) -> AsyncIterator[ToolServer]:
     async with (
-        http_client(headers) as http,
-        _connect(streamable_http_client(url, http_client=http)) as server,
+        http_client(headers, StreamableHttpTransport()) as http,
+        _connect(streamable_http_client(url, http_client=http, max_sse_event_size=MAX_RESPONSE_BYTES)) as server,
     ):
         yield server
 
@@ -87,23 +97,23 @@ class _McpServer:
         for _ in range(MAX_PAGES):
             page = await self._client.list_tools(cursor=cursor)
             descriptions += [ToolDescription.from_schema(tool.name, tool.input_schema) for tool in page.tools]
-            if (cursor := page.next_cursor) is None:
+            if (cursor := page.next_cursor) is None or len(descriptions) >= MAX_TOOLS:
                 break
-        return descriptions
+        return descriptions[:MAX_TOOLS]
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> str | Mapping[str, Any]:
         try:
             result = await self._client.call_tool(tool, dict(arguments))
         except MCPError as error:
-            if error.code not in CALL_ERRORS:
+            if error.code in CONNECTION_ERRORS:
                 raise
-            raise ToolCallError(f"the tool server refused the call: {error.message[:200]!r}") from None
+            raise ToolCallError(f"the tool server refused the call: {excerpt(error.message)!r}") from None
         except (RuntimeError, ValidationError) as error:
             # The SDK validates the result against the tool's own schema.
-            raise InvalidAnswerError(f"it does not match the tool's schema: {str(error)[:200]!r}") from None
+            raise InvalidAnswerError(f"it does not match the tool's schema: {excerpt(str(error))!r}") from None
         texts = [part.text for part in result.content if part.type == "text"]
         if result.is_error:
-            raise ToolCallError(f"the tool reports an error: {' '.join(texts)[:200]!r}")
+            raise ToolCallError(f"the tool reports an error: {excerpt(' '.join(texts))!r}")
         structured = result.structured_content
         if isinstance(structured, dict) and ("class" in structured or "categories" in structured):
             return structured

@@ -3,17 +3,19 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from vllm_lora_router.classifiers import OverloadError, StuckModelError
-from vllm_lora_router.classifiers.models.worker import Worker
+from vllm_lora_router.classifiers import OverloadError, StuckModelError, UnavailableError
+from vllm_lora_router.classifiers.models.fair_queue import FairQueue, Flow
+from vllm_lora_router.classifiers.models.worker import Worker, as_exception
 
 T = TypeVar("T")
 
 QUEUE_LIMIT = 256  # texts that may wait
 MAX_BATCH_SIZE = 64  # texts of one batch
+MIN_COST = 100  # characters that a flow is charged for a text at least, because each text has a fixed cost
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class BatchCost:
 @dataclass(eq=False)
 class _Item(Generic[T]):
     text: str
+    flow: Flow
     answer: "asyncio.Future[T]"
     loop: asyncio.AbstractEventLoop
 
@@ -48,13 +51,15 @@ class BatchStats:
 
     batches: int = 0
     texts: int = 0
-    failed: int = 0  # batches whose forward pass raised
+    failed: int = 0  # batches that raised
     largest: int = 0
 
 
 @dataclass
 class Batcher(Generic[T]):
     """The queue of one model. The model's thread takes the next batch itself, so the device waits for no event loop.
+
+    Flows of requests share the queue and the model fairly. A batch that fails, in whatever way, fails only its texts.
 
     Args:
         worker: The thread that runs the model.
@@ -77,24 +82,32 @@ class Batcher(Generic[T]):
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._queue: dict[_Item[T], None] = {}  # in the order of arrival
+        self._queue: FairQueue[_Item[T]] = FairQueue(self.limit)
         self._scheduled = False  # whether the worker has a call that takes the next batch
 
-    async def submit(self, text: str) -> T:
+    async def submit(self, text: str, flow: Flow = None) -> T:
         """Return the answer to one text. A cancelled text leaves the queue.
 
+        Args:
+            flow: Identifies the client. Flows share the queue fairly; None has the lowest priority.
+
         Raises:
-            OverloadError: The queue is full.
+            OverloadError: The queue is full, and no flow has more waiting texts than this one.
             StuckModelError: The running forward pass does not return.
+            UnavailableError: The model's thread has ended, or the batch failed other than by an `Exception`.
         """
         if (stuck_s := self.worker.stuck_s) is not None:
             raise StuckModelError(f"the model call has not returned for {stuck_s:.0f} s")
+        if not self.worker.is_alive:
+            raise UnavailableError("the thread of the model has ended; reload the configuration or restart the server")
         loop = asyncio.get_running_loop()
-        item = _Item(text, loop.create_future(), loop)
+        item = _Item(text, flow, loop.create_future(), loop)
         with self._lock:
-            if len(self._queue) >= self.limit:
-                raise OverloadError(f"{len(self._queue)} texts are waiting already")
-            self._queue[item] = None
+            if (dropped := self._queue.add(flow, item)) is not None:
+                overload = OverloadError(f"{len(self._queue)} texts are waiting already")
+                if dropped is item:
+                    raise overload
+                _settle([(dropped, overload)])
             schedule, self._scheduled = not self._scheduled, True
         if schedule:
             self.worker.submit(self._run_next_batch)
@@ -102,73 +115,89 @@ class Batcher(Generic[T]):
             return await item.answer
         finally:
             with self._lock:
-                self._queue.pop(item, None)
+                self._queue.remove(flow, item)
 
     def run_inline(self, text: str) -> T:
         """Return the answer to one text on the calling event loop.
 
-        Only for models that are thread-safe and faster than handing a text to the worker thread. Exceptions of the
-        model are raised.
+        Only for models that are thread-safe and faster than handing a text to the worker thread.
+
+        Raises:
+            UnavailableError: The model raised something that is not an `Exception`, which would end the event loop.
         """
         self.stats.batches += 1
         self.stats.texts += 1
         self.stats.largest = max(self.stats.largest, 1)
         try:
             (answer,) = self.answer([text])
-        except Exception:
-            self.stats.failed += 1
+        except KeyboardInterrupt:
             raise
+        except BaseException as error:
+            self.stats.failed += 1
+            if isinstance(error, Exception):
+                raise
+            raise as_exception(error) from error
         # Deferred, so that an exception in `on_batch` does not fail this text.
         asyncio.get_running_loop().call_soon(self.on_batch, 1, len(self._queue))
         return answer
 
     def _run_next_batch(self) -> None:
-        with self._lock:
-            batch = self._select_batch()
-            for item in batch:
-                del self._queue[item]
-        if batch:
-            self._answer(batch)
-        with self._lock:
-            waiting = len(self._queue)
-            self._scheduled = waiting > 0
-        if waiting:
-            # A new call instead of a loop, so that other users of the same worker can run in between.
-            self.worker.submit(self._run_next_batch)
+        batch: list[_Item[T]] = []
+        try:
+            batch = self._take_batch()
+            if batch:
+                _settle(zip(batch, self._answer(batch), strict=True))
+        finally:
+            with self._lock:
+                waiting = len(self._queue)
+                self._scheduled = waiting > 0
+            if waiting:
+                # A new call instead of a loop, so that other users of the same worker can run in between.
+                self.worker.submit(self._run_next_batch)
         self.on_batch(len(batch), waiting)  # last, so that an exception in it delays no text
 
-    def _select_batch(self) -> list[_Item[T]]:
-        """Return the oldest text and the texts of the most similar length, which need the least padding."""
-        if not self._queue:
-            return []
-        oldest = len(next(iter(self._queue)).text)
+    def _take_batch(self) -> list[_Item[T]]:
+        """Remove and return the next text and the texts of the most similar length, which need the least padding."""
         batch: list[_Item[T]] = []
         longest = 0
-        for item in sorted(self._queue, key=lambda item: abs(len(item.text) - oldest)):
-            longest = max(longest, len(item.text))
-            if batch and (len(batch) == MAX_BATCH_SIZE or self.cost.seconds(len(batch) + 1, longest) > self.budget_s):
-                break
-            batch.append(item)
+        with self._lock:
+            for _, item in self._queue.in_order(lambda first, other: abs(len(first.text) - len(other.text))):
+                if len(batch) == MAX_BATCH_SIZE:
+                    break
+                padded = max(longest, len(item.text))
+                if batch and self.cost.seconds(len(batch) + 1, padded) > self.budget_s:
+                    continue  # a text of another flow may be shorter
+                batch.append(item)
+                longest = padded
+            for item in batch:
+                self._queue.remove(item.flow, item, max(len(item.text), MIN_COST))
         return batch
 
-    def _answer(self, batch: Sequence[_Item[T]]) -> None:
-        try:
-            answers: Sequence[T] | Exception = self.answer([item.text for item in batch])
-        except Exception as error:
-            answers = error
-            self.stats.failed += 1
+    def _answer(self, batch: Sequence[_Item[T]]) -> Sequence[T | Exception]:
+        """Return the answer to each text, or the exception with which the batch failed."""
         self.stats.batches += 1
         self.stats.texts += len(batch)
         self.stats.largest = max(self.stats.largest, len(batch))
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[T], T | Exception]]] = {}
-        for index, item in enumerate(batch):
-            result = answers if isinstance(answers, Exception) else answers[index]
-            by_loop.setdefault(item.loop, []).append((item.answer, result))
-        for loop, results in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, results)
-            except RuntimeError:
-                continue  # the loop is closed, so nothing awaits these results
+        try:
+            answers = self.answer([item.text for item in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"the model returned {len(answers)} answers to {len(batch)} texts")
+        except BaseException as error:
+            self.stats.failed += 1
+            return [as_exception(error)] * len(batch)
+        return answers
+
+
+def _settle(results: "Iterable[tuple[_Item[T], T | Exception]]") -> None:
+    """Pass results to the event loops that wait for them, in one call for each loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[T], T | Exception]]] = {}
+    for item, result in results:
+        by_loop.setdefault(item.loop, []).append((item.answer, result))
+    for loop, of_loop in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_deliver, of_loop)
+        except RuntimeError:
+            continue  # the loop is closed, so nothing awaits these results
 
 
 def _deliver(results: "Sequence[tuple[asyncio.Future[T], T | Exception]]") -> None:

@@ -65,7 +65,7 @@ def answer(**fields: Any) -> dict[str, Any]:
         ({"class": "a\r\nb", "confidence": 1}, "contains a line break or a control character"),
         (answer(probabilities=[0.5, 0.5]), "probabilities has 2 entries, but the tool lists 3 categories"),
         (answer(probabilities=[0.5, 0.5, 2]), "less than or equal to 1"),
-        (answer(model="../../etc"), "'../../etc' is a path, but an adapter must be requested by its name"),
+        (answer(model="../../etc"), "'../../etc' is a path"),
         (answer(model="/etc/passwd"), "'/etc/passwd' is a path"),
         (answer(model="..\\etc"), "is a path"),
         (answer(model=".."), "'..' is a path"),

@@ -25,11 +25,7 @@ def is_open(breaker: CircuitBreaker) -> bool:
 
 def fail(breaker: CircuitBreaker, times: int = 1) -> list[float | None]:
     """Record failed calls and return the pauses that they caused."""
-    pauses: list[float | None] = []
-    for _ in range(times):
-        assert not is_open(breaker)
-        pauses.append(breaker.record_failure())
-    return pauses
+    return [breaker.record_failure(breaker.acquire()) for _ in range(times)]
 
 
 def test_consecutive_failures_open_the_breaker() -> None:
@@ -40,7 +36,7 @@ def test_consecutive_failures_open_the_breaker() -> None:
 
 def test_a_success_resets_the_count_of_failures() -> None:
     breaker = new_breaker(Clock())
-    assert fail(breaker, 2) == [None, None] and not breaker.record_success()
+    assert fail(breaker, 2) == [None, None] and not breaker.record_success(breaker.acquire())
     assert fail(breaker, 2) == [None, None] and not is_open(breaker)
 
 
@@ -49,8 +45,9 @@ def test_after_the_pause_a_single_trial_call_is_allowed() -> None:
     breaker = new_breaker(clock)
     fail(breaker, 3)
     clock.now += 1
-    assert not is_open(breaker) and is_open(breaker)
-    assert breaker.record_success()
+    trial = breaker.acquire()
+    assert is_open(breaker)
+    assert breaker.record_success(trial)
     assert not is_open(breaker) and not is_open(breaker)
 
 
@@ -65,17 +62,42 @@ def test_each_failed_trial_call_doubles_the_pause_up_to_a_maximum() -> None:
         assert is_open(breaker)
     assert pauses == [1, 2, 3, 3]
     clock.now += 3
-    assert not is_open(breaker) and breaker.record_success()
+    assert breaker.record_success(breaker.acquire())
     assert fail(breaker, 3) == [None, None, 1]
 
 
 def test_calls_that_were_running_when_the_breaker_opened_do_not_extend_the_pause() -> None:
     clock = Clock()
     breaker = new_breaker(clock)
-    for _ in range(5):
-        assert not is_open(breaker)
-    assert [breaker.record_failure() for _ in range(5)] == [None, None, 1, None, None]
+    running = [breaker.acquire() for _ in range(5)]
+    assert [breaker.record_failure(call) for call in running] == [None, None, 1, None, None]
     assert breaker.remaining_s == 1 and breaker.times_opened == 1
+
+
+def test_a_call_that_began_before_the_breaker_opened_is_not_its_trial() -> None:
+    clock = Clock()
+    breaker = new_breaker(clock)
+    successful, failed, cancelled = (breaker.acquire() for _ in range(3))
+    fail(breaker, 3)
+    assert not breaker.record_success(successful) and is_open(breaker)  # during the pause
+    clock.now += 1
+    trial = breaker.acquire()
+    assert not breaker.record_success(successful)
+    assert breaker.record_failure(failed) is None
+    breaker.record_cancelled(cancelled)
+    assert is_open(breaker) and breaker.failures == 3  # the trial still runs and decides
+    assert breaker.record_success(trial) and not is_open(breaker)
+
+
+def test_a_call_that_began_before_the_breaker_closed_does_not_count_afterwards() -> None:
+    clock = Clock()
+    breaker = new_breaker(clock)
+    running = [breaker.acquire() for _ in range(3)]
+    fail(breaker, 3)
+    clock.now += 1
+    breaker.record_success(breaker.acquire())
+    assert [breaker.record_failure(call) for call in running] == [None] * 3
+    assert breaker.failures == 0 and not is_open(breaker)
 
 
 def test_a_cancelled_trial_call_allows_another_one() -> None:
@@ -83,6 +105,5 @@ def test_a_cancelled_trial_call_allows_another_one() -> None:
     breaker = new_breaker(clock)
     fail(breaker, 3)
     clock.now += 1
-    assert not is_open(breaker)
-    breaker.record_cancelled()
+    breaker.record_cancelled(breaker.acquire())
     assert not is_open(breaker)

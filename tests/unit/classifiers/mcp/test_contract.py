@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vllm_lora_router.classifiers.mcp.classifier import MAX_DESCRIPTION_CHARACTERS, arguments
+from vllm_lora_router.classifiers.mcp.arguments import arguments
+from vllm_lora_router.classifiers.mcp.classifier import MAX_DESCRIPTION_CHARACTERS
+from vllm_lora_router.routing.ab_assignment import digest
 from vllm_lora_router.types import Client, Query, Reasoning
 
 from .conftest import CONFIG
@@ -116,7 +118,7 @@ async def test_models_of_a_weighted_category_are_an_ab_test(router: ToolRouter) 
     models = [{"model": "one", "score": 1}, {"model": "two", "score": 3}]
     assigned: list[str] = []
     for user in range(60):
-        client = Client(ab_keys={"user": f"{user}"})
+        client = Client(ab_keys={"user": digest("", f"{user}")})
         plan = await router.plan(answer("weighted", models=models), client=client)
         repeated = await router.plan(answer("weighted", models=models), client=client)
         assert plan.assignment is not None and plan.assignment.weights == {"one": 1.0, "two": 3.0}
@@ -192,7 +194,7 @@ async def test_a_long_text_is_shortened_to_its_beginning_and_end(router: ToolRou
     await router.plan("echo")
     info = router.tool.session.info
     assert info is not None
-    sent = arguments(Query(text, (text,)), info)["text"]
+    sent = arguments(Query(text, (text,)), info.tool)["text"]
     assert len(sent) == 65_536 and sent.startswith("echo aaa") and sent.endswith("bbb")
     assert (await router.plan("hello " + text)).category == "medical"
 

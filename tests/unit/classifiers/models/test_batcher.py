@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from vllm_lora_router.classifiers import OverloadError, StuckModelError
+from vllm_lora_router.classifiers import OverloadError, StuckModelError, UnavailableError
 from vllm_lora_router.classifiers.models import batcher as batcher_module
 from vllm_lora_router.classifiers.models import worker as worker_module
 from vllm_lora_router.classifiers.models.batcher import BatchCost, Batcher
@@ -21,7 +21,7 @@ class Model:
         self.batches: list[list[str]] = []
         self.finish = threading.Event()
         self.finish.set()
-        self.fails: Callable[[Sequence[str]], Exception | None] = lambda texts: None
+        self.fails: Callable[[Sequence[str]], BaseException | None] = lambda texts: None
 
     def answer(self, texts: Sequence[str]) -> list[int]:
         self.batches.append(list(texts))
@@ -146,6 +146,87 @@ async def test_a_failed_batch_does_not_affect_other_batches(batcher: Batcher[int
     assert all(isinstance(result, MemoryError) for result in results)
     assert await batcher.submit("next") == 4
     assert (batcher.stats.failed, batcher.stats.batches) == (1, 3)
+
+
+class PanicException(BaseException):
+    """As pyo3 raises when Rust code panics: not an `Exception`."""
+
+
+@pytest.mark.parametrize(
+    "error", [PanicException("index out of bounds"), SystemExit(1), GeneratorExit(), MemoryError()]
+)
+async def test_whatever_a_batch_raises_the_next_batch_is_answered(
+    batcher: Batcher[int], model: Model, error: BaseException
+) -> None:
+    model.fails = lambda texts: error if "bad" in texts else None
+    async with asyncio.timeout(60):
+        with pytest.raises(Exception, match=str(error) or None) as raised:
+            await batcher.submit("bad")
+        if not isinstance(error, Exception):
+            assert isinstance(raised.value, UnavailableError)
+            assert f"the model call failed: {type(error).__name__}" in str(raised.value)
+        assert await batcher.submit("next") == 4
+    assert (batcher.stats.failed, batcher.stats.batches) == (1, 2)
+
+
+async def test_a_wrong_number_of_answers_fails_the_batch_and_the_next_batch_is_answered(worker: Worker) -> None:
+    batcher: Batcher[int] = Batcher(worker, lambda texts: [] if "bad" in texts else [0] * len(texts))
+    async with asyncio.timeout(60):
+        with pytest.raises(RuntimeError, match="the model returned 0 answers to 1 texts"):
+            await batcher.submit("bad")
+        assert await batcher.submit("next") == 0
+
+
+async def test_a_panic_of_an_inline_text_fails_only_that_text(batcher: Batcher[int], model: Model) -> None:
+    model.fails = lambda texts: PanicException("index out of bounds")
+    with pytest.raises(UnavailableError, match="the model call failed: PanicException: index out of bounds"):
+        batcher.run_inline("bad")
+    assert batcher.stats.failed == 1
+
+
+async def test_texts_are_refused_when_the_thread_of_the_model_has_ended(batcher: Batcher[int]) -> None:
+    batcher.worker.close()
+    async with asyncio.timeout(60):
+        while batcher.worker.is_alive:
+            await asyncio.sleep(0.001)
+    with pytest.raises(UnavailableError, match="the thread of the model has ended"):
+        await batcher.submit("x")
+
+
+async def test_one_client_cannot_take_the_model_from_another(worker: Worker, model: Model) -> None:
+    # A character takes a millisecond, so a batch has at most two texts of 40 characters.
+    batcher = Batcher(worker, model.answer, BatchCost(per_character_s=0.001), budget_s=0.08, limit=24)
+    model.finish.clear()
+    flood = [asyncio.ensure_future(batcher.submit("f" * 40)) for _ in range(25)]  # without a flow
+    busy = [asyncio.ensure_future(batcher.submit("b" * 40, "busy")) for _ in range(24)]
+    await wait_for_batches(model, 1)
+    paying = [asyncio.ensure_future(batcher.submit("p" * 40, "paying")) for _ in range(3)]
+    await asyncio.sleep(0)
+    model.finish.set()
+    assert await asyncio.gather(*paying) == [40, 40, 40]
+    first = next(index for index, batch in enumerate(model.batches) if "p" * 40 in batch)
+    last = max(index for index, batch in enumerate(model.batches) if "p" * 40 in batch)
+    assert first <= 1 and last - first <= 3
+    async with asyncio.timeout(60):
+        results = await asyncio.gather(*flood, *busy, return_exceptions=True)
+    dropped = [result for result in results if isinstance(result, OverloadError)]
+    assert len(dropped) == 25 + 24 + 3 - 24 - len(model.batches[0])
+
+
+async def test_a_client_that_leaves_leaves_nothing_in_the_queue(worker: Worker, model: Model) -> None:
+    batcher = Batcher(worker, model.answer, limit=4)
+    model.finish.clear()
+    first = asyncio.ensure_future(batcher.submit("first", "a"))
+    await wait_for_batches(model, 1)
+    tasks = [asyncio.ensure_future(batcher.submit("x", flow)) for flow in ("a", "a", "a", "a", "b", None)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sorted(type(result).__name__ for result in results) == ["CancelledError"] * 5 + ["OverloadError"]
+    assert len(batcher._queue) == 0  # pyright: ignore[reportPrivateUsage]
+    model.finish.set()
+    assert await first == 5
 
 
 async def test_on_batch_gets_the_size_of_the_batch_and_of_the_queue(

@@ -3,11 +3,13 @@
 import gc
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from vllm_lora_router.classifiers import UnavailableError
 from vllm_lora_router.classifiers.models import worker as module
 from vllm_lora_router.classifiers.models.worker import Worker
 
@@ -37,6 +39,12 @@ def test_an_exception_of_a_call_is_raised_to_the_caller(worker: Worker) -> None:
     assert worker.run_blocking(lambda: 5) == 5
 
 
+def test_an_exit_of_a_call_fails_only_that_call(worker: Worker) -> None:
+    with pytest.raises(UnavailableError, match="the model call failed: SystemExit: 3"):
+        worker.submit(lambda: sys.exit(3)).result(60)
+    assert worker.submit(lambda: 5).result(60) == 5
+
+
 def test_a_call_that_is_cancelled_before_it_starts_never_runs(worker: Worker) -> None:
     finish, ran = threading.Event(), []
     first = worker.submit(lambda: finish.wait(5))
@@ -54,6 +62,18 @@ def test_prepare_runs_once_on_the_thread_before_the_first_call() -> None:
     worker = Worker("test", prepare=lambda: prepared.append(threading.current_thread().name))
     assert [worker.run_blocking(lambda: len(prepared)) for _ in range(2)] == [1, 1]
     assert prepared == ["lora-router-test"]
+    worker.close()
+
+
+def test_a_failure_of_prepare_fails_every_call_instead_of_leaving_it_waiting() -> None:
+    def fail() -> None:
+        raise SystemExit("no such device")
+
+    worker = Worker("test", prepare=fail)
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="the model call failed: SystemExit: no such device"):
+            worker.submit(lambda: 1).result(60)
+    assert worker.is_alive
     worker.close()
 
 
@@ -80,12 +100,43 @@ def test_the_thread_ends_with_the_last_reference_to_the_worker() -> None:
     assert not thread.is_alive()
 
 
+def run_program(program: str) -> "subprocess.CompletedProcess[str]":
+    lines = "from vllm_lora_router.classifiers.models import worker as module\n" + textwrap.dedent(program)
+    return subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_a_call_that_never_returns_does_not_keep_the_process_alive() -> None:
-    program = (
-        "import threading\\n"
-        "from vllm_lora_router.classifiers.models.worker import Worker\\n"
-        "started = threading.Event()\\n"
-        "Worker('test').submit(lambda: started.set() or threading.Event().wait())\\n"
-        "started.wait()\\n"
-    ).replace("\\n", "\n")
-    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+    program = """
+        import threading
+        module.STUCK_S = 0.1
+        started = threading.Event()
+        module.Worker("test").submit(lambda: started.set() or threading.Event().wait())
+        started.wait()
+    """
+    assert run_program(program).returncode == 0
+
+
+@pytest.mark.parametrize("worker", ["worker", "module.Worker('other')"])  # with and without a reference at the exit
+def test_process_waits_for_the_running_call_and_drops_queued_ones(worker: str) -> None:
+    # Without the wait, torch ends the process with "terminate called without an active exception" and status 134.
+    program = f"""
+        import sys, threading, time, torch
+        started, matrix = threading.Event(), torch.rand(64, 64)
+
+        def multiply():
+            started.set()
+            end = time.monotonic() + 0.5
+            while time.monotonic() < end:
+                matrix.mm(matrix)
+            print("returned", flush=True)
+
+        worker = module.Worker("test")
+        used = {worker}
+        used.submit(multiply)
+        used.submit(multiply)
+        started.wait()
+        del used
+        sys.exit(3)
+    """
+    result = run_program(program)
+    assert (result.returncode, result.stdout, result.stderr) == (3, "returned\n", "")
