@@ -53,7 +53,7 @@ def sync(server: Server) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def claude(server: Server) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=server.url, auth_token=API_KEY, api_key=None, max_retries=0)
+    return anthropic.Anthropic(base_url=server.url, api_key=API_KEY, max_retries=0)
 
 
 @pytest.mark.parametrize(("question", "model"), QUESTIONS)
@@ -100,6 +100,22 @@ def test_anthropic(claude: anthropic.Anthropic, question: str, model: str) -> No
     with claude.messages.stream(model="MoM", max_tokens=64, messages=[user(question)], extra_body=COLD) as stream:
         assert "".join(stream.text_stream) == ANSWER[model]
     assert claude.messages.count_tokens(model="MoM", messages=[user(question)]).input_tokens > 10
+
+
+def test_anthropic_key_is_checked(server: Server) -> None:
+    def count(**options: Any) -> int:
+        client = anthropic.Anthropic(base_url=server.url, max_retries=0, **options)
+        return client.messages.count_tokens(model="MoM", messages=[user(MEDICAL)]).input_tokens
+
+    assert count(api_key=API_KEY) == count(auth_token=API_KEY) > 10
+    # The header Authorization takes precedence.
+    assert count(api_key="wrong", default_headers={"authorization": f"Bearer {API_KEY}"}) > 10
+    with pytest.raises(anthropic.AuthenticationError):
+        count(api_key="wrong")
+    with pytest.raises(anthropic.AuthenticationError):
+        count(api_key=API_KEY, default_headers={"authorization": "Bearer wrong"})
+    for path, sent in [("/v1/messages", {}), ("/v1/chat/completions", {"x-api-key": API_KEY})]:
+        assert httpx.post(server.url + path, headers=sent, json={}).status_code == 401
 
 
 @pytest.mark.parametrize("responses_api", [False, True])

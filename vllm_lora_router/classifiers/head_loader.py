@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from vllm_lora_router.classifiers.heads.head import Head
 from vllm_lora_router.classifiers.heads.kernel_ridge import LabelledEmbeddings
 from vllm_lora_router.classifiers.heads.storage import PROBES, HeadError, StoredHead, matches_encoder, read_head
 from vllm_lora_router.classifiers.models.batcher import MAX_BATCH_SIZE
-from vllm_lora_router.classifiers.models.encoder import Encoder
+from vllm_lora_router.classifiers.models.encoder import Encoder, load_encoder
 from vllm_lora_router.config.head_source import head_source, head_texts
 from vllm_lora_router.config.loader import LoadedConfig
 from vllm_lora_router.text import suggest
@@ -51,15 +51,35 @@ def load_head(loaded: LoadedConfig, encoder: Encoder) -> ConfiguredHead | None:
     if source is None:
         return None
     if source == "folder":
-        stored, settings = read_configured_head(loaded), loaded.config.classifier.embedding_model
-        if not matches_encoder(stored, encoder.encode_blocking(PROBES)):
-            raise ClassifierError(
-                f"{_place(loaded)}: {settings.head} was fitted on {stored.encoder}, which is another encoder than "
-                f"{settings.model_id}; set model_id to that encoder, or fit the head again"
-            )
+        stored = read_configured_head(loaded)
+        _check_encoder(loaded, stored, encoder)
         return ConfiguredHead(stored.head, _thresholds(loaded, stored.head, stored.thresholds))
     few_shot = fit_few_shot(*embed_examples(loaded, encoder))
     return ConfiguredHead(few_shot.head, _thresholds(loaded, few_shot.head, {}), few_shot)
+
+
+def check_head(loaded: LoadedConfig) -> None:
+    """Check the head in the configured folder, and that it belongs to the encoder, which is loaded on the CPU. Blocks.
+
+    Raises:
+        ClassifierError: As for `load_head`, or the encoder cannot be loaded.
+    """
+    stored = read_configured_head(loaded)
+    classifier = loaded.config.classifier
+    settings = classifier.embedding_model.model_copy(update={"device": "cpu"})
+    on_cpu = loaded.config.model_copy(
+        update={"classifier": classifier.model_copy(update={"embedding_model": settings})}
+    )
+    _check_encoder(loaded, stored, load_encoder(replace(loaded, config=on_cpu)))
+
+
+def _check_encoder(loaded: LoadedConfig, stored: StoredHead, encoder: Encoder) -> None:
+    if not matches_encoder(stored, encoder.encode_blocking(PROBES)):
+        settings = loaded.config.classifier.embedding_model
+        raise ClassifierError(
+            f"{_place(loaded)}: {settings.head} was fitted on {stored.encoder}, which is another encoder than "
+            f"{settings.model_id}; set model_id to that encoder, or fit the head again"
+        )
 
 
 def embed_examples(loaded: LoadedConfig, encoder: Encoder) -> tuple[LabelledEmbeddings, np.ndarray]:

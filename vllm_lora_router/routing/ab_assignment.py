@@ -35,9 +35,8 @@ def assignment_key(
             if beginning:
                 key = digest(salt, source, client.api_key_fingerprint or "", client.tenant or "", beginning)
                 return AssignmentKey(key, source)
-        elif value := client.ab_keys.get(source):
-            # The source is not part of the digest, because each API has its own field for the same user.
-            return AssignmentKey(digest(salt, value), source)
+        elif key := client.ab_keys.get(source):
+            return AssignmentKey(key, source)
     return AssignmentKey(digest(salt, request), "request")
 
 

@@ -1,7 +1,7 @@
 """Affinity: determine the topic of a conversation from its last turn and the turns before it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -16,6 +16,7 @@ from vllm_lora_router.routing.affinity_state import (
     next_topic,
     replay_turns,
 )
+from vllm_lora_router.routing.text_filter import TextFilter
 from vllm_lora_router.types import ActiveTopic, Affinity, Query, Step
 
 # Of a longer conversation, the first turn and the latest turns are used: each turn costs one or two microseconds.
@@ -34,12 +35,12 @@ class ConversationClassifier:
     """Classifies the last turn of a conversation, and those earlier turns that are not cached."""
 
     def __init__(
-        self, settings: AffinitySettings, cascade: Cascade, clean: Callable[[str], str], *, by_client: bool = False
+        self, settings: AffinitySettings, cascade: Cascade, text_filter: TextFilter, *, by_client: bool = False
     ) -> None:
         """Create a classifier.
 
         Args:
-            clean: Removes text that is not part of the user's question.
+            text_filter: Removes text that is not part of the user's question.
             by_client: Never use a result of one client for another client.
         """
         self._settings = settings
@@ -47,27 +48,30 @@ class ConversationClassifier:
         self._earlier_cascade = cascade.without("mcp")  # a tool classifies only the last turn
         self._turns = TurnCache(by_client=by_client)
         self._needs_client = by_client or len(self._earlier_cascade.classifiers) < len(cascade.classifiers)
-        self._clean = clean
+        self._text_filter = text_filter
 
     async def classify(self, query: Query, before: ActiveTopic | None) -> ConversationResult:
         """Classify a conversation.
 
         Args:
             before: The topic of the conversation before the query's first turn, if it is known.
+
+        Raises:
+            TimeoutError: The deadline of the cascade passed while the text was filtered.
         """
         if not self._settings.enabled:
-            return _without_affinity(await self._cascade.classify(self._query(query.text, query)))
+            return _without_affinity(await self._classify(self._cascade, query.text, query))
         turns = _earlier_turns(query)
         client = client_key(query) if self._needs_client else None
         if not turns and before is None:  # fast path: most requests start a conversation
-            steps = await self._cascade.classify(self._query(query.text, query))
+            steps = await self._classify(self._cascade, query.text, query)
             self._store(query, client, steps)
             return _without_affinity(steps)
         cached = {text: self._turns.get(text, client) for _, text in turns}
         unknown = self._select_unknown([text for text, result in cached.items() if result is None])
         # The last turn first: it decides, and the results of earlier turns are nearly always cached.
-        calls = [self._cascade.classify(self._query(query.text, query))]
-        calls += [self._earlier_cascade.classify(self._query(text, query)) for text in unknown]
+        calls = [self._classify(self._cascade, query.text, query)]
+        calls += [self._classify(self._earlier_cascade, text, query) for text in unknown]
         steps, *others = [await calls[0]] if len(calls) == 1 else await asyncio.gather(*calls)
         for text, earlier_steps in zip(unknown, others, strict=True):
             cached[text] = (accepted_classification(earlier_steps),)
@@ -103,12 +107,14 @@ class ConversationClassifier:
         limit = self._settings.turns - 1
         return [texts[0], *texts[len(texts) - limit + 1 :]] if len(texts) > limit else list(texts)
 
-    def _query(self, text: str, query: Query) -> Query:
-        """Return a query for one turn."""
-        text = self._clean(text)
-        if query.turns == (text,):
-            return query
-        return Query(text, (text,), query.api, None, query.client, query.model, query.may_call_tools)
+    async def _classify(self, cascade: Cascade, text: str, query: Query) -> tuple[Step, ...]:
+        """Classify one turn. Filtering its text counts towards the deadline."""
+        limit_s = cascade.deadline_ms / 1000
+        deadline = asyncio.get_running_loop().time() + limit_s
+        text = await self._text_filter.apply(text, limit_s)
+        if query.turns != (text,):
+            query = Query(text, (text,), query.api, None, query.client, query.model, query.may_call_tools)
+        return await cascade.classify(query, deadline)
 
 
 def _earlier_turns(query: Query) -> list[tuple[int, str]]:

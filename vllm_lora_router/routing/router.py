@@ -1,7 +1,6 @@
 """The router: plans requests for one configuration whose models are loaded. It never changes after construction."""
 
 import asyncio
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -17,6 +16,7 @@ from vllm_lora_router.routing.ab_assignment import AssignmentKey, assignment_key
 from vllm_lora_router.routing.affinity import ConversationClassifier
 from vllm_lora_router.routing.affinity_state import ConversationStore, StoredConversation
 from vllm_lora_router.routing.candidates import Candidates
+from vllm_lora_router.routing.text_filter import TextFilter
 from vllm_lora_router.types import ANONYMOUS, Candidate, Client, Plan, Query, Reason, Step
 
 MAX_CONCURRENT_PROMPTS = 32  # prompts of one request that are classified at once
@@ -63,9 +63,11 @@ class Router:
         self._time_limit_s = (self._cascade.deadline_ms / 1000) + (tool.timeout_seconds if self.uses_mcp else 0)
         self._candidates = Candidates(config, base)
         self._fallback_category = config.classifier.category_model.fallback_category
-        self._drop = [re.compile(pattern) for pattern in config.router.text.drop]
         self._conversation_classifier = ConversationClassifier(
-            config.router.affinity, self._cascade, self._clean, by_client=self.isolates_tenants
+            config.router.affinity,
+            self._cascade,
+            TextFilter(config.router.text.drop),
+            by_client=self.isolates_tenants,
         )
 
     @classmethod
@@ -171,9 +173,11 @@ class Router:
 
     async def _plan(self, query: Query, key: Callable[[], AssignmentKey]) -> Plan:
         stored = self.conversations.get(query)
-        result = await self._conversation_classifier.classify(
-            query, stored.active_topic if stored is not None else None
-        )
+        before = stored.active_topic if stored is not None else None
+        try:
+            result = await self._conversation_classifier.classify(query, before)
+        except TimeoutError:  # of router.text.drop: a classifier that takes too long is a step with a failure
+            return self.fallback("timeout")
         if (topic := result.active_topic) is None:
             category, reason = self._fallback_category, _fallback_reason(query, result.steps)
             candidates, assignment = self._candidates.for_category(category, key)
@@ -198,12 +202,6 @@ class Router:
         beginning = query.turns[0] if query.turns else query.text
         known = stored.assignment_key if stored is not None else None
         return assignment_key(query.client, beginning, self.ab_key_sources, self.ab_salt, new_id(), known)
-
-    def _clean(self, text: str) -> str:
-        """Return a text without the parts that `router.text.drop` matches."""
-        for pattern in self._drop:
-            text = pattern.sub(" ", text)
-        return text
 
 
 def _header_name(source: str | None) -> bytes | None:

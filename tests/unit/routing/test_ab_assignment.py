@@ -92,11 +92,11 @@ def test_assignments_do_not_change_between_releases() -> None:
 
 
 def test_the_first_source_with_a_value_is_used() -> None:
-    ab_keys = {"user": "u", "header:x-user": "h"}
+    ab_keys = {"user": digest("", "u"), "header:x-user": digest("", "h")}
     key = assignment_key(Client(ab_keys=ab_keys), "hello", SOURCES, "", "request")
     assert (key.source, key.key) == ("user", digest("", "u"))
     assert (
-        assignment_key(Client(ab_keys={"header:x-user": "h"}), "hello", SOURCES, "", "request").source
+        assignment_key(Client(ab_keys={"header:x-user": digest("", "h")}), "hello", SOURCES, "", "request").source
         == "header:x-user"
     )
     assert assignment_key(Client(), "hello", SOURCES, "", "request").source == "conversation"
@@ -106,7 +106,8 @@ def test_the_first_source_with_a_value_is_used() -> None:
 
 def test_a_user_has_the_same_key_in_every_api() -> None:
     names = ("safety_identifier", "metadata.user_id", "user", "header:x-user")
-    assert len({assignment_key(Client(ab_keys={name: "u"}), "", SOURCES, "", "").key for name in names}) == 1
+    key = digest("", "u")
+    assert {assignment_key(Client(ab_keys={name: key}), "", SOURCES, "", "").key for name in names} == {key}
 
 
 def test_the_same_first_message_of_different_clients_gives_different_keys() -> None:

@@ -181,7 +181,8 @@ async def test_classification_stops_after_the_second_category(router: Route) -> 
 
 
 async def test_thousands_of_prompts_do_not_block_the_event_loop(router: Route) -> None:
-    planning = asyncio.ensure_future(plan(router(), *(f"fever {number}" for number in range(3000))))
+    without_deadline = router(more="router: {deadline_ms: 60000}\n")
+    planning = asyncio.ensure_future(plan(without_deadline, *(f"fever {number}" for number in range(3000))))
     turns = 0
     while not planning.done():
         turns += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,11 +66,11 @@ def test_reasoning_and_unusual_names_are_printed(run: Run, config: Config) -> No
     file = config(
         ("    loras:", "    reasoning_family: gpt-oss\n    loras:"),
         ('        lora_name: "legal-lora"', '        lora_name: "legal-lora"\n        use_reasoning: true'),
-        ('"legal"', '"[/b]\\nlaw"'),
+        ('"legal"', '"[/b]law"'),
         ("You are a legal expert.", "[red]You\\nare[/i]"),
     )
     _, printed, _ = run("classify", "a lawsuit", "--config", file)
-    assert r"[/b]\nlaw -> legal-lora (keyword; category [/b]" in printed
+    assert "[/b]law -> legal-lora (keyword; category [/b]" in printed
     assert r"  system prompt (insert): [red]You\nare[/i]" in printed
     assert "  reasoning: medium" in printed
 
@@ -88,3 +90,11 @@ def test_unusable_model_exits_with_1(run: Run, config: Config) -> None:
         f"{file}: classifier.category_model.model_id: {file.parent}/model has no config.json; it must be a model "
         "saved by transformers\n"
     )
+
+
+def test_pattern_with_nested_repetition_does_not_hang(config: Config) -> None:
+    file = config(more="router: {text: {drop: ['(a+)+$']}}\n")
+    command = [sys.executable, "-m", "vllm_lora_router.cli", "classify", "a" * 40 + "!", "--config", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "- -> base (below_threshold; default_model) in " in result.stdout

@@ -175,6 +175,12 @@ def _notes(experiment: Experiment, power: float) -> list[str]:
         notes.append(
             f"The adapter files of {', '.join(changed)} changed in this period: their versions are counted together."
         )
+    scores = [score for arm in experiment.arms for score in arm.scores or ()]
+    if scores and not 0 <= min(scores) <= max(scores) <= 1:
+        notes.append(
+            f"The scores are from {min(scores):g} to {max(scores):g}: means can be compared only if all clients used "
+            "the same scale (`router.feedback`)."
+        )
     without_user = experiment.key_sources.get("request", 0)
     if without_user:
         total = sum(experiment.key_sources.values())

@@ -37,6 +37,7 @@ class Arm:
     first_byte_ms: Quantiles
     content_versions: int  # versions of the adapter's files that served in this period
     ratings: int
+    scores: tuple[float, float] | None  # the lowest and the highest rating
     sample: Sample | None  # the mean ratings of the keys; None without ratings
     mean: Estimate | None  # the mean of the sample; None for a single key with a rating other than 0 and 1
 
@@ -142,6 +143,7 @@ class _ArmCollector:
 
     def report(self, name: str, weight: float) -> Arm:
         sample = Sample.of(self.ratings.values())
+        scores = [score for ratings in self.ratings.values() for score in ratings]
         return Arm(
             name,
             weight,
@@ -154,7 +156,8 @@ class _ArmCollector:
             self.without_outcome,
             Quantiles.of(self.first_byte),
             len(self.contents),
-            sum(map(len, self.ratings.values())),
+            len(scores),
+            (min(scores), max(scores)) if scores else None,
             sample,
             None if sample is None else sample.estimate,
         )

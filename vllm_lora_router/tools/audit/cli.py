@@ -141,14 +141,14 @@ def _summarize(record: AuditRecord, summary: Summary, *, as_json: bool) -> None:
     console.print(f"{summary.decisions:,} decisions of {processes}{period}", highlight=False, soft_wrap=True)
     if summary.decisions:
         console.print(table)
-        console.print(_responses(summary))
+        console.print(_responses(summary, record))
     missing = record.missing
     gaps = sum(gap.lines for gap in missing.gaps)
     print(f"missing lines: {len(missing.invalid):,} invalid, {gaps:,} not in the record, {missing.lost:,} lost")
     _warn(record)
 
 
-def _responses(summary: Summary) -> Table:
+def _responses(summary: Summary, record: AuditRecord) -> Table:
     table = Table("responses", "")
     for name, counts in (("status", summary.status), ("finish reason", summary.finish_reasons)):
         table.add_row(name, _text(", ".join(f"{value} {count:,}" for value, count in counts.items()) or NO_VALUE))
@@ -156,8 +156,10 @@ def _responses(summary: Summary) -> Table:
     table.add_row("without outcome", f"{summary.without_outcome:,}")
     table.add_row("overhead", _format_times(summary.overhead_ms))
     table.add_row("first byte", _format_times(summary.first_byte_ms))
-    mean = "" if summary.mean_score is None else f", mean {summary.mean_score:.4g}"
-    table.add_row("feedback", f"{summary.feedback:,}{mean}")
+    mean, low, high = summary.mean_score, summary.min_score, summary.max_score
+    scores = "" if mean is None else f", mean {mean:.4g}, from {low:g} to {high:g}"
+    table.add_row("feedback", f"{summary.feedback:,}{scores}")
+    table.add_row("feedback on unknown ids", f"{record.unmatched_feedback:,}")
     return table
 
 

@@ -31,8 +31,9 @@ def join_decisions(
     """Yield the decisions that match, in order of time.
 
     Reads the record twice, first to find decisions without an outcome. So memory holds only the requests that were in
-    progress at the same time, and all feedback. If a client used one id for several requests, outcomes are joined to
-    decisions in order, and feedback to the first decision.
+    progress at the same time, and all feedback. Clients can use one id for several requests: outcomes are joined by the
+    unique `key` of the decision (in records without it, to decisions of the id in order), and feedback to the first
+    decision of the id that has the key, or the API key and tenant, of the feedback.
 
     Args:
         matches: returns whether a decision's line is yielded.
@@ -41,10 +42,10 @@ def join_decisions(
     pairs, in_progress = _Pairs[_Entry](), deque[_Entry]()
     for line in record.lines():
         if line["type"] == "decision":
-            entry = _Entry(line if matches(line) else None, feedback.pop(line["id"], []))
+            entry = _Entry(line if matches(line) else None, _take_feedback(feedback, line))
             if (line["run"], line["seq"]) in without_outcome:
                 entry.is_complete = True
-            elif (outcome := pairs.add_decision(line["id"], entry)) is not None:
+            elif (outcome := pairs.add_decision(line, entry)) is not None:
                 entry.complete(outcome)
             if entry.decision is not None:
                 in_progress.append(entry)
@@ -52,6 +53,7 @@ def join_decisions(
             entry.complete(line)
         while in_progress and in_progress[0].is_complete:
             yield in_progress.popleft().joined()
+    record.unmatched_feedback = sum(map(len, feedback.values()))
     for entry in in_progress:
         yield entry.joined()
 
@@ -72,21 +74,40 @@ class _Entry:
 
 
 class _Pairs(Generic[T]):
-    # Joins outcomes to decisions of the same id, the first to the first. The clocks of two processes can differ, so an
-    # outcome can come before its decision.
+    # Joins outcomes to decisions of the same key or id, the first to the first. The clocks of two processes can differ,
+    # so an outcome can come before its decision.
     def __init__(self) -> None:
         self.waiting: dict[str, deque[T]] = {}
         self.early: dict[str, deque[AuditLine]] = {}
 
-    def add_decision(self, id: str, decision: T) -> AuditLine | None:
-        if (outcome := _pop_first(self.early, id)) is None:
-            self.waiting.setdefault(id, deque()).append(decision)
+    def add_decision(self, line: AuditLine, decision: T) -> AuditLine | None:
+        if (outcome := _pop_first(self.early, _key(line))) is None:
+            self.waiting.setdefault(_key(line), deque()).append(decision)
         return outcome
 
     def add_outcome(self, outcome: AuditLine) -> T | None:
-        if (decision := _pop_first(self.waiting, outcome["id"])) is None:
-            self.early.setdefault(outcome["id"], deque()).append(outcome)
+        if (decision := _pop_first(self.waiting, _key(outcome))) is None:
+            self.early.setdefault(_key(outcome), deque()).append(outcome)
         return decision
+
+
+def _take_feedback(feedback: dict[str, list[AuditLine]], decision: AuditLine) -> list[AuditLine]:
+    with_id = feedback.pop(decision["id"], [])
+    if others := [line for line in with_id if not _is_for(line, decision)]:
+        feedback[decision["id"]] = others
+    return [line for line in with_id if _is_for(line, decision)]
+
+
+def _is_for(feedback: AuditLine, decision: AuditLine) -> bool:
+    if "key" in feedback:
+        return feedback["key"] == decision.get("key")
+    # Earlier releases wrote no sender.
+    return all(feedback.get(name, decision.get(name)) == decision.get(name) for name in ("tenant", "client"))
+
+
+def _key(line: AuditLine) -> str:
+    # Earlier releases wrote no key.
+    return line.get("key") or line["id"]
 
 
 def _pop_first(by_id: dict[str, deque[T]], id: str) -> T | None:
@@ -103,7 +124,7 @@ def _find_unended(record: AuditRecord) -> tuple[set[tuple[str, int]], dict[str, 
     pairs, feedback = _Pairs[tuple[str, int]](), dict[str, list[AuditLine]]()
     for line in record.lines():
         if line["type"] == "decision":
-            pairs.add_decision(line["id"], (line["run"], line["seq"]))
+            pairs.add_decision(line, (line["run"], line["seq"]))
         elif line["type"] == "outcome":
             pairs.add_outcome(line)
         elif line["type"] == "feedback":

@@ -72,6 +72,7 @@ class AuditRecord:
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
         self._missing: MissingLines | None = None
+        self.unmatched_feedback = 0  # lines of feedback on no decision of the record; set by `join_decisions`
 
     @classmethod
     def open(cls, *paths: Path) -> "AuditRecord":

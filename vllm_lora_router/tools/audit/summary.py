@@ -56,6 +56,8 @@ class Summary:
     first_byte_ms: Quantiles
     feedback: int
     mean_score: float | None
+    min_score: float | None
+    max_score: float | None
 
     def by(self, name: str) -> dict[str, int]:
         """Return the number of decisions by `category`, `served`, `method` or `reason`."""
@@ -103,6 +105,8 @@ def summarize(decisions: Iterable[JoinedDecision]) -> Summary:
         Quantiles.of(first_byte),
         len(scores),
         float(np.mean(scores)) if scores else None,
+        min(scores, default=None),
+        max(scores, default=None),
     )
 
 

@@ -56,7 +56,7 @@ def read_traffic(decisions: Iterable[JoinedDecision], loaded: LoadedConfig, base
     The model that a client requests under `router.mode: observe` is a label, and so is feedback on a routed answer.
 
     Raises:
-        FeedbackError: A feedback score is not between 0 and 1.
+        FeedbackError: A feedback score is outside `router.feedback`.
     """
     labels, traffic = _Labels(loaded, base), Traffic()
     for joined in decisions:
@@ -102,6 +102,7 @@ class _Labels:
     def __init__(self, loaded: LoadedConfig, base: ServedBase) -> None:
         config = loaded.config
         self._auto_names = config.auto_names
+        self._scale = config.router.feedback
         self._categories = [category.name for category in config.categories]
         self._bases = {*config.bases, base.served_name, None}
         candidates = Candidates(config, base)
@@ -124,14 +125,16 @@ class _Labels:
             traffic.labels["requested model"] += 1
             return Label({name: name in categories for name in self._categories}, categories)
         if decision["reason"] == "routed" and joined.feedback:
-            scores = [feedback["score"] for feedback in joined.feedback]
-            if invalid := [score for score in scores if not 0 <= score <= 1]:
+            scores, scale = [feedback["score"] for feedback in joined.feedback], self._scale
+            if invalid := [score for score in scores if not scale.min <= score <= scale.max]:
                 raise FeedbackError(
-                    f"feedback on {decision['id']} is {invalid[0]:g}: labels need scores from 0 (wrong) to 1 (right)"
+                    f"feedback on {decision['id']} is {invalid[0]:g}: scores are from {scale.min:g} (wrong) to "
+                    f"{scale.max:g} (right); set router.feedback to the scale of this record"
                 )
             traffic.labels["feedback"] += 1
             category = decision["plan"]["category"]
-            return Label({category: fmean(scores) >= POSITIVE_FEEDBACK}, frozenset({category}))
+            score = (fmean(scores) - scale.min) / (scale.max - scale.min)
+            return Label({category: score >= POSITIVE_FEEDBACK}, frozenset({category}))
         return None
 
 

@@ -33,6 +33,7 @@ from vllm_lora_router.observability.audit_schema import (
     keep_full_text,
     rfc3339,
 )
+from vllm_lora_router.routing.ab_assignment import digest
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.leasing import lease_first, routed_target
 from vllm_lora_router.types import (
@@ -211,15 +212,28 @@ class RandomTraffic:
 
     async def _decision(self, id: str, plan: Plan, client: Client, queries: Sequence[Query]) -> Decision:
         path, adapter = "/v1/chat/completions", self.rng.choice(ADAPTERS)
+        request = RequestInfo(path, "chat", adapter, client.tenant, client.api_key_fingerprint)
         if self.rng.random() < 0.08:
             named = Candidate(adapter, adapter)
             if self.rng.random() < 0.5:
                 return Decision(
-                    id, plan, named, "observe", AppliedEdit(), 1.0, request=RequestInfo(path, "chat", adapter, client)
+                    id,
+                    plan,
+                    named,
+                    "observe",
+                    AppliedEdit(),
+                    1.0,
+                    request=request,
                 )
             empty = Plan((), "named", None, None, None, (named,), plan.config_version)
             return Decision(
-                id, empty, named, "named", AppliedEdit(), 1.0, request=RequestInfo(path, "chat", adapter, client)
+                id,
+                empty,
+                named,
+                "named",
+                AppliedEdit(),
+                1.0,
+                request=request,
             )
         adapters: Any = FlakyAdapters(self.rng)
         selection = await lease_first(routed_target(self.router, plan, client.tenant, path), adapters)
@@ -234,7 +248,7 @@ class RandomTraffic:
             version=None if version is None else version.engine_name,
             content_digest=None if version is None else version.digest,
             skipped=selection.skipped,
-            request=RequestInfo(path, "chat", "MoM", client, len(queries)),
+            request=RequestInfo(path, "chat", "MoM", client.tenant, client.api_key_fingerprint, len(queries)),
         )
 
     def _query(self, seq: int) -> Query:
@@ -252,7 +266,7 @@ class RandomTraffic:
 
     def _client(self) -> Client:
         rng = self.rng
-        ab_keys = {"user": f"user {rng.randint(1, 50)}"} if rng.random() < 0.7 else {}
+        ab_keys = {"user": digest("s", f"user {rng.randint(1, 50)}")} if rng.random() < 0.7 else {}
         return Client(rng.choice([None, "acme"]), rng.choice([None, "0a1b2c3d4e5f"]), ab_keys)
 
     def _config(self) -> AuditLine:
@@ -361,8 +375,9 @@ def decision(id: str = "chatcmpl-7", at_s: float = 0.0, text: str = "a fever", *
         3.0,
         version="medical-lora@1a2b3c4d",
         content_digest="1a2b3c4d5e6f",
-        request=RequestInfo("/v1/chat/completions", "chat", "MoM", Client("acme", "0a1b2c3d4e5f")),
+        request=RequestInfo("/v1/chat/completions", "chat", "MoM", "acme", "0a1b2c3d4e5f"),
         timings_ms={"plan": 1.0},
+        key=id,
     )
     return decision_line(replace(routed, **changes), NOON + at_s, [text], keep_full_text)
 
@@ -373,6 +388,7 @@ def outcome(id: str = "chatcmpl-7", at_s: float = 1.0, **changes: Any) -> AuditL
         "type": "outcome",
         "at": at(at_s),
         "id": id,
+        "key": id,
         "status": 200,
         "first_byte_ms": 20.0,
         "total_ms": 900.0,

@@ -92,6 +92,17 @@ def test_report_as_json(run: Run, folder: Path) -> None:
     assert comparison["interval"]["low"] < comparison["difference"] < comparison["interval"]["high"]
 
 
+def test_scores_outside_0_to_1_are_pointed_out(run: Run, write: Write) -> None:
+    lines = ab_traffic(20, positive=dict.fromkeys(EQUAL_WEIGHTS, 0.5))
+    folder = write("a", *lines)
+    assert "the same scale" not in run("ab", folder)[1]
+    lines[2]["score"] = 99.0
+    folder = write("a", *lines)
+    assert (
+        "The scores are from 0 to 99: means can be compared only if all clients used the same" in run("ab", folder)[1]
+    )
+
+
 def test_missing_scipy_is_an_error_with_the_extra_to_install(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ def folder(write: Write) -> Path:
         outcome("3", 6, status=None, aborted=True, finish_reason=None, first_byte_ms=None),
         decision("4", 20, text="a cough"),
         feedback(0.5, "1", 30),
+        feedback(1, "unknown", 31),
     )
 
 
@@ -55,7 +56,7 @@ def test_summary_has_decisions_and_responses(run: Run, folder: Path) -> None:
     assert ["finish reason", "stop 2, - 1"] in rows
     assert ["aborted", "1"] in rows and ["without outcome", "1"] in rows
     assert ["overhead", "p50 3.0 ms, p95 3.0 ms"] in rows and ["first byte", "p50 20.0 ms, p95 20.0 ms"] in rows
-    assert ["feedback", "1, mean 0.5"] in rows
+    assert ["feedback", "1, mean 0.5, from 0.5 to 0.5"] in rows and ["feedback on unknown ids", "1"] in rows
     assert lines[-1] == "missing lines: 0 invalid, 0 not in the record, 0 lost"
 
 

@@ -15,6 +15,7 @@ from vllm_lora_router.observability.audit_log import AuditLog
 from vllm_lora_router.observability.audit_schema import SCHEMA_VERSION, AuditLine
 from vllm_lora_router.tools.audit.join import join_decisions
 from vllm_lora_router.tools.audit.reader import AuditRecord, AuditRecordError, Gap
+from vllm_lora_router.types import RequestInfo
 
 from .conftest import at, decision, feedback, outcome
 
@@ -67,6 +68,43 @@ def test_requests_with_the_same_id_get_their_outcomes_in_order(write: Write) -> 
     joined = list(join_decisions(AuditRecord.open(folder)))
     assert [each.outcome and each.outcome["status"] for each in joined] == [200, 500, None]
     assert [len(each.feedback) for each in joined] == [1, 0, 0]
+
+
+def test_outcomes_are_joined_by_key_if_two_clients_chose_the_same_id(write: Write) -> None:
+    folder = write(
+        "a",
+        decision("same", 0, key="1"),
+        decision("same", 1, key="2"),
+        outcome("same", 2, key="2", status=500),
+        outcome("same", 3, key="1", status=200),
+    )
+    joined = list(join_decisions(AuditRecord.open(folder)))
+    assert [(each.decision["key"], each.outcome and each.outcome["status"]) for each in joined] == [
+        ("1", 200),
+        ("2", 500),
+    ]
+
+
+def test_feedback_is_joined_to_the_decision_of_its_key_or_else_of_its_sender(write: Write) -> None:
+    requests = [RequestInfo(tenant=tenant, api_key_fingerprint="f00") for tenant in ("acme", "globex")]
+    folder = write(
+        "a",
+        *(decision("same", n, key=f"{n}", request=request) for n, request in enumerate(requests)),
+        {**feedback(0.1, "same"), "key": "1", "tenant": "globex", "client": "f00"},
+        {**feedback(0.2, "same"), "tenant": "acme", "client": "f00"},
+        {**feedback(0.3, "same"), "tenant": "acme", "client": "another"},
+        {**feedback(0.4, "same"), "tenant": None, "client": "f00"},
+    )
+    joined = list(join_decisions(AuditRecord.open(folder)))
+    assert [[line["score"] for line in each.feedback] for each in joined] == [[0.2], [0.1]]
+
+
+def test_records_without_keys_are_joined_by_id(write: Write) -> None:
+    lines = [decision("1", 0), decision("2", 1), outcome("2", 2), outcome("1", 3)]
+    for line in lines:
+        del line["key"]
+    joined = list(join_decisions(AuditRecord.open(write("a", *lines))))
+    assert [(each.decision["id"], each.outcome and each.outcome["id"]) for each in joined] == [("1", "1"), ("2", "2")]
 
 
 def test_decisions_that_do_not_match_keep_their_outcomes(write: Write) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from vllm_lora_router.config import LoadedConfig, load
+from vllm_lora_router.config.schema import FeedbackSettings
 from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.observability.audit_schema import decision_line, keep_no_text
 from vllm_lora_router.tools.audit.join import JoinedDecision
@@ -197,6 +199,18 @@ def test_feedback_labels_the_routed_category(loaded: LoadedConfig) -> None:
     assert domain.labelled == {"medical": 2} and traffic.labels == {"feedback": 2}
 
 
+def test_feedback_is_read_on_the_configured_scale(loaded: LoadedConfig) -> None:
+    router = loaded.config.router.model_copy(update={"feedback": FeedbackSettings(min=1, max=5)})
+    scaled = replace(loaded, config=loaded.config.model_copy(update={"router": router}))
+    traffic = read(
+        scaled,
+        decision(step(SCORES), feedback=(4.0,)),
+        decision(step(SCORES), feedback=(2.0,)),
+    )
+    (domain,) = labelled_scores(traffic, scaled)
+    assert domain.correct is not None and domain.correct[:, 0].tolist() == [True, False]
+
+
 def test_feedback_outside_0_to_1_is_reported(loaded: LoadedConfig) -> None:
-    with pytest.raises(FeedbackError, match="feedback on chatcmpl-7 is 5: labels need scores from 0"):
+    with pytest.raises(FeedbackError, match="feedback on chatcmpl-7 is 5: scores are from 0 \\(wrong\\) to 1"):
         read(loaded, decision(step(SCORES), feedback=(5.0,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,24 @@ def test_written_head_is_used_by_classify_and_reported_by_validate(run: Run, tmp
     assert status == 0
     assert f"head: {stored['about']['chosen']} from 18 examples, on encoder; held out: best_guess" in printed
     assert "head: has no output for general" in printed
+
+
+def test_head_of_another_encoder_is_refused_by_validate_and_classify_alike(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("fit", write_config(tmp_path), "--data", write_data(tmp_path), "--output", tmp_path / "head")
+    config = write_config(tmp_path, ", head: head")
+    assert "another encoder" not in run("validate", config, "--files")[2]
+    monkeypatch.setitem(VECTORS, "weather", (0.0, 0.9))  # a word of the texts that identify an encoder
+    shutil.rmtree(tmp_path / "encoder")
+    config = write_config(tmp_path, ", head: head")
+    problem = (
+        f"{config}: classifier.embedding_model.head: head was fitted on encoder, which is another encoder than "
+        "encoder; set model_id to that encoder, or fit the head again"
+    )
+    status, _, errors = run("validate", config, "--files")
+    assert (status, errors.splitlines().count(problem)) == (1, 1)
+    assert run("classify", "--config", config, "a lawsuit")[::2] == (1, f"{problem}\n")
 
 
 def test_invalid_data_is_reported_with_its_line_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
