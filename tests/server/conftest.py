@@ -1,12 +1,14 @@
 """Real vLLM servers over the demo's models. Modules that need the same vLLM flags share one group of servers."""
 
 import os
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import Any, TypeVar
 
 import httpx
@@ -170,13 +172,17 @@ def guide_servers(groups: Groups, models: DemoModels, tmp_path_factory: pytest.T
     @contextmanager
     def start() -> Iterator[GuideServers]:
         folder = tmp_path_factory.mktemp("guide")
+        guide_config = folder / "guide.yaml"
+        admin = f"router: {{admin_key_env: {ADMIN_KEY_ENV}}}\n"
+        guide_config.write_text((ROOT / "config/guide.yaml").read_text() + admin)
         guide = Server(
             [
-                *(str(models.base), "--served-model-name", BASE, "--router-config", str(ROOT / "config/guide.yaml")),
+                *(str(models.base), "--served-model-name", BASE, "--router-config", str(guide_config)),
                 *(*lora_modules(models), "--api-key", API_KEY, *FLAGS),
             ],
             log=folder / "guide.log",
             directory=models.directory,
+            environment={ADMIN_KEY_ENV: ADMIN_KEY},
         )
         config, template = folder / "config.yaml", folder / "template.jinja"
         text = (ROOT / "config/combined.yaml").read_text()
@@ -251,10 +257,36 @@ FOUR_SLOTS = ("--max-loras", "4", "--max-cpu-loras", "32")
 
 @pytest.fixture(scope="module")
 def four_slots(groups: Groups, models: DemoModels, tmp_path_factory: pytest.TempPathFactory) -> ConfiguredServer:
-    """One API-server process, four adapter slots and host memory for 32 adapters."""
+    """One API-server process, four adapter slots and host memory for 32 adapters.
+
+    Its run directory is in `disk` beside its configuration: a disk of its own where this process may mount one.
+    """
     flags = [*FLAGS, *FOUR_SLOTS, *lora_modules(models)]
-    folder = tmp_path_factory.mktemp("four-slots")
-    return groups.use("four slots", lambda: one_server(models, folder, SMALLEST_CONFIG, flags))
+
+    @contextmanager
+    def start() -> Iterator[ConfiguredServer]:
+        folder = tmp_path_factory.mktemp("four-slots")
+        run_dir = f"router: {{adapters: {{run_dir: {folder}/disk/run}}, "
+        with (
+            small_disk(folder / "disk"),
+            one_server(models, folder, SMALLEST_CONFIG.replace("router: {", run_dir), flags) as server,
+        ):
+            yield server
+
+    return groups.use("four slots", start)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount a disk of 256 MB at `folder`; an ordinary folder where this process may not mount file systems."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256m", "none", str(folder)]
+    is_mounted = which("mount") is not None and not subprocess.run(mount, capture_output=True, check=False).returncode
+    try:
+        yield
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ GROUPS = {
     "test_adoption.py": "comparison",
     "test_bench.py": "comparison",
     "test_isolation.py": "comparison",
+    "test_full_disk.py": "four slots",
     "test_slots.py": "four slots",
     "test_tenants.py": "four slots",
     "test_file_changes.py": "two processes",

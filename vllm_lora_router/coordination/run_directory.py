@@ -14,12 +14,13 @@ from pathlib import Path
 import psutil
 
 from vllm_lora_router.coordination import liveness
+from vllm_lora_router.coordination.shortage import describe, shortage_of
 
 ALIVE = ".vllm-lora-router"  # every living process of the server holds a shared lock on this file
 
 
 class RunDirectoryError(RuntimeError):
-    """The run directory cannot be created; the message names the place and the remedy."""
+    """The run directory cannot be created or used; the message names the place and the remedy."""
 
 
 def server_name(port: int) -> str:
@@ -31,8 +32,34 @@ def server_name(port: int) -> str:
 
 
 def run_folder(server: str, parent: Path | None = None) -> Path:
-    """Return the path of the run directory of `server`, whether or not it exists."""
-    return (parent or Path(tempfile.gettempdir()) / f"vllm-lora-router-{os.getuid()}") / server
+    """Return the path of the run directory of `server`, whether or not it exists.
+
+    Raises:
+        RunDirectoryError: `parent` is not given, and the system has no temporary folder that can be written.
+    """
+    return (parent or _default_parent()) / server
+
+
+def prepare_parent(parent: Path | None = None) -> Path:
+    """Create the folder of all run directories if it is missing, and remove the directories of servers that have ended.
+
+    Returns:
+        The folder, in which this user can create files.
+
+    Raises:
+        RunDirectoryError: the folder cannot be used, belongs to another user, or its disk is full.
+    """
+    parent = parent or _default_parent()
+    with _usable(parent):
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(parent)
+        with _opened(parent / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _remove_dead(parent)
+        # A file that is open for writing can exist on a read-only file system, so create a new one.
+        with tempfile.NamedTemporaryFile(dir=parent, prefix=".probe-"):
+            pass
+    return parent
 
 
 @dataclass(frozen=True)
@@ -41,6 +68,7 @@ class RunDirectory:
 
     folder: Path
     _locks: tuple[int, ...] = field(repr=False)
+    _opened_locks: list[int] = field(default_factory=list, repr=False)
 
     @classmethod
     def open(cls, server: str, parent: Path | None = None) -> "RunDirectory":
@@ -56,7 +84,7 @@ class RunDirectory:
         """
         folder = run_folder(server, parent)
         parent = folder.parent
-        try:
+        with _usable(parent):
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_owner(parent)
             # Creating a directory and locking it is one step under this lock, so that no other process takes the new
@@ -71,11 +99,6 @@ class RunDirectory:
                 whole = os.open(folder, os.O_RDONLY)
                 with suppress(OSError):
                     fcntl.flock(whole, fcntl.LOCK_SH)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"the run directory {parent} cannot be used ({error}); set router.adapters.run_dir to a folder that "
-                "this user may write to"
-            ) from error
         return cls(folder, (alive, whole))
 
     def close(self) -> None:
@@ -85,8 +108,9 @@ class RunDirectory:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if liveness.is_only_holder(self._locks[0]):
                 _remove(self.folder)
-        for descriptor in self._locks:
+        for descriptor in (*self._locks, *self._opened_locks):
             os.close(descriptor)
+        self._opened_locks.clear()
 
     @contextmanager
     def locked(self, name: str, *, shared: bool = False) -> Iterator[None]:
@@ -94,6 +118,16 @@ class RunDirectory:
         with self.opened(name) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             yield
+
+    def open_lock(self, name: str) -> int:
+        """Open the file of the lock `name` until `close`, for code that must not fail when no descriptor is free.
+
+        Returns:
+            The descriptor, for `fcntl.flock`. Threads that use the same descriptor do not wait for each other.
+        """
+        descriptor = os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._opened_locks.append(descriptor)
+        return descriptor
 
     @contextmanager
     def opened(self, name: str) -> Iterator[int]:
@@ -103,6 +137,30 @@ class RunDirectory:
         """
         with _opened(self.folder / f"{name}.lock") as lock:
             yield lock
+
+
+@contextmanager
+def _usable(parent: Path) -> Iterator[None]:
+    """Raise errors of the disk as `RunDirectoryError`."""
+    try:
+        yield
+    except OSError as error:
+        if shortage_of(error):
+            raise RunDirectoryError(f"the run directory cannot be created: {describe(error, parent)}") from error
+        raise RunDirectoryError(
+            f"the run directory {parent} cannot be used ({error}); set router.adapters.run_dir to a folder that "
+            "this user may write to"
+        ) from error
+
+
+def _default_parent() -> Path:
+    try:
+        return Path(tempfile.gettempdir()) / f"vllm-lora-router-{os.getuid()}"
+    except FileNotFoundError as error:
+        raise RunDirectoryError(
+            f"there is no temporary folder for the run directory ({error.strerror}); set router.adapters.run_dir, or "
+            "the environment variable TMPDIR, to a folder that this user may write to"
+        ) from error
 
 
 @contextmanager
@@ -121,7 +179,7 @@ def _check_owner(folder: Path) -> None:
         raise PermissionError(f"{folder} is not a folder of this user")
 
 
-def _remove_dead(parent: Path, current: str) -> None:
+def _remove_dead(parent: Path, current: str | None = None) -> None:
     for folder in parent.iterdir():
         alive = folder / ALIVE
         with suppress(OSError):  # a folder that this user may not read is not one of ours

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import FrameType
 
+from vllm_lora_router.coordination.run_directory import RunDirectoryError
+
 FILE = "reload"
 POLL_S = 0.5
 
@@ -24,9 +26,12 @@ def install_sighup_handler(folder: Callable[[], Path]) -> None:
 
     def request_reload(number: int, frame: FrameType | None) -> None:
         try:
-            (folder() / FILE).touch()
-        except OSError as error:
+            file = folder() / FILE
+            file.touch()
+        except FileNotFoundError as error:
             logger.warning("SIGHUP: no reload requested, no server is running (%s)", error)
+        except (OSError, RunDirectoryError) as error:  # an exception in a signal handler would end the server
+            logger.warning("SIGHUP: no reload requested (%s)", error)
 
     signal.signal(signal.SIGHUP, request_reload)
 

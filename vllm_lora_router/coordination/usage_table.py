@@ -7,15 +7,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+
+from rich.filesize import decimal
 
 from vllm_lora_router.coordination import liveness
-from vllm_lora_router.coordination.run_directory import RunDirectory
+from vllm_lora_router.coordination.run_directory import RunDirectory, RunDirectoryError
+from vllm_lora_router.coordination.shortage import describe
 
 ROWS = 8192  # adapters that one process may use at once
 
 # Version-log lines applied, number of rows that may be filled, start of the longest request with unknown adapters.
 _HEAD = struct.Struct("=qqd")
 _ROW = struct.Struct("=qqqdd")
+
+TABLE_BYTES = _HEAD.size + ROWS * _ROW.size  # size of one process's table on disk
+
+CREATING = "."  # prefix of a table that is not complete yet
 
 
 @dataclass(slots=True)
@@ -44,14 +52,20 @@ class UsageTable:
     """
 
     def __init__(self, run: RunDirectory, process: int | None = None) -> None:
+        """Create the table of this process.
+
+        Raises:
+            RunDirectoryError: the disk has no space for the table.
+        """
         self._folder = run.folder / "processes"
-        self._folder.mkdir(mode=0o700, exist_ok=True)
         self._file = self._folder / str(process or os.getpid())
-        size = _HEAD.size + ROWS * _ROW.size
-        self._descriptor = liveness.hold(self._file)
-        os.ftruncate(self._descriptor, size)
-        self._map = mmap.mmap(self._descriptor, size)
-        self._map[:] = bytes(size)
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            self._descriptor, self._map = _create(self._file)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"the usage table {self._file} needs {decimal(TABLE_BYTES)}: {describe(error, run.folder)}"
+            ) from error
         self._rows: dict[int, int] = {}  # row by version id
         self._free: list[int] = []
         self._others: dict[str, mmap.mmap] = {}
@@ -134,14 +148,13 @@ class UsageTable:
 
         This lists a folder, so do not call it for every request.
         """
-        alive = {path.name for path in self._folder.iterdir() if path != self._file and liveness.is_held(path)}
+        tables = (path for path in self._folder.iterdir() if path != self._file and not path.name.startswith(CREATING))
+        alive = {path.name for path in tables if liveness.is_held(path)}
         for name in self._others.keys() - alive:
             del self._others[name]
         for name in alive - self._others.keys():
-            # The process may have ended since the check, or may not have written its table yet.
-            with suppress(FileNotFoundError), (self._folder / name).open("rb") as file:
-                if os.fstat(file.fileno()).st_size:
-                    self._others[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            with suppress(FileNotFoundError), (self._folder / name).open("rb") as file:  # the process may have ended
+                self._others[name] = mmap.mmap(file.fileno(), TABLE_BYTES, access=mmap.ACCESS_READ)
 
     def close(self) -> None:
         """Remove this process's table."""
@@ -149,3 +162,24 @@ class UsageTable:
         self._file.unlink(missing_ok=True)
         self._map.close()  # the mapping also keeps the lock
         os.close(self._descriptor)
+
+
+def _create(file: Path) -> tuple[int, mmap.mmap]:
+    """Create an empty table. Return its descriptor, which holds the lock that shows that this process is alive."""
+    # Other processes map the file as soon as it has its name, so it gets the name last.
+    new = file.with_name(f"{CREATING}{file.name}")
+    descriptor = liveness.hold(new)
+    try:
+        os.ftruncate(descriptor, TABLE_BYTES)
+        # A file with holes would need disk space when a mapped page is used for the first time: if the disk is full by
+        # then, the kernel ends the process with SIGBUS.
+        os.posix_fallocate(descriptor, 0, TABLE_BYTES)
+        table = mmap.mmap(descriptor, TABLE_BYTES)
+        table[:] = bytes(TABLE_BYTES)
+        new.rename(file)
+    except OSError:
+        with suppress(OSError):
+            new.unlink()
+        os.close(descriptor)
+        raise
+    return descriptor, table

@@ -1,6 +1,7 @@
 """The audit log: JSON lines in a folder, written by a thread of their own so that the event loop never waits."""
 
 import contextlib
+import errno
 import logging
 import math
 import queue
@@ -25,6 +26,14 @@ WRITE_BYTES = 1 << 20
 # While it builds a batch, the thread pauses for PAUSE_S after every MAX_BUSY_S. Otherwise the event loop would wait for
 # Python's interpreter lock until the whole batch is built.
 MAX_BUSY_S, PAUSE_S = 0.0003, 0.0001
+
+# What ends a write error; until then the lines wait.
+_REMEDIES = {
+    errno.ENOSPC: "the disk has free space",
+    errno.EDQUOT: "the quota of this user is not used up",
+    errno.EROFS: "the file system can be written",
+    errno.EMFILE: "this process has a free file descriptor (ulimit -n)",
+}
 
 
 class AuditLog:
@@ -85,7 +94,7 @@ class AuditLog:
         self._refused_reported = 0
         self._dropped = 0
         self._failure: str | None = None
-        self._failure_logged = False
+        self._logged_error: int | None = None  # `errno` of the failure that was logged last and lasts
         self._write_began: float | None = None  # `time.monotonic()` during a write
         self._reported = (0, 0)
         self._warned: dict[object, float] = {}
@@ -222,14 +231,18 @@ class AuditLog:
             self._buffer.discard(size)
             if error is not None:
                 self._failure = f"{error.filename or self._folder}: {error.strerror}"
-                is_logged = self._warn(
-                    error.errno, "writing failed (%s); %d lines are waiting", self._failure, self._buffer.lines
-                )
-                self._failure_logged = self._failure_logged or is_logged
+                if error.errno != self._logged_error and self._warn(
+                    error.errno,
+                    "writing failed (%s); requests are served, and %d lines wait until %s",
+                    self._failure,
+                    self._buffer.lines,
+                    _REMEDIES.get(error.errno or 0, "the problem is solved"),
+                ):
+                    self._logged_error = error.errno
                 return
         self._failure = None
-        if self._failure_logged:
-            self._failure_logged = False
+        if self._logged_error is not None:
+            self._logged_error = None
             logger.info("audit log %s: writing works again; %d lines lost so far", self._folder, self.lost)
 
     def _report(self) -> None:

@@ -5,7 +5,11 @@ import logging
 
 from msgspec import Struct
 
-from vllm_lora_router.adapters.runtime.lease import LeaseRefusedError, OtherTenantsAdapterError
+from vllm_lora_router.adapters.runtime.lease import (
+    AdapterUnavailableError,
+    LeaseRefusedError,
+    OtherTenantsAdapterError,
+)
 from vllm_lora_router.protocols.routes import is_behind_api_key
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.state import Adapters, Lease
@@ -65,6 +69,9 @@ async def lease_first(target: Target, adapters: Adapters | None) -> Selection:
 
     Args:
         adapters: None if the server runs without LoRA.
+
+    Raises:
+        AdapterUnavailableError: the client named an adapter that exists and cannot serve now.
     """
     reason, deadline = target.reason, None
     skipped: list[tuple[str, str]] = []
@@ -80,6 +87,8 @@ async def lease_first(target: Target, adapters: Adapters | None) -> Selection:
             try:
                 lease = await _load(candidate.adapter, target, adapters, deadline)
             except LeaseRefusedError as error:
+                if target.by_client and isinstance(error, AdapterUnavailableError):
+                    raise  # vLLM would answer that the model does not exist
                 skipped.append((candidate.adapter, str(error)))
                 logger.debug("adapter %r: not leased (%s)", candidate.adapter, error)
                 if candidate is target.candidates[0]:

@@ -3,14 +3,22 @@
 import fcntl
 import multiprocessing
 import os
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from vllm_lora_router.coordination.run_directory import RunDirectory, RunDirectoryError, server_name
+from vllm_lora_router.coordination.run_directory import (
+    RunDirectory,
+    RunDirectoryError,
+    prepare_parent,
+    run_folder,
+    server_name,
+)
 
 from ..processes import kill, other_process
+from ..resources import no_descriptors, read_only, small_disk
 
 OPEN = "run = RunDirectory.open(arguments[0], parent)\n"
 
@@ -140,3 +148,41 @@ def test_lock_excludes_other_processes_and_is_released_by_kill(tmp_path: Path) -
 def test_all_processes_of_a_server_use_the_same_name() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as children:
         assert children.apply(server_name, (8000,)) == server_name(8000) != server_name(8001)
+
+
+def test_preparing_the_parent_creates_it_and_removes_the_folders_of_servers_that_ended(tmp_path: Path) -> None:
+    parent = tmp_path / "deep" / "run"
+    assert prepare_parent(parent) == parent and parent.stat().st_mode & 0o777 == 0o700
+    with other_process(parent, OPEN, "killed") as killed, other_process(parent, OPEN, "living"):
+        kill(killed)
+        prepare_parent(parent)
+        assert {folder.name for folder in parent.iterdir()} == {".lock", "living"}
+
+
+@pytest.mark.parametrize("open_directory", [prepare_parent, lambda parent: RunDirectory.open("a", parent)])
+def test_read_only_file_system_is_reported(tmp_path: Path, open_directory) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        parent = disk / "run"
+        prepare_parent(parent)
+        with read_only(disk), pytest.raises(RunDirectoryError) as raised:
+            open_directory(parent)
+    assert str(raised.value) == (
+        f"the run directory cannot be created: {parent} is on a read-only file system; mount it for writing, or set "
+        "router.adapters.run_dir to a folder on another disk and restart the server"
+    )
+
+
+def test_process_without_file_descriptors_is_reported(tmp_path: Path) -> None:
+    with (
+        no_descriptors(),
+        pytest.raises(RunDirectoryError, match=r"cannot be created: all \d+ file d"),
+    ):
+        RunDirectory.open("a", tmp_path / "run")
+
+
+def test_missing_temporary_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "missing")])
+    for call in (lambda: run_folder("a"), prepare_parent, lambda: RunDirectory.open("a")):
+        with pytest.raises(RunDirectoryError, match=r"there is no temporary folder .*; set router\.adapters\.run_dir"):
+            call()

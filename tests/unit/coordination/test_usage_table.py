@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from vllm_lora_router.coordination.run_directory import RunDirectory
-from vllm_lora_router.coordination.usage_table import ROWS, UsageTable, Use
+from vllm_lora_router.coordination import usage_table as module
+from vllm_lora_router.coordination.run_directory import RunDirectory, RunDirectoryError
+from vllm_lora_router.coordination.usage_table import ROWS, TABLE_BYTES, UsageTable, Use
 
 from ..processes import kill, other_process
+from ..resources import full, small_disk
 
 VERSION = 2**20
 
@@ -166,4 +168,69 @@ def test_table_is_consistent_at_every_read(tmp_path: Path, run: RunDirectory) ->
         reads = [next(table.other_processes()) for _ in range(20_000)]
     assert {process.sequence for process in reads} == {17}
     assert all(process.uses == [(VERSION, Use(1, 1, 5.0))] for process in reads)
+    table.close()
+
+
+FILLS_THE_DISK = """
+table = UsageTable(RunDirectory.open("server", parent), 1)
+try:
+    (parent / "filler").write_bytes(bytes(1 << 20))
+except OSError:
+    pass
+for version in range(8192):
+    table.use(version).leases = 1
+    table.write(version)
+"""
+
+
+def test_table_needs_no_disk_space_after_it_was_created(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "500k") as disk, other_process(disk, FILLS_THE_DISK) as process:
+        assert process.poll() is None
+
+
+def test_full_disk_is_reported_and_leaves_no_table(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "200k") as disk:
+        run = RunDirectory.open("server", disk)
+        with pytest.raises(RunDirectoryError) as raised:
+            UsageTable(run, 1)
+        assert str(raised.value).startswith(
+            f"the usage table {run.folder}/processes/1 needs 327.7 kB: the disk of {run.folder} is full ("
+        )
+        assert str(raised.value).endswith(
+            "or set router.adapters.run_dir to a folder on another disk and restart the server"
+        )
+        assert list((run.folder / "processes").iterdir()) == []
+        run.close()
+
+
+def test_process_that_starts_on_a_full_disk_does_not_affect_the_others(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        run = RunDirectory.open("server", disk)
+        table = UsageTable(run, 1)
+        with full(disk):
+            with pytest.raises(RunDirectoryError):
+                UsageTable(run, 2)
+            table.refresh()
+            assert list(table.other_processes()) == []
+        second = UsageTable(run, 2)
+        table.refresh()
+        assert len(list(table.other_processes())) == 1
+        second.close()
+        table.close()
+        run.close()
+
+
+def test_table_is_not_visible_before_it_is_complete(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = UsageTable(run, 1)
+
+    def allocate(descriptor: int, offset: int, size: int) -> None:
+        table.refresh()
+        assert table.is_only_process
+
+    monkeypatch.setattr(module.os, "posix_fallocate", allocate)
+    second = UsageTable(run, 2)
+    table.refresh()
+    assert not table.is_only_process
+    assert (run.folder / "processes" / "2").stat().st_size == TABLE_BYTES
+    second.close()
     table.close()

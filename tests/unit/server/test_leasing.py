@@ -8,7 +8,7 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from .conftest import CONFIG, App
+from .conftest import CONFIG, App, body_for
 
 CHAT = "/v1/chat/completions"
 
@@ -273,3 +273,33 @@ async def test_cancelled_request_releases_lease_at_any_iteration(app: App) -> No
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             assert app.adapters.leased == [], (model, iterations)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/v1/messages"])
+async def test_named_adapter_that_cannot_be_loaded_now_gives_503_with_the_reason(
+    app: App, client: httpx.AsyncClient, path: str
+) -> None:
+    app.adapters.unavailable["medical-lora"] = "the disk of /run is full (0 bytes free); free some space"
+    app.adapters.loaded.discard("medical-lora")
+    response = await client.post(path, json=body_for(path, "hello", model="medical-lora"))
+    assert response.status_code == 503 and app.received.bodies == []
+    message = "adapter 'medical-lora' cannot be loaded now: the disk of /run is full (0 bytes free); free some space"
+    if path == "/v1/messages":
+        assert response.json() == {"type": "error", "error": {"type": "api_error", "message": message}}
+    else:
+        error = {"message": message, "type": "ServiceUnavailableError", "param": "model", "code": 503}
+        assert response.json() == {"error": error}
+    assert app.adapters.leased == [] and app.adapters.unknown_uses == 0
+
+
+async def test_routed_request_falls_back_when_its_adapter_cannot_be_loaded_now(
+    app: App, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.adapters.loaded.discard("medical-lora")
+    app.adapters.unavailable["medical-lora"] = "the disk of /run is full"
+    with caplog.at_level("INFO"):
+        response = await client.post(CHAT, json=chat("blood"))
+        app.serving.recorder.flush()
+    assert response.status_code == 200 and app.received.json["model"] == "second-lora"
+    assert response.headers["x-lora-router-reason"] == "not_loadable"
+    assert "[skipped medical-lora: the disk of /run is full]" in caplog.text

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,8 +15,12 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 from uuid import uuid4
 
-from vllm_lora_router.adapters.files.safetensors_header import open_regular
+from rich.filesize import decimal
+
+from vllm_lora_router.adapters.files.peft_config import CONFIG, MAX_CONFIG_BYTES
 from vllm_lora_router.adapters.files.sources import FILES, Signature
+from vllm_lora_router.adapters.files.untrusted_file import OutsideBoundaryError, open_regular
+from vllm_lora_router.coordination.shortage import describe, free_bytes, shortage_of
 
 # Folders beside the snapshots. A process that is killed leaves the first two; a living one holds the lock meanwhile.
 CREATING = ".creating-"
@@ -28,7 +33,8 @@ FICLONE = 0x40049409  # from <linux/fs.h>: the copy shares the source's blocks u
 # File times come from a clock that ticks every 1 to 10 ms: a second change boundary one tick does not change them.
 TICK_S = 0.02
 
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Disk space that copies leave free, for the small files that the server writes while it runs.
+RESERVED_BYTES = 1 << 20
 
 
 class SnapshotError(ValueError):
@@ -43,11 +49,20 @@ class SourceChangingError(SnapshotError):
     """The adapter's files are being written; try again when the writer is done."""
 
 
-class NoSpaceError(SnapshotError):
+class StoreError(SnapshotError):
+    """The store cannot be used now, whatever the files of the adapter are: a later attempt may succeed."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem  # of the store, without the name of an adapter
+
+
+class NoSpaceError(StoreError):
     """The snapshot exceeds the limit of the store, or the free space of its file system."""
 
-    def __init__(self, message: str, needed_bytes: int) -> None:
-        super().__init__(message)
+    def __init__(self, problem: str, source: Path, needed_bytes: int) -> None:
+        super().__init__(problem)
+        self.args = (f"a copy of {source} needs {decimal(needed_bytes)}, but {problem}",)
         self.needed_bytes = needed_bytes
 
 
@@ -72,7 +87,7 @@ class SnapshotStore:
             max_bytes: limit of the store's size; None sets no limit.
 
         Raises:
-            SnapshotError: the folder cannot be created.
+            StoreError: the folder cannot be created.
         """
         self.folder = folder
         self.max_bytes = max_bytes
@@ -94,7 +109,7 @@ class SnapshotStore:
             UnreadableError: a file is missing, cannot be read, or is outside of `boundary`.
             SourceChangingError: the files were written while they were copied.
             NoSpaceError: the store or its file system is full.
-            SnapshotError: the store cannot be written.
+            StoreError: the store cannot be written.
         """
         with _opened(source, boundary) as (files, signature):
             size_bytes = sum(os.fstat(file.fileno()).st_size for file in files)
@@ -110,12 +125,8 @@ class SnapshotStore:
                     sha256 = _seal(copy)
                     self._keep(copy, sha256)
             except OSError as error:
-                if error.errno in DISK_FULL:
-                    raise NoSpaceError(
-                        f"{source} needs {_mb(size_bytes)}, but the file system of {self.folder} is full; free some "
-                        "space, or set router.adapters.run_dir to a folder on another file system",
-                        size_bytes,
-                    ) from error
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise NoSpaceError(describe(error, self.folder), source, size_bytes) from error
                 raise self._unusable(error) from error
         return Snapshot(sha256, self.path(sha256), size_bytes, signature, "copy" if "copy" in methods else "reflink")
 
@@ -137,7 +148,7 @@ class SnapshotStore:
         """Delete the snapshot with this hash if it exists.
 
         Raises:
-            SnapshotError: it cannot be deleted.
+            StoreError: it cannot be deleted.
         """
         removing = self.folder / f"{REMOVING}{uuid4().hex}"
         try:
@@ -172,8 +183,15 @@ class SnapshotStore:
         except OSError as error:
             raise self._unusable(error) from error
 
+    def free_bytes(self) -> int:
+        """Return the disk space for more snapshots, whatever `max_bytes` is."""
+        return max(free_bytes(self.folder) - RESERVED_BYTES, 0)
+
     def remove_unfinished(self) -> int:
-        """Delete the folders that killed processes left unfinished, and return their number. Call it at startup.
+        """Delete the folders that killed processes, or processes without file descriptors, left unfinished.
+
+        Returns:
+            The number of deleted folders.
 
         It has no effect while a process is creating a snapshot.
         """
@@ -227,16 +245,36 @@ class SnapshotStore:
         used_bytes = self.used_bytes()
         if used_bytes + size_bytes > self.max_bytes:
             raise NoSpaceError(
-                f"{source} needs {_mb(size_bytes)}, but {self.folder} holds {_mb(used_bytes)} of at most "
-                f"{_mb(self.max_bytes)}; raise router.adapters.max_disk_gb, or remove adapters",
+                f"{self.folder} holds {decimal(used_bytes)} of at most {decimal(self.max_bytes)}; raise "
+                "router.adapters.max_disk_gb, or remove adapters",
+                source,
                 size_bytes,
             )
 
-    def _unusable(self, error: OSError) -> SnapshotError:
-        return SnapshotError(
+    def _unusable(self, error: OSError) -> StoreError:
+        if shortage_of(error):
+            return StoreError(f"copies of adapters cannot be stored: {describe(error, self.folder)}")
+        return StoreError(
             f"{self.folder} cannot store snapshots ({error}); set router.adapters.run_dir to a folder that this user "
             "may write to"
         )
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of the adapter in `folder`, which is also the size of a snapshot of it.
+
+    Raises:
+        OSError: a file is missing or the file system does not answer.
+    """
+    return sum((folder / name).stat().st_size for name in FILES)
+
+
+def can_reflink(source: Path, folder: Path) -> bool:
+    """Return whether snapshots in `folder` share the disk space of the adapter in `source`."""
+    with suppress(OSError), open_regular(source / FILES[0]) as original, tempfile.TemporaryFile(dir=folder) as copy:
+        fcntl.ioctl(copy, FICLONE, original.fileno())
+        return True
+    return False
 
 
 @contextmanager
@@ -248,18 +286,20 @@ def _opened(folder: Path, boundary: Path | None = None) -> Iterator[tuple[list[B
 
 def _open(file: Path, boundary: Path | None) -> BinaryIO:
     try:
-        opened = open_regular(file)
+        opened = open_regular(file, boundary)
     except FileNotFoundError as error:
         raise UnreadableError(f"{file} is missing; copy all files that PEFT's save_pretrained wrote") from error
+    except OutsideBoundaryError as error:
+        raise UnreadableError(str(error)) from error
     except OSError as error:
         raise UnreadableError(
             f"{file} cannot be read ({error.strerror}); replace it by a file that this user may read"
         ) from error
-    if boundary is not None:
-        real = Path(f"/proc/self/fd/{opened.fileno()}").readlink()
-        if not real.is_relative_to(os.path.realpath(boundary)):
-            opened.close()
-            raise UnreadableError(f"{file} links to {real}, outside of {boundary}; copy the adapter into the source")
+    if file.name == CONFIG and (size_bytes := os.fstat(opened.fileno()).st_size) > MAX_CONFIG_BYTES:
+        opened.close()
+        raise UnreadableError(
+            f"{file} has {size_bytes:,} bytes, more than {MAX_CONFIG_BYTES:,}; save the adapter again"
+        )
     return opened
 
 
@@ -281,7 +321,9 @@ def _is_unchanged(source: Path, boundary: Path | None, before: Signature) -> boo
     try:
         with _opened(source, boundary) as (_, now):
             return now == before
-    except UnreadableError:
+    except UnreadableError as error:
+        if shortage_of(error):
+            raise
         return False
 
 
@@ -299,8 +341,8 @@ def _copy(source: BinaryIO, target: Path) -> Literal["reflink", "copy"]:
             fcntl.ioctl(copy, FICLONE, source.fileno())
             return "reflink"
         disk = os.fstatvfs(copy.fileno())
-        if disk.f_blocks and disk.f_bavail * disk.f_frsize < os.fstat(source.fileno()).st_size:
-            # Fail before the copy fills the disk, which would affect other programs.
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < os.fstat(source.fileno()).st_size + RESERVED_BYTES:
+            # Fail before the copy fills the disk, which would affect other programs and the rest of this one.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for chunk in _chunks(source):
             copy.write(chunk)
@@ -333,7 +375,3 @@ def _delete(folder: Path) -> None:
     with suppress(OSError):
         folder.chmod(0o700)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _mb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:,.1f} MB"

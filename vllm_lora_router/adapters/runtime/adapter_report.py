@@ -58,14 +58,16 @@ def _adapter(
     running: Collection[int],
 ) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": key.name, "tenant": key.tenant}
+    shortage = manager.shortages.get(key)
     if state is None or state.location is None:
-        return {**entry, "declared": key.name in manager.resolver.declared, "state": "not requested yet"}
+        entry |= {"declared": key.name in manager.resolver.declared, "state": "not requested yet"}
+        return entry if shortage is None else {**entry, "state": "unavailable", "refused": shortage.reason}
     last_used = datetime.fromtimestamp(state.last_used, UTC).isoformat(timespec="seconds") if state.last_used else None
     entry |= {
         "source": str(state.location.folder),
         "declared": state.location.is_declared,
-        "state": _state(state, loaded),
-        "refused": state.rejection,
+        "state": "unavailable" if shortage is not None and state.version is None else _state(state, loaded),
+        "refused": shortage.reason if shortage is not None else state.rejection,
         "last_used": last_used,
     }
     if (version := state.version) is None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
 from vllm_lora_router.adapters.files.memory import adapter_bytes
-from vllm_lora_router.adapters.files.snapshots import NoSpaceError, SnapshotError, SnapshotStore, SourceChangingError
+from vllm_lora_router.adapters.files.snapshots import SnapshotError, SnapshotStore, SourceChangingError, StoreError
 from vllm_lora_router.adapters.files.sources import FILES, Signature, signature
 from vllm_lora_router.adapters.files.validation import Adapter, AdapterError, validate_adapter
 from vllm_lora_router.adapters.runtime.resolver import Location
 from vllm_lora_router.adapters.runtime.version_log import AdapterContent, AdapterKey
 from vllm_lora_router.config.adapter_names import invalid_name_reason
+from vllm_lora_router.coordination.shortage import shortage_of
 
 # Files that changed less than this many seconds ago may still be being written.
 QUIET_S = 0.5
@@ -55,9 +56,10 @@ class Importer:
 
         Raises:
             SourceChangingError: the files changed a moment ago, or while they were read.
-            NoSpaceError: the snapshot store is full.
+            StoreError: the snapshot store is full or cannot be written.
             RejectedError: the files are not an adapter for this base model, or cannot be copied.
-            OSError: the file system does not answer, so nothing is known about the files.
+            OSError: the file system does not answer, or this process has no file descriptors or memory left, so nothing
+                is known about the files.
         """
         if reason := invalid_name_reason(str(key), self.served_names, self.reserved):
             raise RejectedError(reason)
@@ -66,15 +68,17 @@ class Importer:
             raise SourceChangingError(f"{location.folder} changed a moment ago; try again when its writer is done")
         try:
             # Validate in place first, which reads only the headers: an adapter that cannot be served is not copied.
-            adapter = self._validate(key, location.folder)
+            adapter = self._validate(key, location.folder, location.boundary)
             if not location.is_copied:
                 digest = hashlib.sha256(f"{location.folder} {encode_signature(before)}".encode()).hexdigest()
                 return _content(adapter, digest, location, location.folder, before)
             snapshot = self.snapshots.create(location.folder, location.boundary)
             adapter = self._validated.get(snapshot.sha256) or self._validate(key, snapshot.folder)
-        except (SourceChangingError, NoSpaceError):
+        except (SourceChangingError, StoreError):
             raise
         except (AdapterError, SnapshotError) as error:
+            if shortage := shortage_of(error):
+                raise shortage from None
             if signature(location.folder) != before:
                 raise SourceChangingError(f"{location.folder} changed while it was read") from None
             problems = "; ".join(error.problems) if isinstance(error, AdapterError) else None
@@ -82,8 +86,8 @@ class Importer:
         self._validated[snapshot.sha256] = adapter
         return _content(adapter, snapshot.sha256, location, snapshot.folder, snapshot.signature)
 
-    def _validate(self, key: AdapterKey, folder: Path) -> Adapter:
-        adapter = validate_adapter(str(key), folder, self.base)
+    def _validate(self, key: AdapterKey, folder: Path, boundary: Path | None = None) -> Adapter:
+        adapter = validate_adapter(str(key), folder, self.base, boundary)
         if adapter.rank > self.max_rank:
             raise AdapterError(
                 str(key),

@@ -10,6 +10,13 @@ class LeaseRefusedError(Exception):
     """The adapter cannot serve a request; the message says why."""
 
 
+class AdapterUnavailableError(LeaseRefusedError):
+    """The adapter exists and cannot serve now: a resource of the server has run out, or its files are being written.
+
+    The reason is not in the adapter's files, so a later request may succeed.
+    """
+
+
 class UnknownAdapterError(LeaseRefusedError):
     """No adapter has this name."""
 

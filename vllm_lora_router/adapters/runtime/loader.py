@@ -10,6 +10,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Protocol
 
 from vllm_lora_router.adapters.runtime.version_log import Version
@@ -27,6 +28,10 @@ class AdapterMetrics(Protocol):
 
     def count_failed_load(self) -> None:
         """Count a load that the engine refused."""
+        ...
+
+    def set_unavailable_adapters(self, number: int) -> None:
+        """Set the number of adapters that cannot be loaded now because a resource of the server has run out."""
         ...
 
     def set_snapshot_bytes(self, used_bytes: int) -> None:
@@ -91,6 +96,7 @@ class Loader:
         self._warm = warm
         self._lock = asyncio.Lock()
         self._resident: OrderedDict[int, None] = OrderedDict()
+        self._last_load = 0.0  # `time.monotonic()`
         self.seconds: dict[int, float] = {}  # duration of the last load, by version id
         self.metrics: AdapterMetrics | None = None
 
@@ -109,6 +115,7 @@ class Loader:
 
         Raises:
             LoadError: the engine refused it.
+            OSError: a resource of this process or of the run directory has run out.
         """
         await asyncio.to_thread(self._warm, version)
         async with self._lock:
@@ -150,9 +157,11 @@ class Loader:
         # The locked file holds the time of the last load, by a clock that all processes share.
         if not self.max_per_s:
             return
-        last = float(os.pread(lock, 32, 0) or 0)
+        last = max(float(os.pread(lock, 32, 0) or 0), self._last_load)
         now = time.monotonic()
         pause = min(last + 1 / self.max_per_s - now, 1 / self.max_per_s)
         if pause > 0:
             await asyncio.sleep(pause)
-        os.pwrite(lock, f"{time.monotonic():<32.6f}".encode(), 0)
+        self._last_load = time.monotonic()
+        with suppress(OSError):  # on a full disk, the rate is limited for each process
+            os.pwrite(lock, f"{self._last_load:<32.6f}".encode(), 0)

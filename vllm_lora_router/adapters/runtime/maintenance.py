@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_lora_router.adapters.files.sources import signature
@@ -11,6 +11,7 @@ from vllm_lora_router.adapters.runtime.importer import encode_signature
 from vllm_lora_router.adapters.runtime.pool import AdapterPool
 from vllm_lora_router.adapters.runtime.version_log import AdapterKey, Version
 from vllm_lora_router.adapters.runtime.version_manager import STORE_LOCK
+from vllm_lora_router.coordination.repeat import repeat
 
 logger = logging.getLogger("vllm_lora_router.adapters")
 
@@ -39,22 +40,17 @@ class Maintenance:
             ("following the version log", self.follow_log, FOLLOW_S),
             ("watching adapter files", self.watch_files, 0.0),
             ("removing unused versions", self.sweep, WATCH_S),
+            ("loading adapters that were unavailable", self.retry_shortages, WATCH_S),
         )
-        self._tasks = [asyncio.ensure_future(self._repeat(*task)) for task in tasks]
+        self._tasks = [
+            asyncio.ensure_future(repeat(f"adapters: {task}", step, logger, every_s=every_s))
+            for task, step, every_s in tasks
+        ]
 
     def stop(self) -> None:
         """Cancel the tasks."""
         for task in self._tasks:
             task.cancel()
-
-    async def _repeat(self, name: str, run: Callable[[], Awaitable[None]], every_s: float) -> None:
-        while True:
-            try:
-                await run()
-            except Exception:
-                logger.exception("adapters: %s failed; trying again in 1 s", name)
-                await asyncio.sleep(1)
-            await asyncio.sleep(every_s)
 
     async def follow_log(self) -> None:
         """Apply the changes that other processes appended to the version log."""
@@ -92,20 +88,28 @@ class Maintenance:
                 manager.forget(key)
         elif source_signature is None:
             manager.reject(key, state.location, f"its files are missing from {folder}", None)
-        elif source_signature != state.source_signature:
+        elif source_signature != state.source_signature and key not in manager.shortages:
             # Not awaited: the files may be written for minutes.
             manager.start_refresh(key)
+
+    async def retry_shortages(self) -> None:
+        """Import or load the adapters for which a resource had run out."""
+        manager = self._manager
+        await manager.retry_shortages()
+        if manager.loader.metrics is not None:
+            manager.loader.metrics.set_unavailable_adapters(len(manager.shortages))
 
     async def sweep(self) -> None:
         """Remove superseded versions from the engine and the disk if no process can use them any more."""
         manager = self._manager
+        manager.usage.refresh()  # raises if the use of a process is not known: then nothing may be removed
         used_bytes = await manager.run_in_thread(manager.importer.snapshots.used_bytes)
         if manager.loader.metrics is not None:
             manager.loader.metrics.set_snapshot_bytes(used_bytes)
-        await self._free_space(used_bytes)
         if time.monotonic() - self._last_search > UNUSED_SNAPSHOTS_S:
             self._last_search = time.monotonic()
             await manager.run_in_thread(self._remove_unused_snapshots)
+        await self._free_space(used_bytes, await manager.run_in_thread(manager.importer.snapshots.free_bytes))
         superseded = {*manager.version_log.superseded.values()}
         self._idle_since = {line: since for line, since in self._idle_since.items() if line in superseded}
         for identifier in [*manager.version_log.superseded]:
@@ -150,27 +154,40 @@ class Maintenance:
         version_log, snapshots = self._manager.version_log, self._manager.importer.snapshots
         with self._manager.run.locked(STORE_LOCK):
             version_log.read()
+            snapshots.remove_unfinished()
             for digest in snapshots.digests() - self._needed_digests():
                 snapshots.remove(digest)
 
-    async def _free_space(self, used_bytes: int) -> None:
-        """Deactivate the adapters that were not used for longest if the snapshot store is nearly full."""
+    async def _free_space(self, used_bytes: int, free_bytes: int) -> None:
+        """Deactivate the adapters that were not used for longest if the snapshot store is nearly full.
+
+        Args:
+            used_bytes: size of the store.
+            free_bytes: disk space for more snapshots.
+        """
         manager = self._manager
-        snapshots = manager.importer.snapshots
-        if snapshots.max_bytes is None:
-            return
+        max_bytes = manager.importer.snapshots.max_bytes
         version_log = manager.version_log
         retiring = sum(version_log.versions[identifier].content.size_bytes for identifier in [*version_log.superseded])
-        requested, manager.requested_bytes = manager.requested_bytes, 0
-        allowed = min(FULL * snapshots.max_bytes, snapshots.max_bytes - requested)
-        excess = used_bytes - retiring - allowed
         used = {version for process in manager.usage.all_processes() for version, _ in process.uses}
-        for key, state in sorted(manager.states.items(), key=lambda item: item[1].last_used):
+        unused = [
+            (key, state.version.content.size_bytes)
+            for key, state in sorted(manager.states.items(), key=lambda item: item[1].last_used)
+            if state.version is not None and state.version.content.is_snapshot and state.version.id not in used
+        ]
+        excess = 0.0 if max_bytes is None else used_bytes - retiring - FULL * max_bytes
+        if requested := manager.requested_bytes:
+            manager.requested_bytes = 0
+            available = free_bytes if max_bytes is None else min(free_bytes, max_bytes - used_bytes)
+            missing = requested - available - retiring
+            # Adapters that serve are not removed for one that does not fit even then.
+            if missing <= sum(size_bytes for _, size_bytes in unused):
+                excess = max(excess, missing)
+        for key, size_bytes in unused:
             if excess <= 0:
                 return
-            if (version := state.version) is not None and version.content.is_snapshot and version.id not in used:
-                excess -= version.content.size_bytes
-                await manager.deactivate(key)
+            excess -= size_bytes
+            await manager.deactivate(key)
 
 
 def _signatures(folders: Sequence[tuple[AdapterKey, Path]]) -> list[tuple[AdapterKey, str | None]]:

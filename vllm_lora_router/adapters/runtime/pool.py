@@ -11,6 +11,7 @@ from cachetools import TTLCache
 from vllm_lora_router.adapters.runtime.adapter_report import report
 from vllm_lora_router.adapters.runtime.importer import Importer
 from vllm_lora_router.adapters.runtime.lease import (
+    AdapterUnavailableError,
     Lease,
     LeaseRefusedError,
     OtherTenantsAdapterError,
@@ -68,7 +69,10 @@ class AdapterPool:
             state = self.version_manager.states.get(key)
             if state is not None and (version := state.version) is not None:
                 if self.loader.is_resident(version.id):
-                    return self._lease(state, version)
+                    try:
+                        return self._lease(state, version)
+                    except AdapterUnavailableError:
+                        return None
                 if require_loaded:
                     return None
                 # Clients must not be able to request, around the router, a version that may not load.
@@ -90,6 +94,7 @@ class AdapterPool:
             UnknownAdapterError: there is no such adapter, or the client may not request it by name.
             OtherTenantsAdapterError: it belongs to another tenant. Not raised if `by_client`, so that a client does
                 not learn the names of other tenants' adapters.
+            AdapterUnavailableError: it cannot serve now, because a resource of the server has run out.
             LeaseRefusedError: it cannot be served.
         """
         try:
@@ -130,7 +135,7 @@ class AdapterPool:
             if state is not None and state.version is not None:
                 return True
             if await self.version_manager.run_in_thread(lambda key=key: self.version_manager.locate(key)) is not None:
-                return state is None or state.rejection is None
+                return key not in self.version_manager.shortages and (state is None or state.rejection is None)
         return False
 
     async def belongs_to_other_tenant(self, name: str, tenant: str | None) -> bool:
@@ -150,6 +155,11 @@ class AdapterPool:
     def owns(self, engine_name: str) -> bool:
         """Return whether the router registered this name in vLLM."""
         return self.version_manager.version_log.is_engine_name(engine_name)
+
+    def health(self) -> dict[str, Any]:
+        """Return the number of adapters that cannot be loaded now, and a reason, as values for JSON."""
+        shortages = self.version_manager.shortages.values()
+        return {"unavailable": len(shortages), "problem": next((shortage.problem for shortage in shortages), None)}
 
     async def report(self) -> dict[str, Any]:
         """Return all adapters with their location and memory use, as values for JSON."""

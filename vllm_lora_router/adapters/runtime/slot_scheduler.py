@@ -6,10 +6,11 @@ of the engine until its adapter has a slot, in the order in which adapters began
 """
 
 import asyncio
+import fcntl
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from vllm_lora_router.coordination.run_directory import RunDirectory
 from vllm_lora_router.coordination.usage_table import UsageTable
@@ -34,7 +35,7 @@ class SlotScheduler:
         self.limit = limit
         self.max_wait_s = max_wait_s
         self._usage = usage
-        self._run = run
+        self._lock = run.open_lock(LOCK)  # only the event loop takes it
         self._waiting: dict[int, deque[asyncio.Future[None]]] = {}  # in the order in which versions began to wait
         self._poll: asyncio.Task[None] | None = None
 
@@ -150,8 +151,16 @@ class SlotScheduler:
                     waiting[version] = min(use.waiting_since, waiting.get(version, use.waiting_since))
         return running, waiting
 
-    def _locked(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._usage.is_only_process else self._run.locked(LOCK)
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._usage.is_only_process:
+            yield
+            return
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
 
 def may_run(

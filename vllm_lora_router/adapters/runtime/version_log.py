@@ -1,5 +1,6 @@
 """The log of adapter versions that all processes of one server share: the content, id and name of each version."""
 
+import errno
 import os
 import threading
 from collections import deque
@@ -191,8 +192,13 @@ class VersionLog:
         try:
             # A process that was killed may have left a partial line.
             os.ftruncate(descriptor, self._read_bytes)
-            if os.write(descriptor, content) < len(content):
-                raise OSError(f"{self._file}: the disk is full; free some space")
+            written = os.write(descriptor, content)
+            if written < len(content):
+                # Other processes may have read the complete lines already, so only the partial line is removed.
+                os.ftruncate(descriptor, self._read_bytes + content.rfind(b"\n", 0, written) + 1)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._file)) from None
         finally:
             os.close(descriptor)
         self.read()

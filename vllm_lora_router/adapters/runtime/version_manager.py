@@ -1,6 +1,7 @@
 """Manage the adapter versions of one process: import, load, switch to a new version, release the old one."""
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -10,15 +11,16 @@ from typing import TypeVar
 
 from cachetools import TTLCache
 
-from vllm_lora_router.adapters.files.snapshots import NoSpaceError, SnapshotError, SourceChangingError
+from vllm_lora_router.adapters.files.snapshots import NoSpaceError, SnapshotError, SourceChangingError, StoreError
 from vllm_lora_router.adapters.files.sources import NotAllowedError
 from vllm_lora_router.adapters.runtime.importer import Importer, MissingFilesError, RejectedError
-from vllm_lora_router.adapters.runtime.lease import LeaseRefusedError, UnknownAdapterError
+from vllm_lora_router.adapters.runtime.lease import AdapterUnavailableError, LeaseRefusedError, UnknownAdapterError
 from vllm_lora_router.adapters.runtime.loader import Loader, LoadError
 from vllm_lora_router.adapters.runtime.resolver import Location, Resolver
 from vllm_lora_router.adapters.runtime.version_log import AdapterKey, Version, VersionLog
 from vllm_lora_router.adapters.runtime.vllm_names import VllmNames
 from vllm_lora_router.coordination.run_directory import RunDirectory
+from vllm_lora_router.coordination.shortage import describe, shortage_of
 from vllm_lora_router.coordination.usage_table import UsageTable
 
 logger = logging.getLogger("vllm_lora_router.adapters")
@@ -31,6 +33,16 @@ STORE_LOCK = "store"
 RETRY_CHANGING_S = 0.1  # pause before files that are being written are read again
 CHANGING_TIMEOUT_S = 10.0
 FAILED_LOAD_S = 30.0  # a version that the engine refused is not loaded again for this long
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Why an adapter cannot be imported or loaded now, although nothing is wrong with its files."""
+
+    reason: str
+    problem: str  # of the server, without names and paths of adapters
+    needed_bytes: int = 0  # disk space
+    in_load: bool = False  # the engine could not be asked to load the imported adapter
 
 
 @dataclass(slots=True)
@@ -66,6 +78,7 @@ class VersionManager:
         self.resolver, self.importer = resolver, importer
         self.loader, self.vllm_names = loader, vllm_names
         self.states: dict[AdapterKey, AdapterState] = {}
+        self.shortages: dict[AdapterKey, Shortage] = {}  # by adapter that cannot be imported or loaded now
         self.requested_bytes = 0  # size of a snapshot for which the store had no space
         self._disk = ThreadPoolExecutor(4, thread_name_prefix="lora-router-adapters")
         self._refreshing: dict[AdapterKey, asyncio.Task[Version]] = {}
@@ -79,8 +92,12 @@ class VersionManager:
 
         Raises:
             UnknownAdapterError: the adapter has no files.
+            AdapterUnavailableError: a resource of the server has run out. Requests do not try again, because each
+                attempt uses the disk; `retry_shortages` does.
             LeaseRefusedError: its files cannot be served.
         """
+        if (shortage := self.shortages.get(key)) is not None and not shortage.in_load:
+            raise AdapterUnavailableError(shortage.reason)
         return await asyncio.shield(self.start_refresh(key))
 
     def start_refresh(self, key: AdapterKey) -> asyncio.Task[Version]:
@@ -91,30 +108,55 @@ class VersionManager:
             task.add_done_callback(lambda done: (self._refreshing.pop(key), done.cancelled() or done.exception()))
         return task
 
+    async def retry_shortages(self) -> None:
+        """Import or load the adapters for which a resource had run out, the smallest first, until one fails again."""
+        for key, shortage in sorted(self.shortages.items(), key=lambda item: item[1].needed_bytes):
+            try:
+                version = await self.start_refresh(key)
+                if shortage.in_load:
+                    await self.load(version)
+            except AdapterUnavailableError:
+                return
+            except LeaseRefusedError:
+                continue  # the adapter was removed or replaced meanwhile
+
     async def _refresh(self, key: AdapterKey) -> Version:
+        try:
+            version = await self._import_files(key)
+        except AdapterUnavailableError:
+            raise
+        except LeaseRefusedError:
+            self.shortages.pop(key, None)
+            raise
+        if (shortage := self.shortages.get(key)) is not None and not shortage.in_load:
+            self._end_shortage(key)
+        return version
+
+    async def _import_files(self, key: AdapterKey) -> Version:
         deadline = time.monotonic() + CHANGING_TIMEOUT_S
         while True:
             try:
                 location, version = await self.run_in_thread(lambda: self._import(key))
             except SourceChangingError:
                 if time.monotonic() > deadline:
-                    raise LeaseRefusedError("its files keep changing") from None
+                    raise AdapterUnavailableError("its files keep changing") from None
                 await asyncio.sleep(RETRY_CHANGING_S)
                 continue
             except MissingFilesError as error:
                 raise UnknownAdapterError(str(error)) from None
             except NotAllowedError as error:
                 raise LeaseRefusedError(str(error)) from None
-            except NoSpaceError as error:
-                self.requested_bytes = max(self.requested_bytes, error.needed_bytes)
-                raise LeaseRefusedError(str(error)) from None
+            except StoreError as error:
+                needed_bytes = error.needed_bytes if isinstance(error, NoSpaceError) else 0
+                self.requested_bytes = max(self.requested_bytes, needed_bytes)
+                raise self._begin_shortage(key, Shortage(str(error), error.problem, needed_bytes)) from None
             except RejectedError as error:
                 if error.location is not None:
                     self.reject(key, error.location, str(error), error.source_signature)
                 raise LeaseRefusedError(str(error)) from None
             except OSError as error:
                 # A file system that does not answer tells nothing about its files, so they are not rejected.
-                raise LeaseRefusedError(f"its files cannot be read ({error})") from None
+                raise self._begin_shortage(key, self._shortage(error)) from None
             state = self.states.setdefault(key, AdapterState())
             state.location, state.rejection, state.missing_since = location, None, 0.0
             state.source_signature = version.content.source_signature
@@ -154,6 +196,34 @@ class VersionManager:
                 version = state.version.digest[:8]
                 logger.warning("adapter %s: new files rejected (%s); still serving version %s", key, reason, version)
         state.location, state.rejection, state.source_signature = location, reason, source_signature
+
+    def _shortage(self, error: OSError, *, in_load: bool = False) -> Shortage:
+        # Reading the files of an adapter cannot fill a disk, so these errors are of the run directory.
+        if shortage_of(error) and error.errno != errno.EIO:
+            problem = describe(error, self.run.folder)
+            return Shortage(problem, problem, in_load=in_load)
+        problem = f"files of adapters cannot be read ({error.strerror or type(error).__name__})"
+        return Shortage(f"its files cannot be read ({error})", problem, in_load=in_load)
+
+    def _begin_shortage(self, key: AdapterKey, shortage: Shortage) -> AdapterUnavailableError:
+        """Record why an adapter cannot be imported or loaded now, and log it unless it is known. Return the error."""
+        if key not in self.shortages:
+            if (state := self.states.get(key)) is None or state.version is None:
+                logger.warning("adapter %s: cannot be loaded now (%s); trying again", key, shortage.reason)
+            else:
+                version = state.version.digest[:8]
+                logger.warning(
+                    "adapter %s: cannot be loaded now (%s); trying again; still serving version %s",
+                    key,
+                    shortage.reason,
+                    version,
+                )
+        self.shortages[key] = shortage
+        return AdapterUnavailableError(shortage.reason)
+
+    def _end_shortage(self, key: AdapterKey) -> None:
+        if self.shortages.pop(key, None) is not None:
+            logger.info("adapter %s: can be loaded again", key)
 
     def locate(self, key: AdapterKey) -> Location | None:
         """Return the location of an adapter's files; None if there are none or they cannot be used."""
@@ -203,6 +273,10 @@ class VersionManager:
     async def _load_pending(self, key: AdapterKey, state: AdapterState, version: Version) -> None:
         try:
             await self.load(version)
+        except AdapterUnavailableError:
+            if state.pending is version:
+                state.pending = None  # `retry_shortages` loads it later
+            return
         except LeaseRefusedError:
             if state.pending is version:
                 state.pending = None
@@ -238,8 +312,15 @@ class VersionManager:
         self.usage.publish(min((self._applied, *(line - 1 for line in self._behind.values()))))
 
     def retain(self, version: Version) -> None:
-        """Add a lease to a version."""
-        self.usage.use(version.id).leases += 1
+        """Add a lease to a version.
+
+        Raises:
+            AdapterUnavailableError: this process uses as many versions as it can.
+        """
+        try:
+            self.usage.use(version.id).leases += 1
+        except OverflowError as error:
+            raise AdapterUnavailableError(f"{error}; start more API-server processes") from None
         self.usage.write(version.id)
 
     def release(self, version: Version) -> None:
@@ -263,6 +344,7 @@ class VersionManager:
         """Load a version into the engine unless it is loaded. Concurrent calls share one load.
 
         Raises:
+            AdapterUnavailableError: a resource of the server has run out.
             LeaseRefusedError: the version cannot be loaded.
         """
         if self.loader.is_resident(version.id):
@@ -275,14 +357,23 @@ class VersionManager:
             task.add_done_callback(lambda done: (self._loading.pop(version.id), done.cancelled() or done.exception()))
         try:
             await asyncio.shield(task)
+            if version.key in self.shortages and self.shortages[version.key].in_load:
+                self._end_shortage(version.key)
         except LoadError as error:
             self._failed[version.id] = str(error)
             if (state := self.states.get(version.key)) is not None and state.location is not None:
                 self.reject(version.key, state.location, str(error), version.content.source_signature)
             raise LeaseRefusedError(str(error)) from None
-        except SnapshotError as error:
-            # The snapshot was deleted by another program: the next request imports the files again.
-            await self.deactivate(version.key)
+        except (OSError, SnapshotError) as error:
+            failure = error if isinstance(error, OSError) else shortage_of(error)
+            if failure is None:
+                # The snapshot was deleted by another program: the next request imports the files again.
+                try:
+                    await self.deactivate(version.key)
+                except OSError as full:
+                    failure = full
+            if failure is not None:
+                raise self._begin_shortage(version.key, self._shortage(failure, in_load=True)) from None
             raise LeaseRefusedError(str(error)) from None
 
     async def _load(self, version: Version) -> None:

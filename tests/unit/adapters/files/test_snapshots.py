@@ -425,7 +425,8 @@ def test_snapshot_beyond_the_limit_is_refused_with_the_sizes(tmp_path: Path) -> 
     store = SnapshotStore(tmp_path / "store", max_bytes=2_000_000)
     store.create(adapter(tmp_path / "one", bytes(1_500_000)))
     message = (
-        rf"^{tmp_path}/two needs 0.6 MB, but {store.folder} holds 1.5 MB of at most 2.0 MB; raise router.adapters.max"
+        rf"^a copy of {tmp_path}/two needs 600.0 kB, but {store.folder} holds 1.5 MB of at most 2.0 MB; raise "
+        r"router\.adapters\.max_disk_gb"
     )
     with pytest.raises(NoSpaceError, match=message) as raised:
         store.create(adapter(tmp_path / "two", bytes(600_000)))
@@ -453,13 +454,13 @@ assert sorted(file.name for file in store.folder.iterdir()) == [".lock", small.s
 
 @pytest.mark.parametrize("full", ["blocks", "inodes"])
 def test_full_disk_is_reported_and_no_unfinished_folder_is_left(tmp_path: Path, full: str) -> None:
-    # A disk of one megabyte that only this process sees. With few inodes, it reports free space but cannot store files.
+    # A small disk that only this process sees. With few inodes, it reports free space but cannot store files.
     large = 2 * MIB if full == "blocks" else 10
     adapter(tmp_path / "small")
     adapter(tmp_path / "large", os.urandom(large))
     disk = tmp_path / "disk"
     disk.mkdir()
-    options = "size=1m" if full == "blocks" else "size=1m,nr_inodes=7"
+    options = "size=2m" if full == "blocks" else "size=2m,nr_inodes=7"
     mounted = f'mount -t tmpfs -o {options} none "$1" && exec "$2" -c "$3" "$1" "$4"'
     result = subprocess.run(
         ["unshare", "-rm", "sh", "-c", mounted, "sh", disk, sys.executable, FULL_DISK, tmp_path],
@@ -470,10 +471,13 @@ def test_full_disk_is_reported_and_no_unfinished_folder_is_left(tmp_path: Path, 
     if "unshare" in result.stderr or "mount" in result.stderr:
         pytest.skip("this user cannot mount file systems")
     assert result.returncode == 0, result.stderr
-    needs = "2.1 MB" if full == "blocks" else "0.0 MB"
+    needs = "2.1 MB" if full == "blocks" else "12 bytes"
+    problem = f"the disk of {disk} is full (2.1 MB free); free some space"
+    if full == "inodes":
+        problem = f"the file system of {disk} is full (2 inodes free); delete some files"
     assert result.stdout == (
-        f"{tmp_path}/large needs {needs}, but the file system of {disk} is full; free some space, or set "
-        "router.adapters.run_dir to a folder on another file system\n"
+        f"a copy of {tmp_path}/large needs {needs}, but {problem}, or set router.adapters.run_dir to a folder on "
+        "another disk and restart the server\n"
     )
 
 
@@ -499,3 +503,13 @@ def test_deleted_store_is_reported(tmp_path: Path, store: SnapshotStore) -> None
     for call in (lambda: store.create(source), store.used_bytes, store.remove_unfinished):
         with pytest.raises(SnapshotError, match="/store cannot store snapshots"):
             call()
+
+
+def test_large_configuration_is_not_copied(tmp_path: Path) -> None:
+    # It may have replaced a small one after that was checked.
+    adapter(tmp_path / "source")
+    os.truncate(tmp_path / "source" / CONFIG, 1_000_000_000)
+    store = SnapshotStore(tmp_path / "store")
+    with pytest.raises(UnreadableError, match=r"adapter_config.json has 1,000,000,000 bytes, more than 1,000,000"):
+        store.create(tmp_path / "source")
+    assert store.used_bytes() == 0

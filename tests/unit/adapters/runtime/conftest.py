@@ -229,6 +229,7 @@ class Process:
         """Run every maintenance task once."""
         await self.refresh()
         await self.maintenance.sweep()
+        await self.maintenance.retry_shortages()
 
     async def maintain_until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         """Run the maintenance tasks until `condition` holds."""

@@ -1,14 +1,18 @@
 """The version log: which content each name serves, its id and its engine name, equal in every process."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from vllm_lora_router.adapters.runtime import version_log as module
 from vllm_lora_router.adapters.runtime.version_log import FIRST_ID, AdapterContent, AdapterKey, VersionLog
 from vllm_lora_router.coordination.run_directory import RunDirectory
 
 from ...processes import kill, other_process, wait_for_line
+from ...resources import full, small_disk
 
 MEDICAL = AdapterKey("medical")
 
@@ -268,3 +272,38 @@ def test_full_disk_keeps_the_version_that_serves(tmp_path: Path, run: RunDirecto
         pass
     version = reopen(run).serving_version(MEDICAL)
     assert version is not None and (version.content.digest, version.id) == ("c" * 64, FIRST_ID + 1)
+
+
+def test_full_disk_leaves_complete_lines_and_the_log_continues_when_there_is_space(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        run = RunDirectory.open("server", disk)
+        version_log, other = VersionLog(run), VersionLog(run)
+        with full(disk):
+            with pytest.raises(OSError) as raised:
+                for number in range(1000):  # the last block of the file may have space
+                    version_log.serve(AdapterKey(f"adapter-{number}"), content(f"{number:064x}"))
+            assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(file(run)))
+            assert file(run).stat().st_size == 0 or file(run).read_bytes().endswith(b"\n")
+            assert all(json.loads(line) for line in file(run).read_bytes().splitlines())
+        after = version_log.serve(MEDICAL, A)
+        other.read()
+        version_log.read()
+        assert state(other) == state(version_log) and other.serving_version(MEDICAL) == after
+        run.close()
+
+
+def test_partial_line_is_removed_at_once(
+    version_log: VersionLog, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    with monkeypatch.context() as patch:
+        # The first of two lines is complete.
+        patch.setattr(module.os, "write", lambda descriptor, lines: write(descriptor, lines[: lines.index(b"\n") + 9]))
+        with pytest.raises(OSError, match="No space left on device"):
+            version_log.serve(MEDICAL, A)
+    assert file(run).read_bytes().count(b"\n") == 1 and file(run).read_bytes().endswith(b"}\n")
+    other = VersionLog(run)
+    other.read()
+    assert version_log.serve(MEDICAL, A).id == FIRST_ID
+    other.read()
+    assert state(other) == state(version_log)
