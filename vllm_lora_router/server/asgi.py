@@ -74,11 +74,13 @@ class DisconnectListener:
         """
         task = asyncio.current_task()
         assert task is not None
-        cancelled_before, is_disconnected = task.cancelling(), False
+        cancelled_before, is_disconnected, is_working = task.cancelling(), False, True
 
         def on_message(message: "asyncio.Future[Message]") -> None:
             nonlocal is_disconnected
-            if not message.cancelled() and not message.exception() and message.result()["type"] == "http.disconnect":
+            if not is_working or message.cancelled() or message.exception():
+                return
+            if message.result()["type"] == "http.disconnect":
                 is_disconnected = True
                 task.cancel()
 
@@ -99,6 +101,9 @@ class DisconnectListener:
                 task.uncancel()  # the work has finished already: the application receives the disconnect
             return result
         finally:
+            # Removing the callback is not enough: a message that came in this iteration of the event loop has scheduled
+            # it already, and it would cancel the application.
+            is_working = False
             scheduled.cancel()
             if self._next is not None:
                 self._next.remove_done_callback(on_message)
