@@ -2,7 +2,8 @@
 
 import pytest
 
-from vllm_lora_router.text import printable, suggest
+from vllm_lora_router import text as text_module
+from vllm_lora_router.text import printable, quoted, suggest
 
 
 def test_printable_keeps_other_scripts_and_emoji() -> None:
@@ -24,3 +25,27 @@ def test_suggest_names_the_nearest_valid_name(name: str) -> None:
 
 def test_suggest_returns_an_empty_string_if_no_name_is_near() -> None:
     assert suggest("zzz", ["legal-lora", "medical-lora"]) == ""
+
+
+def test_suggest_compares_a_bounded_number_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    compare = text_module.get_close_matches
+
+    def count(word: str, names: list[str], n: int, cutoff: float) -> list[str]:
+        compared.append(len(names))
+        return compare(word, names, n=n, cutoff=cutoff)
+
+    monkeypatch.setattr(text_module, "get_close_matches", count)
+    names = [f"adapter-{number}" for number in range(10_000)]
+    assert suggest("adaptor-4711", names) == "; did you mean 'adapter-4711'?"
+    assert suggest("x" * 10_000, names) == ""
+    assert 0 < sum(compared) <= 40
+
+
+def test_suggest_shows_the_code_points_of_names_that_look_equal() -> None:
+    assert suggest("cafe\u0301", ["caf\u00e9"]) == r"; did you mean 'caf\xe9' (not 'cafe\u0301')?"
+
+
+def test_quoted_cuts_a_long_text() -> None:
+    assert quoted("it's") == '"it\'s"' and quoted(5) == "5"
+    assert quoted("x" * 5000, 3) == "'xxx'... (5,000 characters)"

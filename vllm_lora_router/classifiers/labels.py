@@ -1,6 +1,7 @@
 """Labels of the domain model: where they are read from, and the category that each one is mapped to."""
 
 import json
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def _prefers_base(category: Category) -> bool:
 
 
 def _normalized(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").split())
 
 
 def _labels_in_order(mapping: Any, where: str) -> list[str]:

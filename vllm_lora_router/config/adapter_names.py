@@ -1,15 +1,14 @@
 """Rules for the names of adapters, from vLLM and from the router."""
 
-import unicodedata
 from collections.abc import Collection
+
+from vllm_lora_router.config.names import name_problem
+from vllm_lora_router.text import quoted
 
 # For every chat request to the base model with content of type T ("image_url" counts as "image"), vLLM applies the
 # adapter called T if there is one (_get_message_types and _get_active_default_mm_loras in
 # vllm/entrypoints/serve/engine/serving.py).
 CONTENT_TYPES = frozenset({"text", "image", "audio", "video", "input"})
-
-# Control characters, line and paragraph separators, lone surrogates: they break log lines, headers and JSON.
-UNPRINTABLE = frozenset({"Cc", "Zl", "Zp", "Cs"})
 
 
 def invalid_name_reason(name: str, base_names: Collection[str], reserved: Collection[str]) -> str | None:
@@ -19,12 +18,10 @@ def invalid_name_reason(name: str, base_names: Collection[str], reserved: Collec
         base_names: names that the base model is served under.
         reserved: the auto names, with which a client requests routing.
     """
-    if not name or name.isspace():
-        return "an adapter's name is empty; enter a name"
-    if any(unicodedata.category(character) in UNPRINTABLE for character in name):
-        return f"adapter name {name!r} contains a line break or a control character; remove it"
-    if name != name.strip():
-        return f"adapter name {name!r} begins or ends with white space; use {name.strip()!r}"
+    if problem := name_problem(name):
+        return f"adapter name {quoted(name)} {problem}"
+    if {".", ".."} & set(name.split("/")):
+        return f"adapter name {name!r} is a path; use another name"
     if name in CONTENT_TYPES:
         return (
             f"adapter name {name!r}: vLLM applies an adapter of this name to all chat requests for the base model "

@@ -5,11 +5,12 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from vllm_lora_router.config.schema import Config
-from vllm_lora_router.config.semantic_router_keys import IGNORED_KEYS, UNSUPPORTED_KEYS
+from vllm_lora_router.config.semantic_router_keys import EXTENSION_PREFIX, IGNORED_KEYS, UNSUPPORTED_KEYS
 
 Schema = dict[str, Any]
 
 IGNORED = "Accepted and ignored: it configures a part of vllm-project/semantic-router that this router does not have."
+EXTENSION = "Ignored: a place for values that have a YAML anchor."
 # Marks the keys above in the schema. JSON Schema ignores keywords that it does not know.
 IGNORED_KEYWORD = "x-ignored"
 
@@ -27,6 +28,7 @@ def json_schema() -> Schema:
     for pattern, feature, accepted in UNSUPPORTED_KEYS:
         description = f"Accepted and ignored. Other values are refused: {feature} is not supported."
         _add_property(schema, pattern, {"enum": list(accepted), "description": description, IGNORED_KEYWORD: True})
+    schema["patternProperties"] = {f"^{EXTENSION_PREFIX}": {"description": EXTENSION}}
     dialect = GenerateJsonSchema.schema_dialect
     return {"$schema": dialect, "title": "Configuration of vllm-lora-router", **schema}
 

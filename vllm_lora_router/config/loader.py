@@ -1,9 +1,9 @@
 """Load a configuration file and check it, or report everything that is wrong with it."""
 
-import copy
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -11,9 +11,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from vllm_lora_router.config import cross_checks, semantic_router_keys
+from vllm_lora_router.config.redact import redact_at, redact_text
 from vllm_lora_router.config.schema import Config
-from vllm_lora_router.config.yaml_document import ConfigError, Document, KeyPath, Problem, format_key_path, read_yaml
-from vllm_lora_router.text import suggest
+from vllm_lora_router.config.yaml_document import (
+    MAX_PROBLEMS,
+    ConfigError,
+    Document,
+    KeyPath,
+    Problem,
+    format_key_path,
+    read_yaml,
+    yaml_type,
+)
+from vllm_lora_router.text import quoted, suggest
 
 CONFIG_VARIABLE = "VLLM_LORA_ROUTER_CONFIG"
 DEFAULT_FILE = Path("config/config.yaml")
@@ -34,10 +44,12 @@ class LoadedConfig:
 
         Returns None if it does not exist.
         """
-        for start in (self.file.parent, Path.cwd()):
-            if (candidate := start / Path(path).expanduser()).exists():
-                return candidate.resolve()
-        return None
+        try:
+            expanded = Path(path).expanduser()
+            candidates = (start / expanded for start in (self.file.parent, Path.cwd()))
+            return next((candidate.resolve() for candidate in candidates if candidate.exists()), None)
+        except (OSError, RuntimeError):  # too long, not readable, or in the home of an unknown user
+            return None
 
 
 def configured_file() -> Path:
@@ -56,31 +68,29 @@ def load(file: Path, *, adapters: Collection[str] = (), content: bytes | None = 
         ConfigError: the configuration has problems. The error contains all of them, each with file, line and column.
     """
     document = read_yaml(file, content)
-    data = copy.deepcopy(document.data)
     problems: list[Problem] = []
 
-    dropped = list(semantic_router_keys.ignored_keys(document.data))
+    ignored = list(semantic_router_keys.ignored_keys(document.data))
+    dropped = [*ignored, *semantic_router_keys.extension_keys(document.data)]
     for path, feature in semantic_router_keys.unsupported_keys(document.data):
         dropped.append(path)
         if feature is not None:
             problems.append(document.problem(path, f"{feature} is not supported; remove the key", at_key=True))
     for path in dropped:
-        _drop(data, path)
+        _drop(document.data, path)
 
     config: Config | None = None
     try:
-        config = Config.model_validate(data)
+        config = Config.model_validate(document.data)
     except ValidationError as error:
-        problems += [_problem(document, detail) for detail in error.errors(include_url=False)]
-    problems += cross_checks.find_problems(document, adapters)
+        # One problem more than a ConfigError shows.
+        details = error.errors(include_url=False)[: MAX_PROBLEMS + 1]
+        problems += [_problem(document, detail) for detail in details]
+    problems += islice(cross_checks.find_problems(document, adapters), MAX_PROBLEMS + 1)
     if problems or config is None:
         raise ConfigError(problems)
     return LoadedConfig(
-        config,
-        file.resolve(),
-        document,
-        document.sha256[:8],
-        tuple(format_key_path(path) for path in semantic_router_keys.ignored_keys(document.data)),
+        config, file.resolve(), document, document.sha256[:8], tuple(format_key_path(path) for path in ignored)
     )
 
 
@@ -88,27 +98,28 @@ def _drop(data: Any, path: KeyPath) -> None:
     *parents, last = path
     for key in parents:
         data = data[key]
-    data.pop(last, None)
+    del data[last]
 
 
 def _problem(document: Document, detail: ErrorDetails) -> Problem:
     """Translate an error of Pydantic into a problem with a place in the file and a remedy."""
     path: KeyPath = tuple(part for part in detail["loc"] if part != "[key]")
-    kind, value = detail["type"], detail.get("input")
+    kind, value = detail["type"], redact_at(path, detail.get("input"))
     if kind == "extra_forbidden":
         return document.problem(path, f"unknown key{suggest(path[-1], _keys_at(path[:-1]))}", at_key=True)
     if kind == "missing":
         return document.problem(path[:-1], f"needs the key {path[-1]!r}")
-    if kind == "string_type" and isinstance(value, bool | int | float):
-        reason = "yes, no, on and off are truth values in YAML" if isinstance(value, bool) else "it is a number"
-        return document.problem(path, f"must be text, not {value!r} ({reason}); put it in quotes")
+    if kind == "string_type" and (written := document.written.get(path)):
+        reason = yaml_type(redact_at(path, written), detail.get("input"))
+        return document.problem(path, f"must be text, but {reason}; put it in quotes")
     if kind in ("model_type", "dict_type"):
         return document.problem(path, f"must be a mapping of keys{_shown(value)}")
     if kind == "literal_error":
         expected = detail.get("ctx", {}).get("expected", "")
-        return document.problem(path, f"{value!r} is not one of {expected}{_suggest_option(value, expected)}")
-    message = detail["msg"].removeprefix("Value error, ")
-    return document.problem(path, message[:1].lower() + message[1:] + _shown(value))
+        return document.problem(path, f"{quoted(value)} is not one of {expected}{_suggest_option(value, expected)}")
+    message = redact_text(detail["msg"].removeprefix("Value error, "))
+    message = message[:1].lower() + message[1:] + _shown(value)
+    return document.problem(path, message, at_key="[key]" in detail["loc"])
 
 
 def _suggest_option(value: object, expected: str) -> str:
@@ -116,7 +127,7 @@ def _suggest_option(value: object, expected: str) -> str:
 
 
 def _shown(value: object) -> str:
-    return f" (got {value!r})" if isinstance(value, str | int | float | bool) or value is None else ""
+    return f" (got {quoted(value)})" if isinstance(value, str | int | float | bool) or value is None else ""
 
 
 def _keys_at(path: KeyPath) -> list[str]:

@@ -8,7 +8,10 @@ from typing import Any
 
 import yaml
 
+from vllm_lora_router.config.file_content import MAX_BYTES
 from vllm_lora_router.config.json_schema import IGNORED_KEYWORD, Schema, json_schema, resolve
+from vllm_lora_router.config.yaml_document import MAX_NUMBER_CHARACTERS
+from vllm_lora_router.config.yaml_nodes import MAX_DEPTH, MAX_NODES
 
 # Placeholders for keys that users choose, in paths and in examples.
 _PLACEHOLDERS: Mapping[str, tuple[str, str]] = {"model_config": ("<base>", "llama-3")}
@@ -181,11 +184,11 @@ def _type(schema: Schema, plural: bool = False) -> str:
         return "blocks" if plural else "block"
     kind: str = schema.get("type", "any")
     if kind == "array":
-        return f"list of {_type(schema['items'], plural=True)}"
+        return f"list of {_type(schema['items'], plural=True)}{_at_most(schema.get('maxItems'))}"
     if kind == "object":
         # Pydantic writes names with a pattern as `patternProperties`.
         values = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
-        return f"mapping of names to {_type(values, plural=True)}"
+        return f"mapping of names to {_type(values, plural=True)}{_at_most(schema.get('maxProperties'))}"
     if kind in ("integer", "number"):
         return f"{kind}{'s' if plural else ''}{_range(schema)}"
     return "text" if kind == "string" else "true or false" if kind == "boolean" else kind
@@ -199,6 +202,10 @@ def _range(schema: Schema) -> str:
     upper = f"at most {high:g}" if high is not None else ""
     limits = ", ".join(filter(None, [lower, upper]))
     return f" ({limits})" if limits else ""
+
+
+def _at_most(limit: int | None) -> str:
+    return "" if limit is None else f" (at most {limit:,})"
 
 
 def _value(value: Any) -> str:
@@ -227,7 +234,7 @@ def _table(rows: list[Key]) -> str:
     return "\n".join(lines)
 
 
-_INTRODUCTION = """
+_INTRODUCTION = f"""
 # Configuration reference
 
 This page is generated from the schema: `vllm-lora-router schema --markdown > config/README.md`.
@@ -248,7 +255,14 @@ tell the categories apart.
   error, the configuration in effect stays. `router.adapters.run_dir` and the LoRA flags of the command line need a
   restart.
 - **YAML.** `on`, `off`, `yes` and `no` are truth values unless they are quoted. Keys with the value `off` accept it
-  without quotes. Anchors, aliases and merge keys (`<<`) work.
+  without quotes. Anchors, aliases and merge keys (`<<`) work. Top-level keys that begin with `x-` are ignored: they are
+  a place for values with an anchor. JSON works, too.
+- **Names** of categories, labels, base models and adapters have no control characters and no white space at their ends.
+  They are compared character by character, and must be in Unicode's composed form (NFC).
+- **Limits.** A file has at most {MAX_BYTES // 2**20} MiB, {MAX_NODES:,} values and keys, and {MAX_DEPTH} levels.
+  An alias counts as all that it stands for. A number has at most {MAX_NUMBER_CHARACTERS} characters; a name, keyword,
+  candidate or header 256; a path or URL 4,096; a description or example 16,384; an argument of a tool 32,768; a system
+  prompt 262,144. The tables give the limits of lists and mappings.
 
 In the tables, "unset" means that the key has no default value; the meaning says what happens then.
 """

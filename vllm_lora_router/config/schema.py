@@ -1,26 +1,74 @@
 """Pydantic models of the configuration file. A key's docstring is its description in the schema and the reference."""
 
-import re
+import unicodedata
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
+from vllm_lora_router.config.names import MAX_CHARACTERS, name_problem
+from vllm_lora_router.linear_regex import compile_linear
 from vllm_lora_router.types import Method
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+def _check_name(name: str) -> str:
+    if problem := name_problem(name):
+        raise ValueError(problem)
+    return name
+
+
+def _check_keyword(keyword: str) -> str:
+    # Spaces, control and format characters, and letters and symbols that are blank.
+    if all(unicodedata.category(c) in _INVISIBLE_CATEGORIES or c in "\u115f\u1160\u2800\u3164\uffa0" for c in keyword):
+        raise ValueError("is blank; remove it, or write the word or phrase that it stands for")
+    return keyword
+
+
+def _check_url(url: str) -> str:
+    try:
+        has_host = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+    except ValueError as error:
+        raise ValueError(f"is not a URL: {error}") from None
+    if not has_host:
+        raise ValueError("is not a URL: it needs a host, as in http://127.0.0.1:8100/mcp")
+    return url
+
+
+MAX_ITEMS = 10_000  # in a list of categories, rules, adapters or example texts
+MAX_KEYWORDS = 250_000  # of one rule
+# The name of a category, label, base model or adapter.
+Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_check_name)]
+Phrase = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+_INVISIBLE_CATEGORIES = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
+Keyword = Annotated[Phrase, AfterValidator(_check_keyword)]
+Description = Annotated[str, StringConstraints(max_length=16384)]
+PathText = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+# Linux limits an argument or environment variable of a process to 128 KiB.
+Argument = Annotated[str, StringConstraints(max_length=32768)]
+EnvironmentVariable = Annotated[str, StringConstraints(pattern=r"^[^=\s]+$", max_length=256)]
 Threshold = Annotated[float, Field(ge=0, le=1)]
 ExampleText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16384)]
+DEFAULT_AUTO_NAME, AUTO_NAME = "MoM", "auto"  # values of `model` that request routing
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-HeaderName = Annotated[str, StringConstraints(pattern=f"^{_TOKEN}$")]
+HeaderName = Annotated[str, StringConstraints(pattern=f"^{_TOKEN}$", max_length=256)]
 _HEADER = f"header:{_TOKEN}"
-Header = Annotated[str, StringConstraints(pattern=f"^{_HEADER}$")]
-Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$")]
+Header = Annotated[str, StringConstraints(pattern=f"^{_HEADER}$", max_length=256)]
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=4096), AfterValidator(_check_url)]
 # Request headers that carry a client's credentials.
 SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"})
 # A part of the request that stays the same for the same user.
 UserKeySource = Annotated[
     str,
-    StringConstraints(pattern=rf"^(safety_identifier|metadata\.user_id|user|conversation|{_HEADER})$"),
+    StringConstraints(pattern=rf"^(safety_identifier|metadata\.user_id|user|conversation|{_HEADER})$", max_length=256),
 ]
 # The parts of a request that identify its user, over all APIs.
 USER_KEY_SOURCES = ("safety_identifier", "metadata.user_id", "user", "header:x-user")
@@ -51,11 +99,13 @@ class Block(BaseModel):
 class CategoryModel(Block):
     """`classifier.category_model`: a sequence classifier with labels that are mapped to categories."""
 
-    model_id: str = Field(default="", examples=["models/category_classifier_modernbert-base_model"])
+    model_id: str = Field(default="", max_length=4096, examples=["models/category_classifier_modernbert-base_model"])
     """Folder or hub id of a sequence classifier saved by `transformers` as safetensors. Empty: no domain model."""
 
     category_mapping_path: str | None = Field(
-        default=None, examples=["models/category_classifier_modernbert-base_model/category_mapping.json"]
+        default=None,
+        max_length=4096,
+        examples=["models/category_classifier_modernbert-base_model/category_mapping.json"],
     )
     """JSON file with the labels of the model's outputs under `idx_to_category`. Unset: `category_mapping.json` in the
     model's folder, or `id2label` in its `config.json`."""
@@ -64,7 +114,7 @@ class CategoryModel(Block):
     """Minimum probability of a category. The probability of a category is the sum over its labels. Below the threshold
     the next method classifies the request."""
 
-    fallback_category: str | None = Field(default=None, examples=["general"])
+    fallback_category: Name | None = Field(default=None, examples=["general"])
     """Category of the requests that no method accepts, whether the score is below the threshold or a method failed.
     Unset: `default_model` serves them."""
 
@@ -75,7 +125,7 @@ class CategoryModel(Block):
     use_modernbert: bool = False
     """Accepted and ignored: the model's own `config.json` names its architecture."""
 
-    device: str = Field(default="auto", examples=["cuda"])
+    device: Phrase = Field(default="auto", examples=["cuda"])
     """Device that runs the model, such as `cpu` or `cuda`. `auto`: the GPU that serves the base model where there is
     one (in bfloat16, as CUDA graphs), else the CPU."""
 
@@ -96,14 +146,14 @@ class CategoryModel(Block):
 class EmbeddingModel(Block):
     """`classifier.embedding_model`: the sentence encoder of embedding rules, heads and label mapping."""
 
-    model_id: Name = "sentence-transformers/all-MiniLM-L6-v2"
+    model_id: PathText = "sentence-transformers/all-MiniLM-L6-v2"
     """Folder or hub id of a sentence encoder, or a folder in model2vec's format (a static encoder). A static encoder
     has one vector per token, classifies texts of up to 512 characters on the event loop, and needs `pip install
     'vllm-lora-router[static]'`; `vllm-lora-router distill` makes one from any encoder."""
 
-    head: Annotated[Name | None, BeforeValidator(_off_as_text, json_schema_input_type=Name | Literal[False] | None)] = (
-        Field(default=None, examples=["head"])
-    )
+    head: Annotated[
+        PathText | None, BeforeValidator(_off_as_text, json_schema_input_type=PathText | Literal[False] | None)
+    ] = Field(default=None, examples=["head"])
     """Classifier on top of the embedding, which returns the probability of each category and of none. A folder: the
     head that `vllm-lora-router fit` wrote. `auto`: fit a head at start from the categories' examples and descriptions.
     `off`: no head. Unset: like `auto` if a category has examples or if nothing else is configured that can tell the
@@ -112,10 +162,10 @@ class EmbeddingModel(Block):
     threshold: Threshold | None = Field(default=None, examples=[0.7])
     """Minimum probability of a category by the head. Unset: the thresholds that `fit` chose, or 0.5 without one."""
 
-    thresholds: dict[Name, Threshold] = Field(default={}, examples=[{"legal": 0.8}])
+    thresholds: dict[Name, Threshold] = Field(default={}, max_length=MAX_ITEMS, examples=[{"legal": 0.8}])
     """Minimum probability by the head for single categories. Overrides `threshold`."""
 
-    device: str = Field(default="auto", examples=["cuda"])
+    device: Phrase = Field(default="auto", examples=["cuda"])
     """Device that runs the encoder, such as `cpu` or `cuda`. `auto`: the GPU that serves the base model where there is
     one (in bfloat16), else the CPU."""
 
@@ -145,23 +195,27 @@ class McpCategoryModel(Block):
     when the server ends. `streamable-http`: MCP's own HTTP transport. `http`: a plain `POST {url}/tools/call` for each
     call, without a session, as the tool servers of vllm-project/semantic-router expect."""
 
-    command: Name | None = Field(default=None, examples=["python"])
+    command: PathText | None = Field(default=None, examples=["python"])
     """Program that `stdio` starts, required for `stdio`. `python` is the interpreter that runs the server."""
 
-    args: list[str] = Field(default=[], examples=[["tenants.py", "tenants.db"]])
+    args: list[Argument] = Field(default=[], max_length=1000, examples=[["tenants.py", "tenants.db"]])
     """Arguments of `command`. The name of a file in the configuration's folder is replaced by its full path."""
 
-    env: dict[Name, str] = Field(default={}, examples=[{"TABLE": "/srv/tenants.db"}])
+    env: dict[EnvironmentVariable, Argument] = Field(
+        default={}, max_length=1000, examples=[{"TABLE": "/srv/tenants.db"}]
+    )
     """Environment variables of the tool's process. They are added to the few that it inherits, such as `PATH` and
     `HOME`."""
 
     url: Url | None = Field(default=None, examples=["http://127.0.0.1:8100/mcp"])
     """Address of the tool server, required for `streamable-http` and `http`."""
 
-    headers_env: dict[HeaderName, Name] = Field(default={}, examples=[{"authorization": "TOOL_TOKEN"}])
+    headers_env: dict[HeaderName, EnvironmentVariable] = Field(
+        default={}, max_length=100, examples=[{"authorization": "TOOL_TOKEN"}]
+    )
     """Headers of every call over HTTP: the name of the header, and the environment variable that holds its value."""
 
-    tool_name: Name | None = Field(default=None, examples=["classify_text"])
+    tool_name: Phrase | None = Field(default=None, examples=["classify_text"])
     """Name of the tool that classifies. Unset: the router finds it by its name or by its parameters."""
 
     threshold: Threshold = 0.6
@@ -171,7 +225,7 @@ class McpCategoryModel(Block):
     """Timeout of one call, in seconds. It applies to the tool instead of `router.deadline_ms`. After five failures in a
     row the router pauses calls for one second, then for up to 30 seconds, until a call succeeds."""
 
-    forward_headers: list[HeaderName] = Field(default=[], examples=[["x-plan"]])
+    forward_headers: list[HeaderName] = Field(default=[], max_length=100, examples=[["x-plan"]])
     """Request headers that the tool gets in its parameter `headers`. Case is ignored."""
 
     allow_secrets: bool = False
@@ -229,9 +283,10 @@ class KeywordRule(Block):
     """How many keywords must occur for the rule to match. `OR`: at least one. `AND`: all. `NOR`: none. A request
     without text matches no rule."""
 
-    keywords: list[Name] = Field(min_length=1, examples=[["contract", "GDPR"]])
+    keywords: list[Keyword] = Field(min_length=1, max_length=MAX_KEYWORDS, examples=[["contract", "GDPR"]])
     """Words or phrases. A keyword matches whole words; in scripts without spaces, such as Chinese, Japanese and Thai,
-    it matches as a substring. A phrase may be broken over lines."""
+    it matches as a substring. A phrase may be broken over lines. All keywords are found in one pass over the text, so
+    its length matters and their number does not."""
 
     case_sensitive: bool = False
     """Whether the case of letters counts."""
@@ -247,11 +302,13 @@ class EmbeddingRule(Block):
     """Minimum similarity (cosine) of a request to the rule's examples. A good value depends on the encoder:
     `vllm-lora-router calibrate` chooses it from labelled prompts."""
 
-    keywords: list[Name] = Field(default=[], examples=[["printer"]])
+    keywords: list[Phrase] = Field(default=[], max_length=MAX_ITEMS, examples=[["printer"]])
     """Example texts of the category, like `candidates`. A rule needs at least one text in `candidates` or
     `keywords`."""
 
-    candidates: list[Name] = Field(default=[], examples=[["My printer does not work", "I cannot log in"]])
+    candidates: list[Phrase] = Field(
+        default=[], max_length=MAX_ITEMS, examples=[["My printer does not work", "I cannot log in"]]
+    )
     """Example texts of the category."""
 
     aggregation_method: Literal["mean", "avg", "max", "any"] = "max"
@@ -276,23 +333,24 @@ class DeclaredAdapter(Block):
     name: Name = Field(examples=["medical-lora"])
     """Name of the adapter, by which `lora_name` and clients refer to it."""
 
-    description: str = Field(default="", examples=["Specialized for medical and healthcare domain"])
+    description: Description = Field(default="", examples=["Specialized for medical and healthcare domain"])
     """Text for people. `vllm-lora-router validate` prints it; routing does not use it."""
 
-    path: str | None = Field(default=None, examples=["/adapters/medical"])
-    """Folder of the adapter. Unset: the command line (`--lora-modules name=path`) or `router.adapters.sources` provides
-    it."""
+    path: PathText | None = Field(default=None, examples=["/adapters/medical"])
+    """Folder of the adapter, or `hf:organization/name`, perhaps followed by `@revision`, to download it from the Hugging
+    Face hub at startup and at reload. Unset: the command line (`--lora-modules name=path`) or `router.adapters.sources`
+    provides it."""
 
 
 class BaseModelConfig(Block):
     """A value of `model_config`: a base model and its adapters."""
 
-    reasoning_family: str | None = Field(default=None, examples=["qwen3"])
+    reasoning_family: str | None = Field(default=None, max_length=MAX_CHARACTERS, examples=["qwen3"])
     """Name of the reasoning family of the base model, which says how `use_reasoning` and `reasoning_effort` are
     written: `qwen3`, `deepseek`, `gpt-oss`, `gpt`, or a name under `reasoning_families`. For an unknown family, or
     without one, nothing is written about reasoning, and the server logs a warning if a category sets it."""
 
-    loras: list[DeclaredAdapter] = []
+    loras: list[DeclaredAdapter] = Field(default=[], max_length=MAX_ITEMS)
     """The adapters of the base model."""
 
 
@@ -304,7 +362,7 @@ class ReasoningFamily(Block):
     `use_reasoning`, true or false. `reasoning_effort`: the model always reasons and has efforts; an effort is written
     where `use_reasoning` is true, and nothing where it is false."""
 
-    parameter: Name = Field(examples=["enable_thinking"])
+    parameter: Phrase = Field(examples=["enable_thinking"])
     """Name of the switch in `chat_template_kwargs`. Families of type `reasoning_effort` do not use it: each API has its
     own field for the effort."""
 
@@ -338,22 +396,24 @@ class Category(Block):
     name: Name = Field(examples=["medical"])
     """Name of the category, unique in the file. Response headers, logs and the audit record show it."""
 
-    description: str = Field(default="", examples=["Medical and healthcare questions"])
+    description: Description = Field(default="", examples=["Medical and healthcare questions"])
     """Subject of the requests of the category. A head is fitted from it together with `examples`, and labels of the
     domain model that match no name are mapped by its meaning."""
 
-    examples: list[ExampleText] = Field(default=[], examples=[["Is ibuprofen safe during pregnancy?"]])
+    examples: list[ExampleText] = Field(
+        default=[], max_length=MAX_ITEMS, examples=[["Is ibuprofen safe during pregnancy?"]]
+    )
     """Example requests of the category. If a category has examples, a head is fitted from them when the server starts,
     unless `classifier.embedding_model.head` is `off` or a folder. `vllm-lora-router validate --files` reports how well
     the head tells the categories apart."""
 
-    mmlu_categories: list[Name] = Field(default=[], examples=[["health", "biology"]])
+    mmlu_categories: list[Name] = Field(default=[], max_length=MAX_ITEMS, examples=[["health", "biology"]])
     """Labels of the domain model that mean this category. A label may belong to one category only."""
 
     methods: list[Method] | None = Field(default=None, examples=[["keyword", "domain"]])
     """Methods that may choose the category. Unset: all methods."""
 
-    system_prompt: str | None = Field(default=None, examples=["You are a medical expert."])
+    system_prompt: str | None = Field(default=None, max_length=262_144, examples=["You are a medical expert."])
     """System prompt of the category, for APIs that have a place for one. It goes into one message together with the
     client's own, because many chat templates refuse a second system message."""
 
@@ -367,7 +427,7 @@ class Category(Block):
     """How an entry of `model_scores` is chosen. `highest`: by the highest score. `weighted`: an A/B test in which each
     user always gets the same entry, in proportion to `score` (see `router.ab`)."""
 
-    model_scores: list[ModelScore] = Field(min_length=1)
+    model_scores: list[ModelScore] = Field(min_length=1, max_length=1000)
     """The candidates that serve the category. If no candidate can be served, `default_model` serves the request."""
 
     @model_validator(mode="after")
@@ -384,9 +444,12 @@ class Category(Block):
 class TextSettings(Block):
     """`router.text`: the part of a request's user text that is classified."""
 
-    drop: list[str] = Field(default=[], examples=[["(?s)<context>.*?</context>"]])
-    """Regular expressions (Python syntax). Their matches are removed from the user text before it is classified. Use
-    them for boilerplate that is not the user's question. The request that the model gets is not changed."""
+    drop: list[str] = Field(default=[], max_length=64, examples=[["(?s)<context>.*?</context>"]])
+    """Regular expressions in RE2 syntax (https://github.com/google/re2/wiki/Syntax). Their matches are removed from the
+    user text before it is classified. Use them for boilerplate that is not the user's question. The request that the
+    model gets is not changed. RE2 needs time linear in the text; it has no look-around and no backreferences, and
+    `\\w`, `\\d`, `\\s` and `\\b` match ASCII only (`\\p{L}` is any letter). At most 10,000 instructions a pattern, and
+    filtering counts towards `deadline_ms`."""
 
     max_tokens: int = Field(default=512, ge=8)
     """Maximum tokens of one window of the text, special tokens included."""
@@ -398,10 +461,7 @@ class TextSettings(Block):
     @classmethod
     def _check_patterns(cls, patterns: list[str]) -> list[str]:
         for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+            compile_linear(pattern)
         return patterns
 
 
@@ -424,22 +484,39 @@ class AffinitySettings(Block):
 class AbSettings(Block):
     """`router.ab`: the identity of a user for A/B tests and for `router.share`."""
 
-    key: list[UserKeySource] = Field(default=[*USER_KEY_SOURCES, "conversation"], min_length=1)
+    key: list[UserKeySource] = Field(default=[*USER_KEY_SOURCES, "conversation"], min_length=1, max_length=100)
     """Parts of a request that identify its user; the first that is present counts. Possible values:
     `safety_identifier`, `metadata.user_id`, `user`, `header:NAME`, and `conversation`, which is the first user turn
     together with the client's API key and tenant. The arm is therefore the same in every turn, process and replica, and
     after a restart, without shared state."""
 
-    salt: str = Field(default="", examples=["a long random text"])
+    salt: str = Field(default="", max_length=4096, examples=["a long random text"])
     """Secret of the hash that draws an arm, and that replaces users' keys in the audit record. It must be the same in
     all replicas. A new salt draws every user again. If it is empty, anyone who knows a user's id can compute its arm
     and find it in the audit record."""
 
 
+class FeedbackSettings(Block):
+    """`router.feedback`: the scale of the scores that users give answers (`POST /v1/router/feedback`)."""
+
+    min: float = Field(default=0, allow_inf_nan=False)
+    """Score of the worst answer. Scores below it are refused."""
+
+    max: float = Field(default=1, allow_inf_nan=False, examples=[5])
+    """Score of the best answer. Scores above it are refused. All clients must use the same scale, because `audit` and
+    `ab` compare means of scores."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "FeedbackSettings":
+        if self.min >= self.max:
+            raise ValueError(f"min ({self.min:g}) must be below max ({self.max:g})")
+        return self
+
+
 class AuditSettings(Block):
     """`router.audit`: the audit record."""
 
-    path: Name | None = Field(default=None, examples=["audit"])
+    path: PathText | None = Field(default=None, examples=["audit"])
     """Folder of the audit record; a relative path begins at the folder of the configuration file. Unset: no record.
     `vllm-lora-router audit FOLDER` reads it."""
 
@@ -461,7 +538,7 @@ class AuditSettings(Block):
 class AdapterSource(Block):
     """An entry of `router.adapters.sources` with settings of its own."""
 
-    path: Name = Field(examples=["/store/{name}/current"])
+    path: PathText = Field(examples=["/store/{name}/current"])
     """Folder that contains a folder for each adapter, or a template with `{name}` and `{tenant}`."""
 
     immutable: bool = False
@@ -481,9 +558,9 @@ class AdapterSettings(Block):
                 if isinstance(sources, list)
                 else sources
             ),
-            list[AdapterSource | Name],
+            Annotated[list[AdapterSource | PathText], Field(max_length=100)],
         ),
-    ] = Field(default=[], examples=[["/adapters", "/tenants/{tenant}/{name}"]])
+    ] = Field(default=[], max_length=100, examples=[["/adapters", "/tenants/{tenant}/{name}"]])
     """Places where adapters are found by name: folders such as `/adapters`, or templates such as
     `/tenants/{tenant}/{name}`. A relative path begins at the folder of the configuration file. An adapter under
     `{tenant}` is available to requests of that tenant only, and takes precedence over an adapter of the same name that
@@ -511,11 +588,12 @@ class AdapterSettings(Block):
 
     max_disk_gb: float | None = Field(default=None, gt=0, examples=[50])
     """Maximum size of all copies, in GB (10^9 bytes). The copies that were not requested for longest are removed first.
-    Unset: half of the disk space that is free when the server starts."""
+    Unset: room for copies of all declared adapters, and half of the disk space that is free besides when the server
+    starts. The server does not start if the copies of the declared adapters do not fit."""
 
-    run_dir: str | None = Field(default=None, examples=["/var/lib/vllm-lora-router"])
-    """Folder of the copies and of the state that API-server processes share. Unset: a folder of its own under the
-    system's temporary folder. A change needs a restart."""
+    run_dir: PathText | None = Field(default=None, examples=["/var/lib/vllm-lora-router"])
+    """Folder of the copies and of the state that API-server processes share. It needs 1 MB and 0.4 MB per process
+    besides the copies. Unset: a folder of its own under the system's temporary folder. A change needs a restart."""
 
 
 class RouterSettings(Block):
@@ -560,6 +638,9 @@ class RouterSettings(Block):
     ab: AbSettings = AbSettings()
     """How A/B tests (`selection: weighted`) and `share` recognize the same user."""
 
+    feedback: FeedbackSettings = FeedbackSettings()
+    """The scale of the scores that users give answers."""
+
     audit: AuditSettings = AuditSettings()
     """The audit record: a folder with one line of JSON per decision."""
 
@@ -568,6 +649,11 @@ class RouterSettings(Block):
         BeforeValidator(_off_as_text, json_schema_input_type=Literal["decisions", "off", False]),
     ] = "decisions"
     """Log lines about decisions. `decisions`: one INFO line per decision. `off`: none."""
+
+    drain_s: float = Field(default=30, ge=0)
+    """Time in seconds that running requests have to finish after SIGTERM or SIGINT; meanwhile new requests get status
+    503. Requests that are still running then end with an error. `--shutdown-timeout` takes precedence. A change needs a
+    restart."""
 
     tenant: Header | None = "header:x-tenant"
     """Request header that names the tenant, as `header:NAME`. Your gateway must set it and remove the client's own: the
@@ -583,10 +669,10 @@ class RouterSettings(Block):
     adapters: AdapterSettings = AdapterSettings()
     """Adapters that are added, changed and removed while the server runs."""
 
-    admin_key_env: Name | None = Field(default=None, examples=["ROUTER_ADMIN_KEY"])
-    """Environment variable with the key of the admin routes `GET /v1/router/decisions`, `GET /v1/router/adapters` and
-    `POST /v1/router/reload`, which clients send in the header `x-lora-router-admin-key`. Unset or empty: these routes
-    return status 403."""
+    admin_key_env: EnvironmentVariable | None = Field(default=None, examples=["ROUTER_ADMIN_KEY"])
+    """Environment variable with the admin key, which clients send in the header `x-lora-router-admin-key`. It opens
+    `GET /v1/router/decisions`, `GET /v1/router/adapters` and `POST /v1/router/reload`, which otherwise return status
+    403, and the other routes show more with it. Unset or empty: no key is accepted."""
 
     @field_validator("methods")
     @classmethod
@@ -602,10 +688,10 @@ class Config(Block):
     classifier: ClassifierSettings = ClassifierSettings()
     """Models and tools that classify requests."""
 
-    keyword_rules: list[KeywordRule] = []
+    keyword_rules: list[KeywordRule] = Field(default=[], max_length=MAX_ITEMS)
     """Rules of the method `keyword`. The first rule in this order that matches decides."""
 
-    embedding_rules: list[EmbeddingRule] = []
+    embedding_rules: list[EmbeddingRule] = Field(default=[], max_length=MAX_ITEMS)
     """Rules of the method `embedding`. Of the rules that reach their threshold, the one with the highest similarity
     decides."""
 
@@ -618,27 +704,29 @@ class Config(Block):
                 if isinstance(bases, dict)
                 else bases
             ),
-            Annotated[dict[Name, BaseModelConfig | None], Field(min_length=1)],
+            Annotated[dict[Name, BaseModelConfig | None], Field(min_length=1, max_length=1000)],
         ),
-    ] = Field(alias="model_config", min_length=1)
+    ] = Field(alias="model_config", min_length=1, max_length=1000)
     """Base models and their adapters. The key is an alias of the model that the server serves. A single key may have
     any name; of several, the server uses the one that equals the served model name or its last path part. `null` is the
     same as an empty block."""
 
     reasoning_families: dict[Name, ReasoningFamily] = Field(
-        default={}, examples=[{"mine": {"type": "chat_template_kwargs", "parameter": "enable_thinking"}}]
+        default={},
+        max_length=1000,
+        examples=[{"mine": {"type": "chat_template_kwargs", "parameter": "enable_thinking"}}],
     )
     """How model families switch reasoning. `qwen3`, `deepseek`, `gpt-oss` and `gpt` are built in; an entry of the same
     name replaces the built-in one."""
 
-    categories: list[Category] = Field(min_length=1)
+    categories: list[Category] = Field(min_length=1, max_length=MAX_ITEMS)
     """The categories of requests, and the adapters that serve them."""
 
     default_model: Name = Field(examples=["llama-3"])
     """Base model or adapter that serves requests that no method accepts, and requests without a candidate that can be
     served."""
 
-    auto_model_name: Name = "MoM"
+    auto_model_name: Name = DEFAULT_AUTO_NAME
     """The `model` of requests that are routed. `auto` is accepted too. It must not be the name of a base model or an
     adapter."""
 
@@ -651,4 +739,4 @@ class Config(Block):
     @property
     def auto_names(self) -> frozenset[str]:
         """The values of `model` that request routing."""
-        return frozenset({self.auto_model_name, "auto"})
+        return frozenset({self.auto_model_name, AUTO_NAME})

@@ -1,4 +1,4 @@
-"""Keys of vllm-project/semantic-router that are accepted without effect, and values that are not supported."""
+"""Keys that are accepted without effect, and values of vllm-project/semantic-router that are not supported."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +32,8 @@ IGNORED_KEYS: tuple[tuple[str | None, ...], ...] = (
     ),
 )
 
+EXTENSION_PREFIX = "x-"
+
 # Path of a key, the feature that it requests, and the values that request only the default behaviour.
 UNSUPPORTED_KEYS: tuple[tuple[tuple[str | None, ...], str, tuple[object, ...]], ...] = (
     (("router", "text", "take"), "text other than the last user message", ("last",)),
@@ -43,6 +45,11 @@ def ignored_keys(data: Any) -> Iterator[KeyPath]:
     for pattern in IGNORED_KEYS:
         for path, _ in find_values(data, *pattern):
             yield path
+
+
+def extension_keys(data: dict[str, Any]) -> Iterator[KeyPath]:
+    """Yield the top-level keys that begin with `x-`. They have no effect: they are a place for YAML anchors."""
+    return ((key,) for key in data if key.startswith(EXTENSION_PREFIX))
 
 
 def unsupported_keys(data: Any) -> Iterator[tuple[KeyPath, str | None]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vllm_lora_router.config.adapter_names import invalid_name_reason
 from vllm_lora_router.config.loader import LoadedConfig
 from vllm_lora_router.config.schema import ModelScore, ReasoningFamily
 from vllm_lora_router.config.yaml_document import ConfigError
@@ -47,7 +48,8 @@ def served_base(loaded: LoadedConfig, served_names: Sequence[str] = ()) -> Serve
             `default_model` names or belongs to, or else the first base.
 
     Raises:
-        ConfigError: several bases are configured, and none has a served name or the last path part of one.
+        ConfigError: several bases are configured, and none has a served name or the last path part of one; or an
+            adapter has a served name.
     """
     config = loaded.config
     candidates = [*served_names, *(name.rstrip("/").rpartition("/")[2] for name in served_names)]
@@ -65,6 +67,13 @@ def served_base(loaded: LoadedConfig, served_names: Sequence[str] = ()) -> Serve
             )
             raise ConfigError([loaded.document.problem(("model_config",), text, at_key=True)])
         alias = next(iter(config.bases))
+    problems = [
+        loaded.document.problem(("model_config", alias, "loras", index, "name"), reason)
+        for index, lora in enumerate(config.bases[alias].loras)
+        if (reason := invalid_name_reason(lora.name, served_names, ()))
+    ]
+    if problems:
+        raise ConfigError(problems)
     family_name = config.bases[alias].reasoning_family
     family = {**REASONING_FAMILIES, **config.reasoning_families}.get(family_name or "")
     name = served_names[0] if served_names else alias

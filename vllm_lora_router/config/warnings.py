@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vllm_lora_router.config.head_source import head_source, head_texts
 from vllm_lora_router.config.loader import LoadedConfig
-from vllm_lora_router.config.methods import configured_methods, methods_for_category
+from vllm_lora_router.config.methods import configured_methods, methods_by_category
 from vllm_lora_router.config.schema import Config, EmbeddingRule, KeywordRule, ModelScore
 from vllm_lora_router.config.served_base import ServedBase
 from vllm_lora_router.types import Method
@@ -128,8 +128,8 @@ def _head(config: Config) -> Iterator[ConfigWarning]:
         )
     if source in ("examples", "descriptions"):
         categories_with_rules = {rule.category for rule in config.embedding_rules}
-        for name in head_texts(config):
-            if name in categories_with_rules and source == "examples" and _has_examples(config, name):
+        for name, texts in head_texts(config).items():
+            if name in categories_with_rules and any(text.is_example for text in texts):
                 yield _warning(rule_and_head_warning(name))
     elif source is None:
         for category in config.categories:
@@ -137,10 +137,6 @@ def _head(config: Config) -> Iterator[ConfigWarning]:
                 is_method = "embedding" in config.router.methods
                 reason = "head is off" if is_method else "router.methods does not contain embedding"
                 yield _warning(f"the examples of category {category.name!r} have no effect: {reason}")
-
-
-def _has_examples(config: Config, name: str) -> bool:
-    return any(category.examples for category in config.categories if category.name == name)
 
 
 def _unreachable(config: Config) -> Iterator[ConfigWarning]:
@@ -168,6 +164,6 @@ def _unreachable(config: Config) -> Iterator[ConfigWarning]:
             "classifier.category_model or classifier.mcp_category_model"
         )
         return
-    for category in config.categories:
-        if not methods_for_category(category, config):
-            yield _warning(f"no method can choose category {category.name!r}")
+    for name, methods in methods_by_category(config).items():
+        if not methods:
+            yield _warning(f"no method can choose category {name!r}")

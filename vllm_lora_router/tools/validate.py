@@ -14,7 +14,7 @@ from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.deadline import MIN_DEADLINE_MS
 from vllm_lora_router.classifiers.labels import SIMILARITY_THRESHOLD, LabelMapping, map_labels, unreachable_categories
 from vllm_lora_router.config import LoadedConfig
-from vllm_lora_router.config.methods import configured_methods, methods_for_category
+from vllm_lora_router.config.methods import configured_methods, methods_by_category
 from vllm_lora_router.config.served_base import ServedBase
 from vllm_lora_router.config.warnings import config_warnings
 from vllm_lora_router.routing.candidates import Arms, Candidates
@@ -79,6 +79,7 @@ def _category_table(loaded: LoadedConfig, base: ServedBase) -> Table:
         "category", "methods", "served by", "reasoning", "system prompt", title="Categories", title_justify="left"
     )
     candidates = Candidates(loaded.config, base)
+    methods = methods_by_category(loaded.config)
     for category in loaded.config.categories:
         entries = [entry for entry in candidates.by_category[category.name] if entry not in candidates.default]
         arms = candidates.arms.get(category.name)
@@ -87,7 +88,7 @@ def _category_table(loaded: LoadedConfig, base: ServedBase) -> Table:
         served_by = _arm_shares(arms) if arms else ", then ".join(map(_candidate_name, entries)) or default
         table.add_row(
             Text(printable(category.name)),
-            ", ".join(methods_for_category(category, loaded.config)) or "none",
+            ", ".join(methods[category.name]) or "none",
             Text(served_by),
             Text(_reasoning(entries[0])) if entries else "-",
             f"{category.system_prompt_mode}, {len(prompt)} characters" if prompt else "-",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vllm_lora_router.config import load
-from vllm_lora_router.config.methods import configured_methods, methods_for_category
+from vllm_lora_router.config.methods import configured_methods, methods_by_category
 from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.config.warnings import config_warnings
 
@@ -18,7 +18,7 @@ def test_an_example_loads_and_each_of_its_methods_can_choose_a_category(file: Pa
     loaded = load(file)
     assert loaded.file == file
     configured = {method for method, is_configured in configured_methods(loaded.config).items() if is_configured}
-    used = {method for category in loaded.config.categories for method in methods_for_category(category, loaded.config)}
+    used = {method for methods in methods_by_category(loaded.config).values() for method in methods}
     assert configured
     assert used == configured
 

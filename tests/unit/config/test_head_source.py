@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_lora_router.config.methods import methods_for_category
+from vllm_lora_router.config.methods import methods_by_category
 from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.config.warnings import config_warnings
 
@@ -43,7 +43,7 @@ def test_examples_without_effect_get_a_warning(configs: Configs) -> None:
     texts = warning_texts(configs, f"{both}router: {{methods: [keyword]}}\n")
     assert "the examples of category 'medical' have no effect: router.methods does not contain embedding" in texts
     assert not any("examples" in text for text in warning_texts(configs, both))
-    assert "embedding" in methods_for_category(configs.load(both).config.categories[1], configs.load(both).config)
+    assert "embedding" in list(methods_by_category(configs.load(both).config).values())[1]
     with_rule = f"{both}embedding_rules: [{{category: medical, candidates: [pain]}}]\n"
     assert any(
         "category 'medical' is in embedding_rules and in the head" in text for text in warning_texts(configs, with_rule)

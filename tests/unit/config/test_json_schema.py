@@ -73,6 +73,7 @@ def test_any_misspelt_key_of_an_example_is_invalid(file: Path) -> None:
         "router: {adapters: {sources: [/adapters, {path: '/store/{name}', immutable: true}]}}",
         "router: {tenant: null, deadline_ms: null, admin_key_env: null, adapters: {max_disk_gb: null, run_dir: null}}",
         "router: {text: {take: last}}",
+        "x-anchors: [&a {category: medical}]",
         "router: {share: 1, affinity: {margin: 0}}",
         "classifier: {mcp_category_model: null}",
         "classifier: {embedding_model: {head: off, thresholds: {medical: 0.5}}}",
@@ -111,6 +112,7 @@ def test_an_ignored_key_is_valid_with_any_content(configs: Configs, pattern: tup
     "line",
     [
         "zzz: 1",
+        "router: {x-anchors: 1}",
         "router: {deadlin_ms: 70}",
         "router: {semantic_cache: {enabled: true}}",
         "router: {text: {take: all}}",

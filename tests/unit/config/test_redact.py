@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_lora_router.config.redact import _redact_value, redact
+from vllm_lora_router.config.redact import _redact_value, redact, redact_arguments, redact_text
+from vllm_lora_router.config.yaml_document import ConfigError
 
 if TYPE_CHECKING:
     from .conftest import Configs
@@ -43,6 +44,53 @@ def test_a_system_prompt_is_not_changed(configs: Configs) -> None:
 def test_the_credentials_in_a_url_are_replaced(configs: Configs, url: str, redacted: str) -> None:
     text = f"{configs.good}classifier: {{category_model: {{model_id: {json.dumps(url)}}}}}\n"
     assert redact(configs.load(text).config)["classifier"]["category_model"]["model_id"] == redacted
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("http://host/mcp?api_key=abc&x=1 failed", "http://host/mcp?*** failed"),
+        ("'https://u:p@host/m?token=t#top'", "'https://***@host/m?***#top'"),
+        ("see https://host/page?", "see https://host/page?"),
+        ("tool --password=abc --verbose", "tool --password=*** --verbose"),
+        ("tool --api-token abc --port 80", "tool --api-token *** --port 80"),
+        ("HF_TOKEN=abc tool", "HF_TOKEN=*** tool"),
+        ("the key is not declared: 'medcal-lora'", "the key is not declared: 'medcal-lora'"),
+        ("max_tokens=5, --keep-tokens 7", "max_tokens=5, --keep-tokens 7"),
+    ],
+)
+def test_secrets_in_a_text_are_replaced(text: str, redacted: str) -> None:
+    assert redact_text(text) == redacted
+
+
+def test_values_of_secret_options_in_arguments_are_replaced() -> None:
+    arguments = ["tool.py", "--token", "abc", "--password=abc", "--url", "http://u:p@host?key=abc", "--db", "t.db"]
+    arguments += ["-H", "Authorization: Bearer abc", "API_KEY=abc", "--keys", "2"]
+    redacted = ["tool.py", "--token", "***", "--password=***", "--url", "http://***@host?***", "--db", "t.db"]
+    redacted += ["-H", "Authorization: ***", "API_KEY=***", "--keys", "2"]
+    assert redact_arguments(arguments) == redacted
+    block = {"mcp_category_model": {"args": arguments}}
+    assert _redact_value(block) == {"mcp_category_model": {"args": redacted}}
+
+
+@pytest.mark.parametrize(
+    ("block", "problem"),
+    [
+        ("router: {ab: {salt: 4711}}", "router.ab.salt"),
+        ("router: {ab: {salt: [sekrit]}}", "router.ab.salt"),
+        ("router: {ab: {key: [sekrits]}}", "router.ab.key"),
+        ("classifier: {mcp_category_model: {env: {HF_TOKEN: 4711}}}", "mcp_category_model.env"),
+        ("classifier: {mcp_category_model: {url: 'http://u:4711@host:x/mcp?key=4711'}}", "mcp_category_model.url"),
+        ("classifier: {mcp_category_model: {url: 'ftp://u:4711@host/mcp?key=4711'}}", "mcp_category_model.url"),
+        ("classifier: {mcp_category_model: {args: [--token, 4711]}}", "mcp_category_model.args"),
+    ],
+)
+def test_problems_of_a_configuration_show_no_secrets(configs: Configs, block: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        configs.load(f"{configs.good}{block}\n")
+    text = str(error.value)
+    assert problem in text and "4711" not in text
+    assert ("sekrit" in text) is ("key" in problem)  # the names of request parts are not secret
 
 
 def test_values_of_keys_with_secret_names_are_replaced() -> None:

