@@ -10,11 +10,13 @@ from typing import Any
 
 from vllm_lora_router.adapters.files.module_names import is_expert, last_part, layer_name, stable_suffix
 from vllm_lora_router.adapters.files.safetensors_header import HeaderError, read_header
+from vllm_lora_router.adapters.files.untrusted_file import read_regular
 
 Shape = tuple[int, int]  # (outputs, inputs) of a linear layer, (vocabulary, width) of an embedding
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MAX_JSON_BYTES = 100_000_000
 
 # Packed weights hold several numbers in one element, so their shape is not the layer's.
 PACKED = frozenset({"U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "F4"})
@@ -51,7 +53,7 @@ class BaseModel:
         folder = Path(model) if Path(model).is_dir() else _cached(model, revision, cache)
         if folder is None:
             return cls(model)
-        config = _read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         return cls(
             name=model,
             folder=folder,
@@ -124,7 +126,7 @@ def _cached(model: str, revision: str | None, cache: Path | None) -> Path | None
 
 def _shapes(folder: Path, config: Mapping[str, Any]) -> dict[str, Shape | None] | None:
     shapes: dict[str, Shape | None] = {}
-    index = _read_json(folder / INDEX).get("weight_map")
+    index = read_json(folder / INDEX).get("weight_map")
     if isinstance(index, dict):
         # The index names every module. The shapes of shards that are not on disk yet stay None.
         shapes.update({_module(weight): None for weight in index})
@@ -172,7 +174,7 @@ def _has_chat_template(folder: Path) -> bool | None:
         return True
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    return bool(_read_json(folder / "tokenizer_config.json").get("chat_template"))
+    return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def _sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -186,10 +188,13 @@ def _number(config: Mapping[str, Any], *keys: str) -> int | None:
     return next((value for value in values if isinstance(value, int)), None)
 
 
-def _read_json(file: Path) -> Mapping[str, Any]:
-    # vLLM reads these files too and reports their errors, so an unreadable file counts as empty here.
+def read_json(file: Path) -> Mapping[str, Any]:
+    """Return the JSON object in a file of the base model; an empty one if it cannot be read.
+
+    vLLM reads these files too and reports their errors.
+    """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json.loads(read_regular(file, MAX_JSON_BYTES).decode())
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,14 +1,20 @@
 """Read and check an adapter's tensors from the header of its adapter_model.safetensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from vllm_lora_router.adapters.files.module_names import describe_module, is_expert
-from vllm_lora_router.adapters.files.peft_config import HEADS, PeftSettings
-from vllm_lora_router.adapters.files.safetensors_header import HeaderError, Tensor, read_header
+from vllm_lora_router.adapters.files.module_patterns import MAX_ATTEMPTS
+from vllm_lora_router.adapters.files.peft_config import CONFIG, HEADS, PeftSettings
+from vllm_lora_router.adapters.files.safetensors_header import HeaderError, HeaderLimits, Tensor, read_header
+from vllm_lora_router.adapters.files.untrusted_file import short_repr
+from vllm_lora_router.coordination.shortage import shortage_of
 
 WEIGHTS = "adapter_model.safetensors"
+HEADER_LIMITS = HeaderLimits(max_bytes=16_000_000, max_tensors=200_000)
+MAX_NAME_LENGTH = 512  # characters of a tensor's name
 
 # vLLM would fall back to these files. Loading a pickle can run code.
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
@@ -20,6 +26,9 @@ HALVES = {
     "lora_embedding_A": ("a", True),
     "lora_embedding_B": ("b", True),
 }
+
+# Other dtypes are integers or need scales, which vLLM does not read.
+DTYPES = frozenset({"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"})
 
 # Copies of the base's own weights, which PEFT stores with an embedding's LoRA and vLLM ignores.
 COPIES = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
@@ -54,11 +63,17 @@ class Weights:
         return sum(prod(shape) for module in self.modules for shape in (module.a, module.b) if shape is not None)
 
 
-def read_weights(folder: Path) -> tuple[Weights | None, list[str]]:
+def read_weights(folder: Path, boundary: Path | None = None) -> tuple[Weights | None, list[str]]:
     """Read the weights of the adapter in `folder`.
+
+    Args:
+        boundary: the folder that the real file must be in; None allows all.
 
     Returns:
         The weights, None if they cannot be read; and the problems of the file.
+
+    Raises:
+        OSError: the file system does not answer.
     """
     file = folder / WEIGHTS
     if not file.exists():
@@ -70,10 +85,14 @@ def read_weights(folder: Path) -> tuple[Weights | None, list[str]]:
             "adapter with PEFT on a machine where you trust it and call save_pretrained, which writes safetensors"
         ]
     try:
-        header = read_header(file)
+        header = read_header(file, HEADER_LIMITS, boundary)
         size_bytes = file.stat().st_size
     except (HeaderError, OSError) as error:
+        if shortage := shortage_of(error):
+            raise shortage from None
         return None, [f"{WEIGHTS} {error}"]
+    if problem := _name_problem(header) or _dtype_problem(header):
+        return None, [f"{WEIGHTS}: {problem}"]
     modules, unknown = _pair(header)
     if not modules:
         return None, [
@@ -125,6 +144,40 @@ def rank_problems(weights: Weights, settings: PeftSettings) -> list[str]:
     ]
 
 
+def pattern_problems(weights: Weights, settings: PeftSettings) -> list[str]:
+    """Return a problem if vLLM would take too long to match the patterns of the settings with the modules' names."""
+    modules = [module.name for module in weights.modules]
+    attempts = settings.ranks.attempts(modules) + settings.alphas.attempts(modules)
+    if attempts <= MAX_ATTEMPTS:
+        return []
+    return [
+        f"{CONFIG}: vLLM matches rank_pattern and alpha_pattern with the names of {len(modules):,} modules while no "
+        f"request advances, and may need {attempts:.1e} attempts, more than {MAX_ATTEMPTS:.0e}; use module names, or "
+        "fewer patterns with fewer '*', '+' and '|'"
+    ]
+
+
+def scaling_problems(weights: Weights, settings: PeftSettings) -> tuple[list[str], list[str]]:
+    """Return problems and warnings about the factors by which vLLM multiplies the modules' LoRA."""
+    names = [module.name for module in weights.modules]
+    scalings = [settings.scaling_of(name) for name in names]
+    zeros = [name for name, scaling in zip(names, scalings, strict=True) if scaling == 0]
+    cause = "lora_alpha or alpha_pattern"
+    if len(zeros) == len(names):
+        return [
+            f"{CONFIG}: {cause} is 0 for all {len(names)} modules, so the adapter would not change any answer; "
+            "save it again with the lora_alpha that it was trained with"
+        ], []
+    warnings = []
+    if zeros:
+        warnings.append(
+            f"{cause} is 0 for {len(zeros)} of {len(names)} modules, such as {zeros[0]!r}: they have no effect"
+        )
+    if negative := sum(scaling < 0 for scaling in scalings):
+        warnings.append(f"{cause} is negative for {negative} of {len(names)} modules: vLLM subtracts their LoRA")
+    return [], warnings
+
+
 def unknown_tensor_problems(weights: Weights) -> list[str]:
     """Return the tensors for which vLLM refuses the whole file."""
     if not weights.unknown:
@@ -162,6 +215,26 @@ def _pair(header: dict[str, Tensor]) -> tuple[tuple[LoraModule, ...], tuple[str,
         for name, shapes in sorted(halves.items())
     )
     return modules, tuple(unknown)
+
+
+def _name_problem(header: Mapping[str, Tensor]) -> str | None:
+    for name in header:
+        if len(name) > MAX_NAME_LENGTH or not name.isprintable():
+            return (
+                f"the tensor name {short_repr(name)} has more than {MAX_NAME_LENGTH} characters or unprintable ones; "
+                "save the adapter with PEFT's save_pretrained"
+            )
+    return None
+
+
+def _dtype_problem(header: Mapping[str, Tensor]) -> str | None:
+    for name, tensor in header.items():
+        if tensor.dtype not in DTYPES and not name.endswith(COPIES):
+            return (
+                f"{name!r} has the dtype {tensor.dtype}: vLLM would not convert it to the numbers that it stands for; "
+                "save the adapter in bfloat16, float16 or float32"
+            )
+    return None
 
 
 def _is_head(name: str) -> bool:

@@ -1,9 +1,8 @@
 """Estimate the memory of adapters, slots and the base model, in bytes."""
 
-import json
 from collections.abc import Iterator
 
-from vllm_lora_router.adapters.files.base_model import INDEX, WEIGHTS, BaseModel, Shape
+from vllm_lora_router.adapters.files.base_model import INDEX, WEIGHTS, BaseModel, Shape, read_json
 from vllm_lora_router.adapters.files.module_names import is_expert, last_part, layer_number
 from vllm_lora_router.adapters.files.validation import Adapter
 
@@ -76,7 +75,5 @@ def _modules(base: BaseModel) -> Iterator[tuple[str, Shape | None]]:
 
 def _weight_files(base: BaseModel) -> set[str]:
     assert base.folder is not None
-    try:
-        return set(json.loads((base.folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, LookupError):
-        return {WEIGHTS}
+    index = read_json(base.folder / INDEX).get("weight_map")
+    return {file for file in index.values() if isinstance(file, str)} if isinstance(index, dict) else {WEIGHTS}

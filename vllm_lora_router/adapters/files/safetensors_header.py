@@ -1,22 +1,26 @@
 """Read the header of a safetensors file, which describes its tensors, without loading weights.
 
+The file may be damaged or made to harm: time and memory are bounded by the length of its header and the limits.
+
 This uses plain reads, not the format's own library. The library maps the file into memory: if another program truncates
 a mapped file, as any writer that overwrites it does, the next access raises SIGBUS, which ends the whole process.
 """
 
-import errno
 import json
 import os
-import stat
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
+
+from vllm_lora_router.adapters.files.untrusted_file import check_json_size, open_regular, short_repr
 
 LENGTH_BYTES = 8  # the length of the header, little endian, precedes it
 HEADER_LIMIT_BYTES = 100_000_000  # the format's own library refuses longer headers
 COUNT_LIMIT = 2**64  # the library counts in 64 bits
+SPARE_VALUES = 100_000  # for the metadata and for tensors of more dimensions
 
 # Size of an element by the format's dtype. Dtypes below 8 bits are packed.
 BITS = {
@@ -29,28 +33,48 @@ BITS = {
 }
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One tensor of a file."""
 
     dtype: str  # the format's name: F32, BF16, I32, ...
     shape: tuple[int, ...]
 
 
+class _Entry(NamedTuple):
+    """A tensor and the position of its data."""
+
+    start: int
+    end: int
+    tensor: Tensor
+
+
 class HeaderError(ValueError):
     """The file is not a complete safetensors file; the message gives the reason without the file's name."""
 
 
-def read_header(file: Path) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class HeaderLimits:
+    """Limits that keep the time and the memory of reading a header small."""
+
+    max_bytes: int = HEADER_LIMIT_BYTES
+    max_tensors: int | None = None  # about as many; None: as many as fit
+
+
+def read_header(file: Path, limits: HeaderLimits = HeaderLimits(), boundary: Path | None = None) -> dict[str, Tensor]:
     """Return the tensors of `file` by name, in the order of their data.
 
+    Args:
+        limits: the limits of the header.
+        boundary: the folder that the real file must be in; None allows all.
+
     Raises:
-        HeaderError: the file cannot be read, is not a safetensors file, or is shorter or longer than its header says.
+        HeaderError: the file cannot be read, is not a safetensors file, is shorter or longer than its header says, or
+            its header exceeds the limits.
     """
     try:
-        with open_regular(file) as opened:
+        with open_regular(file, boundary) as opened:
             try:
-                return _tensors(*_read(opened))
+                return _tensors(*_read(opened, limits))
             except (ValueError, RecursionError) as error:
                 opened.seek(0)
                 if opened.read(64).startswith(b"version https://git-lfs"):
@@ -62,30 +86,21 @@ def read_header(file: Path) -> dict[str, Tensor]:
         raise HeaderError(f"cannot be read ({error})") from error
 
 
-def open_regular(file: Path) -> BinaryIO:
-    """Open `file`, or the file that it links to, for reading.
-
-    Raises:
-        OSError: the file cannot be opened or is not a regular file.
-    """
-    # Without O_NONBLOCK, opening a FIFO waits for a writer, possibly for ever.
-    opened = open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-        opened.close()
-        raise OSError(errno.EINVAL, "not a regular file", str(file))
-    return opened
-
-
-def _read(opened: BinaryIO) -> tuple[dict[str, Any], int]:
+def _read(opened: BinaryIO, limits: HeaderLimits) -> tuple[dict[str, Any], int]:
     # Returns the header and the number of data bytes after it.
     size_bytes = os.fstat(opened.fileno()).st_size
     length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
     data_bytes = size_bytes - LENGTH_BYTES - length
     if data_bytes < 0:
         raise ValueError(f"its {size_bytes} bytes are fewer than its header needs")
-    if length > HEADER_LIMIT_BYTES:
-        raise ValueError(f"its header has {length} bytes, but the format allows at most {HEADER_LIMIT_BYTES}")
-    text = opened.read(length).decode("utf-8")
+    if length > limits.max_bytes:
+        raise ValueError(f"its header has {length} bytes, more than {limits.max_bytes}")
+    encoded = opened.read(length)
+    if (tensors := limits.max_tensors) is not None:
+        # A tensor is an object of two lists; a matrix has six members and items, separated by commas.
+        check_json_size(encoded, 3 * tensors + SPARE_VALUES, 6 * tensors + SPARE_VALUES)
+    text = encoded.decode("utf-8")
+    del encoded
     header = json.loads(
         text, object_pairs_hook=_object, parse_int=_count, parse_float=_no_number, parse_constant=_no_number
     )
@@ -101,9 +116,9 @@ def _tensors(header: dict[str, Any], data_bytes: int) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     position = 0
     for start, end, name in entries:
-        tensor = Tensor(header[name]["dtype"], tuple(header[name]["shape"]))
+        tensor = header.pop(name).tensor
         if start != position or (end - start) * 8 != _bits(tensor):
-            raise ValueError(f"the data of {name!r} is not where its header says")
+            raise ValueError(f"the data of {short_repr(name)} is not where its header says")
         tensors[name] = tensor
         position = end
     if position != data_bytes:
@@ -112,12 +127,9 @@ def _tensors(header: dict[str, Any], data_bytes: int) -> dict[str, Tensor]:
 
 
 def _offsets(name: str, entry: object) -> tuple[int, int]:
-    match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
-            # In Python, a bool is an int.
-            if dtype in BITS and all(type(number) is int for number in (*shape, start, end)):
-                return start, end
-    raise ValueError(f"its header has no valid dtype, shape and data_offsets for {name!r}")
+    if isinstance(entry, _Entry):
+        return entry.start, entry.end
+    raise ValueError(f"its header has no valid dtype, shape and data_offsets for {short_repr(name)}")
 
 
 def _bits(tensor: Tensor) -> int:
@@ -140,18 +152,31 @@ def _check_metadata(metadata: object) -> None:
             raise ValueError("its __metadata__ is not an object of strings")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> "dict[str, Any] | _Entry":
     # Readers differ in which of two equal keys they use, so equal keys are refused.
     members = dict(pairs)
     if len(members) != len(pairs):
         [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"its header has {key!r} twice")
+        raise ValueError(f"its header has {short_repr(key)} twice")
+    # Each entry is converted at once: the members of all entries together would take several times the memory.
+    dtype, shape, offsets = members.get("dtype"), members.get("shape"), members.get("data_offsets")
+    if (
+        isinstance(dtype, str)
+        and isinstance(shape, list)
+        and isinstance(offsets, list)
+        and dtype in BITS
+        and (len(members), len(offsets)) == (3, 2)  # readers differ in what they accept in other members
+        and {*map(type, shape), *map(type, offsets)} == {int}  # not isinstance: in Python, a bool is an int
+    ):
+        start, end = offsets
+        return _Entry(start, end, Tensor(sys.intern(dtype), tuple(shape)))
     return members
 
 
 def _check_text(strings: Iterable[str]) -> None:
     # JSON can encode a lone surrogate, which is not valid text: the format's library refuses it.
-    "".join(strings).encode("utf-8")
+    for text in strings:
+        text.encode("utf-8")
 
 
 def _count(text: str) -> int:

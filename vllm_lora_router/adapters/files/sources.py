@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from vllm_lora_router.adapters.files.lora_tensors import WEIGHTS
 from vllm_lora_router.adapters.files.peft_config import CONFIG
-from vllm_lora_router.config.adapter_names import UNPRINTABLE
+from vllm_lora_router.config.names import UNPRINTABLE
 
 FILES = (CONFIG, WEIGHTS)  # the files of an adapter
 
@@ -108,12 +108,12 @@ class Source:
                 the root, or a file is a device or a FIFO.
             OSError: the file system does not answer.
         """
-        if problem := _name_problem(name):
+        if problem := folder_name_problem(name):
             raise NotAllowedError(f"adapter name {name[:LONGEST_NAME_BYTES]!r} {problem}")
         if self.by_tenant:
             if tenant is None:
                 return None
-            if problem := _name_problem(tenant):
+            if problem := folder_name_problem(tenant):
                 raise NotAllowedError(f"tenant {tenant[:LONGEST_NAME_BYTES]!r} {problem}")
         below = self._below(self.parts, name, tenant)
         folder = self.root / below
@@ -147,7 +147,7 @@ class Source:
 
         Adapters that are not allowed, hidden or unreadable are left out.
         """
-        if self.by_tenant and (tenant is None or _name_problem(tenant)):
+        if self.by_tenant and (tenant is None or folder_name_problem(tenant)):
             return []
         above = self.root / self._below(self.parts[: self.parts.index(NAME)], "", tenant)
         try:
@@ -160,7 +160,7 @@ class Source:
 
         Adapters that are not allowed, hidden or unreadable are left out.
         """
-        if not self.by_tenant or _name_problem(name):
+        if not self.by_tenant or folder_name_problem(name):
             return
         index = self.parts.index(TENANT)
         above = self.root / self._below(self.parts[:index], name, None)
@@ -218,7 +218,8 @@ def _template_problem(text: str, parts: tuple[str, ...]) -> str | None:
     return None
 
 
-def _name_problem(name: str) -> str | None:
+def folder_name_problem(name: str) -> str | None:
+    """Return why an adapter or a tenant of this name cannot have a folder in a source, with the remedy; None if it can."""
     if not name:
         return "is empty; enter a name"
     if name.startswith("."):

@@ -1,5 +1,8 @@
 """Validate an adapter's files: whether vLLM can serve the adapter with the base model."""
 
+import errno
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +10,18 @@ from pathlib import Path
 from vllm_lora_router.adapters.files.base_compatibility import compare
 from vllm_lora_router.adapters.files.base_model import BaseModel
 from vllm_lora_router.adapters.files.lora_tensors import (
+    pattern_problems,
     rank_problems,
     read_weights,
+    scaling_problems,
     tensor_problems,
     unknown_tensor_problems,
 )
 from vllm_lora_router.adapters.files.module_names import is_expert, last_part
 from vllm_lora_router.adapters.files.peft_config import read_settings
+from vllm_lora_router.adapters.files.untrusted_file import short_repr
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Adapter:
     size_bytes: int  # of its weights file
     elements: int  # of its LoRA tensors
     target_modules: tuple[str, ...]  # the kinds of modules that it changes: "experts", "k_proj", "q_proj"
-    warnings: tuple[str, ...]  # checks that were not possible
+    warnings: tuple[str, ...]  # effects to know of, and checks that were not possible
 
 
 class AdapterError(ValueError):
@@ -40,33 +48,59 @@ class AdapterError(ValueError):
         super().__init__(f"adapter {name!r} ({folder}):{listed}")
 
 
-def validate_adapter(name: str, folder: Path, base: BaseModel) -> Adapter:
+def validate_adapter(name: str, folder: Path, base: BaseModel, boundary: Path | None = None) -> Adapter:
     """Validate the adapter in `folder` by its configuration and by the header of its weights.
 
-    The weights are not read, so a NaN among them is not detected.
+    The weights are not read, so a NaN among them is not detected. The files may be made to harm: time and memory are
+    bounded, and every failure is an AdapterError.
+
+    Args:
+        boundary: the folder that the real files must be in, after following links; None allows all.
 
     Raises:
         AdapterError: with all problems of the adapter.
     """
-    if problem := _folder_problem(folder):
-        raise AdapterError(name, folder, [problem])
     try:
-        settings, settings_problems = read_settings(folder)
-        weights, weights_problems = read_weights(folder)
+        return _validate(name, folder, base, boundary)
+    except AdapterError:
+        raise
     except OSError as error:
         raise AdapterError(name, folder, [f"the folder cannot be read ({error})"]) from error
+    except MemoryError:
+        # The files' limits keep the memory small, so the machine is short of it, and the adapter is not the cause.
+        shortage = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        raise AdapterError(name, folder, [f"the files cannot be examined ({shortage})"]) from shortage
+    except Exception as error:
+        logger.warning("adapter %s: examining %s failed; the adapter is refused", name, folder, exc_info=True)
+        reason = short_repr(str(error))
+        raise AdapterError(
+            name,
+            folder,
+            [f"the files cannot be examined ({type(error).__name__}: {reason}); save the adapter with PEFT again"],
+        ) from error
 
+
+def _validate(name: str, folder: Path, base: BaseModel, boundary: Path | None) -> Adapter:
+    if problem := _folder_problem(folder):
+        raise AdapterError(name, folder, [problem])
+    settings, settings_problems = read_settings(folder, boundary)
+    weights, weights_problems = read_weights(folder, boundary)
     problems = [*settings_problems, *weights_problems]
-    warnings: tuple[str, ...] = ()
+    warnings: list[str] = []
     if weights:
         problems += tensor_problems(weights)
         if not settings_problems:
             # A feature that vLLM does not serve adds tensors that vLLM cannot read: report it only once.
             problems += unknown_tensor_problems(weights)
     if settings and weights:
+        if slow_patterns := pattern_problems(weights, settings):
+            problems += slow_patterns
+        else:
+            scaling, warnings = scaling_problems(weights, settings)
+            problems += [*scaling, *rank_problems(weights, settings)]
         compatibility = compare(weights, settings, base)
-        problems += [*rank_problems(weights, settings), *compatibility.problems]
-        warnings = compatibility.warnings
+        problems += compatibility.problems
+        warnings += compatibility.warnings
     if problems or settings is None or weights is None:
         raise AdapterError(name, folder, problems)
     return Adapter(
@@ -76,7 +110,7 @@ def validate_adapter(name: str, folder: Path, base: BaseModel) -> Adapter:
         size_bytes=weights.size_bytes,
         elements=weights.elements,
         target_modules=tuple(sorted({_kind(module.name) for module in weights.modules})),
-        warnings=warnings,
+        warnings=tuple(warnings),
     )
 
 
@@ -93,6 +127,6 @@ def _folder_problem(folder: Path) -> str | None:
     except OSError as error:
         return f"the folder cannot be read ({error})"
     return (
-        "the folder does not exist; use the folder that PEFT's save_pretrained wrote (download an adapter from the "
-        "Hugging Face hub first: 'hf download ID --local-dir FOLDER')"
+        "the folder does not exist; use the folder that PEFT's save_pretrained wrote, or, in the configuration file, "
+        "'hf:organization/name' for an adapter of the Hugging Face hub"
     )

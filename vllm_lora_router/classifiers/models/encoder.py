@@ -13,7 +13,7 @@ from vllm_lora_router.classifiers.models import TextModel
 from vllm_lora_router.classifiers.models.backend import load_model
 from vllm_lora_router.classifiers.models.pytorch import TorchSentenceModel
 from vllm_lora_router.classifiers.models.registry import ModelRegistry
-from vllm_lora_router.classifiers.models.source import packaged, torch_device
+from vllm_lora_router.classifiers.models.source import check_classes, packaged, torch_device
 from vllm_lora_router.classifiers.models.static_embeddings import is_static, load_static
 from vllm_lora_router.classifiers.models.truncation import windows
 from vllm_lora_router.classifiers.models.worker import Worker
@@ -76,6 +76,7 @@ def _load_torch(loaded: LoadedConfig, source: str, device: str) -> TextModel:
             f"classifier.embedding_model needs sentence-transformers ({error}); "
             "install it with pip install 'vllm-lora-router[models]'"
         ) from None
+    check_classes(Path(source))
     try:
         model = SentenceTransformer(source, device="cpu")
         if device.startswith("cuda"):

@@ -1,4 +1,4 @@
-"""Estimate of the GPU memory that classifiers need next to the engine, before a model is loaded, in bytes."""
+"""Estimate of the memory that classifiers need next to the engine, before a model is loaded, in bytes."""
 
 import json
 import re
@@ -73,6 +73,22 @@ def needed_bytes(loaded: LoadedConfig, device_of: Callable[..., str] = torch_dev
             batch = batch_bytes(folder, max_tokens, graphs=method in METHODS_WITH_GRAPHS)
             needed[_with_index(device)] += (weights or ASSUMED_BYTES) + batch
     return max(needed.values()) + CONTEXT_BYTES if needed else 0
+
+
+def host_bytes(loaded: LoadedConfig, device_of: Callable[..., str] = torch_device) -> dict[str, int]:
+    """Return the host memory for the weights of the models that run on the CPU, by their key under `classifier`.
+
+    It does not include models whose weights are not on this disk yet.
+
+    Args:
+        device_of: Returns the device for a model's settings, like `torch_device`.
+    """
+    needed: dict[str, int] = {}
+    for method, model_id, device, _ in _configured_models(loaded, device_of):
+        if not device.startswith("cuda") and (folder := _folder(loaded, model_id)):
+            key = "embedding_model" if method == "embedding" else "category_model"
+            needed[key] = sum(file.stat().st_size for pattern in WEIGHTS for file in folder.glob(pattern))
+    return needed
 
 
 def model_bytes(method: str, source: str, max_tokens: int) -> int | None:

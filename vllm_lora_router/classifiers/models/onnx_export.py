@@ -19,6 +19,7 @@ from vllm_lora_router.classifiers.models.onnx_runtime import (
     OnnxModel,
 )
 from vllm_lora_router.classifiers.models.pytorch import max_length
+from vllm_lora_router.classifiers.models.source import check_classes
 
 # Texts of different lengths in one batch. The graph and torch must give the same outputs for them.
 TEXTS = ("What does this mean?", "Why?", "My landlord keeps my deposit, and I do not know what to do about it. " * 4)
@@ -65,6 +66,7 @@ def _load(kind: str, source: str) -> tuple[Any, Any, dict[str, Any]]:
         return Logits(model).eval(), tokenizer, {"longest": max_length(tokenizer, model.config), "prompt": ""}
     from sentence_transformers import SentenceTransformer
 
+    check_classes(Path(source))
     model = SentenceTransformer(source, device="cpu")
     prompt = model.prompts.get(model.default_prompt_name or "", "")
     metadata = {"longest": int(model.max_seq_length or 512), "prompt": prompt}

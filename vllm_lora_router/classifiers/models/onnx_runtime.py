@@ -18,6 +18,7 @@ import numpy as np
 
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.models.pytorch import LOAD_LOCK
+from vllm_lora_router.file_access import check_trusted
 
 ModelKind = Literal["embedding", "domain"]  # the model's outputs: unit vectors or logits
 
@@ -122,8 +123,16 @@ def _export_folder(kind: ModelKind, folder: Path) -> Path:
 
 
 def _read_export(folder: Path, *, int8: bool) -> ExportedModel | None:
-    if not (folder / (INT8_FILE if int8 else FLOAT32_FILE)).is_file():
+    file = folder / (INT8_FILE if int8 else FLOAT32_FILE)
+    if not file.is_file():
         return None
+    try:
+        for path in (folder, file, folder / METADATA_FILE):
+            check_trusted(path)
+    except PermissionError as error:
+        raise ClassifierError(
+            f"the export in {folder} is not used: {error}, or set another folder with {CACHE_VARIABLE}"
+        ) from None
     metadata = json.loads((folder / METADATA_FILE).read_text("utf-8"))
     return ExportedModel(folder, metadata["longest"], metadata["prompt"])
 

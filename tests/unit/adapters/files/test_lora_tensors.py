@@ -10,6 +10,7 @@ import pytest
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
 from vllm_lora_router.adapters.files.validation import AdapterError, validate_adapter
+from vllm_lora_router.coordination.shortage import shortage_of
 
 if TYPE_CHECKING:
     from .conftest import Files
@@ -20,7 +21,7 @@ Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
 
 def test_missing_folder_is_reported_with_the_remedy(files: Files) -> None:
     with pytest.raises(
-        AdapterError, match=r"adapter 'medical-lora' \(.*/nowhere\): the folder does not exist.*hf download"
+        AdapterError, match=r"adapter 'medical-lora' \(.*/nowhere\): the folder does not exist.*hf:organization/name"
     ):
         validate_adapter("medical-lora", files.root / "nowhere", BASE)
 
@@ -158,3 +159,29 @@ def test_rank_above_the_largest_of_vllm_is_refused(files: Files, key: str) -> No
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(AdapterError, match="rank 513 is above 512, the largest that vLLM serves"):
         validate_adapter("medical-lora", folder, BASE)
+
+
+@pytest.mark.parametrize("name", ["a" * 600, "layers.0.q\nadapter medical: loaded", "layers." + "1" * 5000 + ".q_proj"])
+def test_name_that_is_long_or_not_printable_is_refused(files: Files, name: str) -> None:
+    with pytest.raises(AdapterError, match="has more than 512 characters or unprintable ones") as refused:
+        validate_adapter("medical-lora", files.adapter(files.lora(name, 16, 16)), BASE)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.bool_])
+def test_tensors_that_are_not_floating_point_are_refused(files: Files, dtype: type) -> None:
+    weights = {name: array.astype(dtype) for name, array in files.adapter_weights().items()}
+    with pytest.raises(AdapterError, match="save the adapter in bfloat16, float16 or float32"):
+        validate_adapter("medical-lora", files.adapter(weights), BASE)
+
+
+@pytest.mark.parametrize("error", [RecursionError("deep"), KeyError("a" * 10_000), MemoryError()])
+def test_unexpected_error_is_a_refusal(files: Files, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vllm_lora_router.adapters.files.validation.compare", fail)
+    with pytest.raises(AdapterError, match="the files cannot be examined") as refused:
+        validate_adapter("medical-lora", files.adapter(), BASE)
+    assert len(str(refused.value)) < 1000
+    assert (shortage_of(refused.value) is not None) == isinstance(error, MemoryError)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from vllm_lora_router.adapters.files.safetensors_header import BITS, HeaderError, Tensor, read_header
+from vllm_lora_router.adapters.files.safetensors_header import BITS, HeaderError, HeaderLimits, Tensor, read_header
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,8 +115,7 @@ entries = st.fixed_dictionaries(
         "dtype": st.sampled_from(["U8", "F32", "BF16", "F4", "F6_E2M3", "F33", "f32", 8]),
         "shape": st.lists(counts, max_size=3) | counts,
         "data_offsets": st.lists(counts, min_size=1, max_size=3),
-    },
-    optional={"more": st.recursive(counts, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))},
+    }
 )
 
 
@@ -156,6 +155,7 @@ def test_tensors_may_be_listed_in_any_order(tmp_path: Path, tensors: list[tuple[
         ({"a": TWO_BYTES, "__metadata__": {"r": 8}}, "its __metadata__ is not an object of strings"),
         ({"a": {**TWO_BYTES, "dtype": "F7"}}, "no valid dtype, shape and data_offsets for 'a'"),
         ({"a": {**TWO_BYTES, "shape": [True, 2]}}, "no valid dtype, shape and data_offsets for 'a'"),
+        ({"a": {**TWO_BYTES, "more": 1}}, "no valid dtype, shape and data_offsets for 'a'"),
         ({"a": {**TWO_BYTES, "shape": [3]}}, "the data of 'a' is not where its header says"),
         ({"a": {**TWO_BYTES, "data_offsets": [1, 3]}}, "the data of 'a' is not where its header says"),
         ({"a": TWO_BYTES, "b": TWO_BYTES}, "the data of 'b' is not where its header says"),
@@ -183,7 +183,7 @@ def test_duplicate_key_is_refused(tmp_path: Path, members: str) -> None:
 
 @pytest.mark.parametrize(
     ("length", "message"),
-    [(2**63, "fewer than its header needs"), (100_000_001, "the format allows at most 100000000")],
+    [(2**63, "fewer than its header needs"), (100_000_001, "its header has 100000001 bytes, more than 100000000")],
 )
 def test_header_longer_than_its_file_or_than_the_format_allows_is_refused(
     tmp_path: Path, length: int, message: str
@@ -259,3 +259,53 @@ def test_file_that_is_overwritten_repeatedly_is_read_completely_or_refused(tmp_p
     result = subprocess.run([sys.executable, "-c", OVERWRITTEN, str(file)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert set(result.stdout.split()) <= {"3000", "None"}
+
+
+LIMITS = HeaderLimits(max_bytes=16_000_000, max_tensors=200_000)
+
+
+def empty_tensors(number: int) -> bytes:
+    entries = (f'"{index:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for index in range(number))
+    return f"{{{','.join(entries)}}}".encode()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        empty_tensors(260_000),
+        b'{"a":[' + b"[]," * 1_400_000 + b"[]]}",
+        b'{"__metadata__":{' + b",".join(b'"%x":""' % number for number in range(1_400_000)) + b"}}",
+        b'{"a":{"dtype":"U8","shape":[' + b"1," * 2_000_000 + b'1],"data_offsets":[0,1]}}',
+    ],
+    ids=["tensors", "lists", "metadata", "dimensions"],
+)
+def test_header_with_too_many_values_is_refused_before_it_is_parsed(tmp_path: Path, header: bytes) -> None:
+    file = write_header(tmp_path, header)
+    tracemalloc.start()
+    with pytest.raises(HeaderError, match="it has more than 700,000 objects and lists, or 1,300,000 members"):
+        read_header(file, LIMITS)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < len(header) + 1_000_000  # only the text itself
+
+
+def test_header_above_the_limit_is_refused_without_reading_it(tmp_path: Path) -> None:
+    file = write_bytes(tmp_path, struct.pack("<Q", 16_000_001))
+    os.truncate(file, 20_000_000)
+    tracemalloc.start()
+    with pytest.raises(HeaderError, match="its header has 16000001 bytes, more than 16000000"):
+        read_header(file, LIMITS)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 1_000_000
+
+
+def test_deeply_nested_header_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HeaderError, match="is damaged or incomplete"):
+        read_header(write_header(tmp_path, b'{"a":' + b"[" * 200_000), LIMITS)
+
+
+def test_long_name_is_shortened_in_the_message(tmp_path: Path) -> None:
+    with pytest.raises(HeaderError) as refused:
+        read_header(write_header(tmp_path, {"a" * 1_000_000: {}}), LIMITS)
+    assert len(str(refused.value)) < 500

@@ -98,6 +98,17 @@ def test_an_unusable_export_folder_is_reported_with_the_variable_to_set(
         load(folder)
 
 
+def test_an_export_that_other_users_can_change_is_not_used(folder: Path, exports: FakeExport) -> None:
+    exported, _ = load(folder)
+    for path in (exported.folder, exported.folder / onnx_runtime.FLOAT32_FILE, exported.folder.parent):
+        before = path.stat().st_mode
+        path.chmod(0o777)
+        with pytest.raises(ClassifierError, match=r"run `chmod go-w .*set another folder with VLLM_LORA_ROUTER_CACHE"):
+            load(folder)
+        path.chmod(before)
+    load(folder)
+
+
 def test_an_export_of_another_process_is_used(
     folder: Path, exports: FakeExport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
