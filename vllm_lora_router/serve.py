@@ -16,11 +16,17 @@ from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.config.warnings import config_warnings
 from vllm_lora_router.coordination.run_directory import run_folder, server_name
 from vllm_lora_router.coordination.sighup import install_sighup_handler
-from vllm_lora_router.observability.audit_destination import AuditDestinationError, prepare_destination
+from vllm_lora_router.observability.audit_destination import (
+    AuditDestination,
+    AuditDestinationError,
+    prepare_destination,
+)
 from vllm_lora_router.server.preflight import preflight
+from vllm_lora_router.server.resource_checks import check_classifier_memory, check_run_directory, resource_notices
 from vllm_lora_router.server.vllm.command import VllmCommand, base_model, share_vllm_log_handlers
 from vllm_lora_router.server.vllm.gpu_utilization import reserve_classifier_memory
 from vllm_lora_router.server.vllm.lora_flags import DerivedFlags, FlagError, UserFlags, derive_flags
+from vllm_lora_router.server.vllm.parent_watch import watch_parent
 from vllm_lora_router.server.vllm.plugin_selection import PluginError, check_plugin, plugin_names
 
 logger = logging.getLogger("vllm_lora_router.serve")
@@ -82,23 +88,30 @@ def _serve(argv: list[str]) -> None:
     checks = preflight(loaded, base, model, served_names, paths)
     problems = list(checks.problems)
     derived = DerivedFlags()
+    memory = command.available_memory(args, model)
     try:
-        memory = command.available_memory(args, model)
         derived = derive_flags(checks.adapters, UserFlags(**user_flags), memory, _adapters_in_sources(loaded))
     except FlagError as error:
         problems += str(error).splitlines()
+    audit = AuditDestination()
     try:
-        prepare_destination(loaded)
+        audit = prepare_destination(loaded)
     except AuditDestinationError as error:
         problems.append(str(error))
+    if processes := command.api_servers(args):
+        folders = [adapter.folder for adapter in checks.adapters]
+        problems += check_run_directory(loaded, folders, processes=processes, one_node=command.is_on_one_node(args))
+    if not checks.problems:
+        problems += check_classifier_memory(loaded, processes=processes, available_bytes=memory.host_bytes)
     if problems:
         _exit(problems)
-    for notice in (*config_warnings(loaded, base), *checks.notices):
+    for notice in (*config_warnings(loaded, base), *checks.notices, *resource_notices(audit)):
         logger.log(notice.level, "%s", notice.text)
     for explanation in derived.explanations:
         logger.info("%s", explanation)
     if derived.flags:
         command.add_flags(args, derived.flags)
+    logger.info("%s", command.set_shutdown_timeout(args, loaded.config.router.drain_s))
     reserve_classifier_memory(command, args, loaded)
     # With several API-server processes, this process only starts them, and it is the one that users send SIGHUP to.
     install_sighup_handler(lambda: run_folder(server_name(args.port), run_directory_parent(loaded)))
@@ -120,3 +133,6 @@ def _exit(problems: Sequence[str]) -> NoReturn:
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":
+    # multiprocessing imports the main module first in each process that it starts: vLLM loads plugins only later.
+    watch_parent()

@@ -68,6 +68,9 @@ class FakeCommand:
 
     def plugin_conflict(self, args: Namespace) -> None: ...
 
+    def set_shutdown_timeout(self, args: Namespace, drain_s: float) -> str:
+        return f"--shutdown-timeout {drain_s}"
+
     def available_memory(self, args: Namespace, base: object) -> AvailableMemory:
         return AvailableMemory()
 
@@ -76,6 +79,9 @@ class FakeCommand:
 
     def api_servers(self, args: Namespace) -> int:
         return 1
+
+    def is_on_one_node(self, args: Namespace) -> bool:
+        return True
 
     def run(self, args: Namespace) -> None:
         self.run_with.append(args)

@@ -4,6 +4,7 @@ vLLM is imported inside the functions: the import takes seconds, and the environ
 """
 
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import psutil
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
 from vllm_lora_router.adapters.files.memory import slot_bytes
+from vllm_lora_router.server.vllm.lifecycle import STOP_S, forward_second_signal
 from vllm_lora_router.server.vllm.lora_flags import AvailableMemory
 
 
@@ -22,18 +24,20 @@ class VllmCommand:
 
     LORA_FLAGS = ("enable_lora", "max_loras", "max_cpu_loras", "max_lora_rank")
     GPU_UTILIZATION_FLAG = "gpu_memory_utilization"
+    SHUTDOWN_FLAG = "shutdown_timeout"
 
     def __init__(self) -> None:
         _prepare_environment()
         self._parser, self._serve = _parser()
         self.user_gpu_utilization: float | None = None  # the user's --gpu-memory-utilization, set by `parse`
+        self.user_shutdown_timeout: int | None = None  # the user's --shutdown-timeout, set by `parse`
 
     def parse(self, argv: Sequence[str]) -> tuple[Namespace, dict[str, Any]]:
         """Return the arguments as vLLM parses them, and the user's LoRA flags; a flag that is not set is None.
 
         Exits the process, like vLLM, when the arguments are invalid or ask for help.
         """
-        flags = (*self.LORA_FLAGS, self.GPU_UTILIZATION_FLAG)
+        flags = (*self.LORA_FLAGS, self.GPU_UTILIZATION_FLAG, self.SHUTDOWN_FLAG)
         defaults = {name: self._serve.get_default(name) for name in flags}
         self._serve.set_defaults(**dict.fromkeys(flags))
         args = self._parser.parse_args(["serve", *argv])
@@ -42,6 +46,7 @@ class VllmCommand:
         for name, value in user_flags.items():
             setattr(args, name, defaults[name] if value is None else value)
         self.user_gpu_utilization = user_flags.pop(self.GPU_UTILIZATION_FLAG)
+        self.user_shutdown_timeout = user_flags.pop(self.SHUTDOWN_FLAG)
         _configure_logging(args)
         return args, user_flags
 
@@ -51,6 +56,20 @@ class VllmCommand:
         for name in ("lora_modules", *self.LORA_FLAGS):
             if f"--{name.replace('_', '-')}" in flags:
                 setattr(args, name, getattr(added, name))
+
+    def set_shutdown_timeout(self, args: Namespace, drain_s: float) -> str:
+        """Set --shutdown-timeout to the time for running requests and the time to stop; return the explanation.
+
+        Args:
+            drain_s: the time for running requests in seconds, unless the user has set --shutdown-timeout.
+        """
+        user = self.user_shutdown_timeout
+        drain = math.ceil(drain_s) if user is None else user
+        args.shutdown_timeout = drain + STOP_S
+        source = f"router.drain_s {drain_s:g}" if user is None else f"yours of {user}"
+        return (
+            f"--shutdown-timeout {args.shutdown_timeout}: {source}, and {STOP_S} s to end streams and stop the engine"
+        )
 
     def available_memory(self, args: Namespace, base: BaseModel) -> AvailableMemory:
         """Return the memory that is available for adapters before the engine starts."""
@@ -96,6 +115,14 @@ class VllmCommand:
                 count = args.data_parallel_size
         return min(count, 1) if getattr(args, "enable_elastic_ep", False) else count
 
+    def is_on_one_node(self, args: Namespace) -> bool:
+        """Return whether all engines read the same disks as this process, as far as the arguments tell."""
+        local = args.data_parallel_size_local
+        if args.data_parallel_external_lb or args.data_parallel_rank is not None:
+            local = 1
+        several = local is not None and args.data_parallel_size > local
+        return not several and getattr(args, "nnodes", 1) == 1 and args.distributed_executor_backend != "ray"
+
     def plugin_conflict(self, args: Namespace) -> str | None:
         """Return why a server with these arguments would not load endpoint plugins, or None."""
         if getattr(args, "grpc", False):
@@ -110,6 +137,8 @@ class VllmCommand:
 
         command = ServeSubcommand()
         command.validate(args)
+        if self.api_servers(args) > 1:
+            forward_second_signal()
         command.cmd(args)
 
 
