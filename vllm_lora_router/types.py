@@ -9,6 +9,8 @@ from typing import Literal
 
 from msgspec import Struct, field
 
+from vllm_lora_router.ids import new_id
+
 Method = Literal["keyword", "embedding", "domain", "mcp"]
 Scale = Literal["rule", "similarity", "probability"]
 Mode = Literal["insert", "replace"]
@@ -24,11 +26,11 @@ FAILURES: frozenset[Reason] = frozenset({"error", "timeout", "overload"})
 
 
 class Client(Struct, frozen=True):
-    """The client of a request, as far as the request identifies it."""
+    """The client of a request, as far as the request identifies it. Every value has a bounded length."""
 
     tenant: str | None = None
     api_key_fingerprint: str | None = None  # digest of the API key that the client sends
-    ab_keys: Mapping[str, str] = field(default_factory=dict)  # entry of `router.ab.key` -> value in the request
+    ab_keys: Mapping[str, str] = field(default_factory=dict)  # entry of `router.ab.key` -> digest of its value
     user: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)  # those of `mcp_category_model.forward_headers`
 
@@ -56,12 +58,13 @@ class Query(Struct, frozen=True):
 
 
 class RequestInfo(Struct, frozen=True):
-    """A request as it arrived."""
+    """The part of a request that is recorded. It outlives the request, so it has no user text and no credentials."""
 
     path: str = ""
     api: str = ""
     model: str | None = None  # the `model` of the request
-    client: Client = Client()
+    tenant: str | None = None
+    api_key_fingerprint: str | None = None
     prompts: int = 1
 
 
@@ -225,6 +228,7 @@ class Decision(Struct, frozen=True):
     content_digest: str | None = None  # digest of that version's content
     request: RequestInfo = RequestInfo()
     timings_ms: Mapping[str, float] = field(default_factory=dict)  # duration of each phase: read, plan, lease, edit
+    key: str = field(default_factory=new_id)  # unique, unlike `id`: two clients can send the same X-Request-Id
 
 
 class Outcome(Struct, frozen=True):

@@ -2,7 +2,8 @@
 
 import os
 import secrets
-from contextlib import suppress
+import stat
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from vllm_lora_router.observability.audit_schema import TextRetention, keep_full
 
 KEY_FILE = "hmac.key"
 KEY_BYTES = 32
+MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 4096
+WRITE_TIMEOUT_S = 2.0  # for another process to write the key after it has created the file
 
 
 class AuditDestinationError(ValueError):
@@ -43,6 +46,8 @@ def prepare_destination(loaded: LoadedConfig) -> AuditDestination:
         raise AuditDestinationError(f"{place}: {problem}")
     try:
         retention = keep_hmac(hmac_key(folder)) if settings.text == "hmac" else keep_full_text
+    except ValueError as error:
+        raise AuditDestinationError(f"{place}: {error}") from None
     except OSError as error:
         raise AuditDestinationError(f"{place}: {folder / KEY_FILE}: {error.strerror or error}") from None
     return AuditDestination(settings, folder, keep_no_text if settings.text == "none" else retention)
@@ -55,18 +60,49 @@ def hmac_key(folder: Path) -> bytes:
 
     Raises:
         OSError: the file cannot be read or created.
+        ValueError: the key is too short to be secret, or others can read or change it.
     """
     file = folder / KEY_FILE
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # Not a temporary file and a hard link, which some file systems lack.
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return _read_key(file)
+    try:
+        key = secrets.token_bytes(KEY_BYTES)
+        if os.write(descriptor, key) < KEY_BYTES:
+            raise OSError("the key was only partly written; free some space on the disk")
+    except OSError:
+        file.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    return key
+
+
+def _read_key(file: Path) -> bytes:
+    give_up_s = time.monotonic() + WRITE_TIMEOUT_S
+    while True:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for the writer of a named pipe
         try:
-            os.write(descriptor, secrets.token_bytes(KEY_BYTES))
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError(f"{file} is not a regular file; delete it, and a new key is created")
+            if status.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+                raise ValueError(
+                    f"{file} can be read or changed by other users (mode {stat.S_IMODE(status.st_mode):04o}); run: "
+                    f"chmod 600 {file}"
+                )
+            key = os.read(descriptor, MAX_KEY_BYTES)
         finally:
             os.close(descriptor)
-        # Creating a hard link is atomic and never replaces the key of another process.
-        with suppress(FileExistsError):
-            os.link(temporary, file)
-        temporary.unlink()
-    return file.read_bytes()
+        if key or time.monotonic() > give_up_s:
+            break
+        time.sleep(0.01)  # another process has just created the file
+    if len(key) < MIN_KEY_BYTES:
+        raise ValueError(
+            f"{file} has {len(key)} bytes, but a key needs at least {MIN_KEY_BYTES}; restore it, or delete it "
+            "to get a new key (earlier hashes then cannot be compared)"
+        )
+    return key

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from vllm_lora_router.types import Affinity, Classification, Decision, Outcome, Step
+from vllm_lora_router.types import Affinity, Classification, Client, Decision, Outcome, Step
 
 # Every line carries it as `schema`. Lines without it are of version 1, which had other keys; see
 # `vllm_lora_router.tools.audit.upgrade`.
@@ -63,12 +63,13 @@ def decision_line(decision: Decision, at_s: float, texts: Sequence[str], retenti
         "type": "decision",
         "at": rfc3339(at_s),
         "id": decision.id,
+        "key": decision.key,
         "config": plan.config_version,
         "path": request.path,
         "api": request.api,
         "requested_model": request.model,
-        "tenant": request.client.tenant,
-        "client": request.client.api_key_fingerprint,
+        "tenant": request.tenant,
+        "client": request.api_key_fingerprint,
         "prompts": request.prompts,
         **(retention(texts) if texts else {}),
         "reason": decision.reason,
@@ -118,6 +119,7 @@ def outcome_line(outcome: Outcome, at_s: float) -> AuditLine:
         "type": "outcome",
         "at": rfc3339(at_s),
         "id": outcome.decision.id,
+        "key": outcome.decision.key,
         "status": outcome.status,
         "first_byte_ms": outcome.first_byte_ms and round(outcome.first_byte_ms, 3),
         "total_ms": round(outcome.total_ms, 3),
@@ -129,9 +131,28 @@ def outcome_line(outcome: Outcome, at_s: float) -> AuditLine:
     }
 
 
-def feedback_line(id: str, score: float, comment: str | None, at_s: float) -> AuditLine:
-    """Return the line of a user's feedback on the response with this id."""
-    return {"type": "feedback", "at": rfc3339(at_s), "id": id, "score": score, "comment": comment}
+def feedback_line(
+    id: str,
+    score: float,
+    comment: str | None,
+    at_s: float,
+    *,
+    key: str | None = None,
+    client: Client | None = None,
+) -> AuditLine:
+    """Return the line of a user's feedback on the response with this id.
+
+    Args:
+        key: the key of the decision; None if this process does not know the decision.
+        client: the sender, whose feedback is joined only to decisions of the same API key and tenant; None: an
+            administrator.
+    """
+    line: AuditLine = {"type": "feedback", "at": rfc3339(at_s), "id": id, "score": score, "comment": comment}
+    if key is not None:
+        line["key"] = key
+    if client is not None:
+        line |= {"tenant": client.tenant, "client": client.api_key_fingerprint}
+    return line
 
 
 def lost_line(lines: int, at_s: float) -> AuditLine:

@@ -57,6 +57,12 @@ class Metrics:
             multiprocess_mode="livemostrecent",
             registry=registry,
         )
+        self._unavailable_adapters = Gauge(
+            "lora_router_unavailable_adapters",
+            "Adapters that cannot be loaded now, such as for lack of disk space; the most of all API-server processes.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self._generation = Gauge(
             "lora_router_config_generation",
             "Generation of the configuration in effect; the lowest of all API-server processes.",
@@ -185,6 +191,10 @@ class Metrics:
     def count_reload(self, outcome: str) -> None:
         """Count a reload of the configuration."""
         self._reloads[outcome,].inc()
+
+    def set_unavailable_adapters(self, number: int) -> None:
+        """Set the number of adapters that cannot be loaded now because a resource of the server has run out."""
+        self._unavailable_adapters.set(number)
 
     def set_snapshot_bytes(self, used_bytes: int) -> None:
         """Set the disk space that adapter snapshots use."""

@@ -1,7 +1,7 @@
 """The recorder: passes every decision and its outcome to the log, the counts, the metrics and the audit record."""
 
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,9 +14,10 @@ from vllm_lora_router.observability.decision_log import log_decision
 from vllm_lora_router.observability.deferred import DeferredWork
 from vllm_lora_router.observability.metrics import Metrics
 from vllm_lora_router.observability.traces import RequestSpan, Traces
-from vllm_lora_router.types import Decision, Outcome
+from vllm_lora_router.types import Client, Decision, Outcome
 
 MAX_RECENT_DECISIONS = 1000  # decisions that are kept in memory
+MAX_RECENT_SCORES = 16  # feedback scores that are kept for each of them
 
 
 class DecisionCounts:
@@ -42,13 +43,17 @@ class DecisionCounts:
 
 @dataclass(eq=False)
 class RecentDecision:
-    """A decision with its outcome and feedback."""
+    """A decision with its outcome and its latest feedback."""
 
     decision: Decision
     at_s: float  # seconds since 1970
     outcome: Outcome | None = None
     ended_s: float = 0.0  # seconds since 1970
-    feedback: list[float] = field(default_factory=list)
+    feedback: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_SCORES))
+
+
+class UnknownDecisionError(LookupError):
+    """No decision of this client has the response id, as far as this process knows."""
 
 
 class Request(Protocol):
@@ -79,7 +84,7 @@ class Recorder:
         self.metrics: Metrics | None = None
         self.traces: Traces | None = None
         self.records_all_requests = False  # also requests that are not routed
-        self._recent: OrderedDict[str, RecentDecision] = OrderedDict()
+        self._recent: OrderedDict[str, RecentDecision] = OrderedDict()  # by `Decision.key`, oldest first
         self._destination = AuditDestination()
         self._log: AuditLog | None = None
 
@@ -146,7 +151,7 @@ class Recorder:
             self._counts.count_decision(decision)
             if self.metrics is not None:
                 self.metrics.count_decision(decision)
-        self._recent[decision.id] = RecentDecision(decision, now)
+        self._recent[decision.key] = RecentDecision(decision, now)
         if len(self._recent) > MAX_RECENT_DECISIONS:
             self._recent.popitem(last=False)
         if self._log is not None:
@@ -157,20 +162,34 @@ class Recorder:
             self._counts.count_outcome(outcome)
             if self.metrics is not None:
                 self.metrics.count_outcome(outcome)
-        if (recent := self._recent.get(outcome.decision.id)) is not None:
+        if (recent := self._recent.get(outcome.decision.key)) is not None:
             recent.outcome, recent.ended_s = outcome, now
         if self._log is not None:
             self._log.append(partial(outcome_line, outcome, now))
 
-    def record_feedback(self, id: str, score: float, comment: str | None) -> Decision | None:
+    def record_feedback(
+        self, id: str, score: float, comment: str | None, client: Client | None = None
+    ) -> Decision | None:
         """Record a user's feedback on a response.
 
+        Args:
+            client: the sender. Its feedback counts only for decisions of the same API key and tenant. None: an
+                administrator, whose feedback counts for all decisions.
+
         Returns:
-            The decision behind the response, or None if it is not among the recent decisions of this process.
+            The decision behind the response; None if it may be a decision of another process, which the audit record
+            joins to the feedback.
+
+        Raises:
+            UnknownDecisionError: the recent decisions of this process have the id only for other clients, or they do
+                not have it and no audit record is written.
         """
         self.flush()
         now = time.time()
-        recent = self._recent.get(id)
+        with_id = [recent for recent in reversed(self._recent.values()) if recent.decision.id == id]
+        recent = next((recent for recent in with_id if _is_of(recent.decision, client)), None)
+        if recent is None and (with_id or self._log is None):
+            raise UnknownDecisionError(id)
         plan = recent.decision.plan if recent is not None else None
         if recent is not None:
             recent.feedback.append(score)
@@ -178,7 +197,8 @@ class Recorder:
             arm = plan.assignment.arm if plan is not None and plan.assignment is not None else None
             self.metrics.observe_feedback(plan.category if plan is not None else None, arm, score)
         if self._log is not None:
-            self._log.append(partial(feedback_line, id, score, comment, now))
+            key = recent.decision.key if recent is not None else None
+            self._log.append(partial(feedback_line, id, score, comment, now, key=key, client=client))
         return recent.decision if recent is not None else None
 
     @property
@@ -193,7 +213,7 @@ class Recorder:
         for recent in list(reversed(self._recent.values()))[:limit]:
             line = decision_line(recent.decision, recent.at_s, (), keep_no_text)
             outcome = recent.outcome and outcome_line(recent.outcome, recent.ended_s)
-            lines.append({**line, "outcome": outcome, "feedback": recent.feedback})
+            lines.append({**line, "outcome": outcome, "feedback": list(recent.feedback)})
         return lines
 
     def audit_status(self) -> dict[str, Any] | None:
@@ -211,3 +231,10 @@ class Recorder:
     def _count_audit_lines(self, written: int, lost: int) -> None:
         if self.metrics is not None:
             self.metrics.count_audit_lines(written, lost)
+
+
+def _is_of(decision: Decision, client: Client | None) -> bool:
+    request = decision.request
+    return client is None or (
+        (request.tenant, request.api_key_fingerprint) == (client.tenant, client.api_key_fingerprint)
+    )

@@ -1,5 +1,10 @@
-"""Identify the client of a request from its headers and its body."""
+"""Identify the client of a request from its headers and its body.
 
+Clients choose these values, and some of them outlive the request. So their length is bounded where they are read: a
+value that only identifies the client becomes a digest, and a text has a maximum length.
+"""
+
+import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -15,6 +20,21 @@ from vllm_lora_router.types import ANONYMOUS, Client
 
 Headers = Mapping[bytes, bytes]
 
+MAX_MODEL_CHARACTERS = 1024
+MAX_TENANT_CHARACTERS = 255
+MAX_USER_CHARACTERS = 512
+MAX_FORWARDED_BYTES = 8192  # of one header for the MCP tool; longer ones are not forwarded
+
+
+def bounded(text: str, max_characters: int) -> str:
+    """Return a text that is an identifier, or its digest if it is longer than any identifier in use.
+
+    The digest keeps two long identifiers apart.
+    """
+    if len(text) <= max_characters:
+        return text
+    return f"sha256-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
 
 def client_of(router: Router, scope: Scope, members: Members) -> Client:
     """Return the client as `router.tenant`, `router.ab.key` and `mcp_category_model` identify it.
@@ -28,26 +48,29 @@ def client_of(router: Router, scope: Scope, members: Members) -> Client:
     ab_keys: dict[str, str] = {}
     for source in router.ab_key_sources:
         if (value := _value_of(source, headers, members)) is not None:
-            ab_keys[source] = value
+            # The source is not part of the digest, because each API has its own field for the same user.
+            ab_keys[source] = digest(router.ab_salt, value)
     if not (credentials or tenant or ab_keys or router.uses_mcp):
         return ANONYMOUS
     return Client(
-        tenant=tenant,
+        tenant=None if tenant is None else bounded(tenant, MAX_TENANT_CHARACTERS),
         api_key_fingerprint=_fingerprint(router.ab_salt, credentials) if credentials else None,
         ab_keys=ab_keys,
         user=_user(headers, members) if router.uses_mcp else None,
         headers={
             name: value
             for name, key in router.forwarded_headers
-            if (value := asgi.as_text(headers.get(key))) is not None
+            if len(headers.get(key, b"")) <= MAX_FORWARDED_BYTES
+            and (value := asgi.as_text(headers.get(key))) is not None
         },
     )
 
 
 def _user(headers: Headers, members: Members) -> str | None:
-    return next(
-        (value for source in USER_KEY_SOURCES if (value := _value_of(source, headers, members)) is not None), None
-    )
+    for source in USER_KEY_SOURCES:
+        if (value := _value_of(source, headers, members)) is not None:
+            return bounded(value, MAX_USER_CHARACTERS)
+    return None
 
 
 def _value_of(source: str, headers: Headers, members: Members) -> str | None:
@@ -69,6 +92,8 @@ def _header_name(source: str) -> bytes:
     return source.removeprefix("header:").lower().encode()
 
 
-@lru_cache(maxsize=4096)
 def _fingerprint(salt: str, credentials: bytes) -> str:
-    return digest(salt, "client", credentials.removeprefix(b"Bearer ").decode("latin-1"))[:12]
+    # Not cached: a digest takes 1.5 microseconds, and a cache would keep raw credentials in memory.
+    # Every spelling of "Bearer" is accepted with a key, so it must not tell two clients apart.
+    scheme, _, key = credentials.partition(b" ")
+    return digest(salt, "client", (key if scheme.lower() == b"bearer" else credentials).decode("latin-1"))[:12]

@@ -13,6 +13,7 @@ import pytest
 from vllm_lora_router.observability import audit_files, audit_log
 from vllm_lora_router.observability.audit_files import check_folder, create_file
 
+from ..resources import no_descriptors
 from .conftest import OpenLog, child, files, lines, numbers, output_of, parse, until
 
 SIZE_LIMIT = """
@@ -239,3 +240,44 @@ def test_check_returns_why_the_folder_cannot_be_created(tmp_path: Path, place: s
     assert check_folder(tmp_path / place) == (
         f"{tmp_path / place}: no file can be written in this folder: Not a directory"
     )
+
+
+READ_ONLY_DISK = """
+folder.mkdir(parents=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], check=True)
+log = AuditLog(folder, **dict(no_rotation, rotate_bytes=200))
+def remount(option):
+    subprocess.run(["mount", "-o", f"remount,{option}", folder], check=True)
+for n in range(3):
+    log.append(partial(dict, n=n, text="x" * 100))
+    until(lambda: log.written == n + 1)
+log._files.close()
+remount("ro")
+log.append(partial(dict, n=3))
+until(lambda: log.problem)
+problem = log.problem
+remount("rw")
+until(lambda: log.problem is None)
+log.close()
+print(json.dumps([problem, log.lost, log.written, contents()]))
+"""
+
+
+def test_read_only_file_system_keeps_lines_until_it_can_be_written(folder: Path, own_mounts: list[str]) -> None:
+    problem, lost, written, files_after = output_of(child(READ_ONLY_DISK, folder, prefix=own_mounts))
+    assert problem.endswith("Read-only file system") and (lost, written) == (0, 4)
+    assert set(numbers(parse("".join(text for _, text in files_after)))) == {0, 1, 2, 3}
+
+
+def test_process_without_file_descriptors_keeps_lines_until_one_is_free(
+    folder: Path, open_log: OpenLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_log()
+    with no_descriptors():
+        log.append(partial(dict, n=0))
+        until(lambda: log.problem)
+        assert "Too many open files" in str(log.problem)
+    until(lambda: log.written == 1)
+    assert log.lost == 0 and log.problem is None
+    warning = next(message for message in caplog.messages if "writing failed" in message)
+    assert "requests are served, and 1 lines wait until this process has a free file descriptor (ulimit -n)" in warning

@@ -202,7 +202,8 @@ def test_unusable_folder_is_logged_once_and_lines_are_written_when_it_is_usable(
         until(lambda: log.written == 2)
         until(lambda: len(caplog.records) > 1)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    assert str(folder) in caplog.messages[0] and "1 lines wait until the problem is solved; 0 lines lost so far" in caplog.messages[0]
+    assert str(folder) in caplog.messages[0]
+    assert "1 lines wait until the problem is solved; 0 lines lost so far" in caplog.messages[0]
     assert (numbers(lines(folder)), log.problem) == ([0, 1], None)
 
 

@@ -19,7 +19,6 @@ from vllm_lora_router.types import (
     AppliedEdit,
     Candidate,
     Classification,
-    Client,
     Decision,
     Method,
     Outcome,
@@ -147,7 +146,7 @@ def large_decision(n: int) -> Decision:
         rng.uniform(2, 9),
         version=f"{category}-lora@1a2b3c4d",
         content_digest="1a2b3c4d5e6f",
-        request=RequestInfo("/v1/chat/completions", "chat", "MoM", Client("acme", "0a1b2c3d4e5f")),
+        request=RequestInfo("/v1/chat/completions", "chat", "MoM", "acme", "0a1b2c3d4e5f"),
         timings_ms={name: rng.uniform(0, 3) for name in ("read", "plan", "lease", "edit")},
     )
 

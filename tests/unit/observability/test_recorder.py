@@ -18,8 +18,14 @@ from vllm_lora_router.observability.audit_destination import (
     prepare_destination,
 )
 from vllm_lora_router.observability.audit_schema import text_hmac
-from vllm_lora_router.observability.recorder import MAX_RECENT_DECISIONS, DecisionCounts, Recorder
-from vllm_lora_router.types import Client, Decision, Outcome, RequestInfo
+from vllm_lora_router.observability.recorder import (
+    MAX_RECENT_DECISIONS,
+    MAX_RECENT_SCORES,
+    DecisionCounts,
+    Recorder,
+    UnknownDecisionError,
+)
+from vllm_lora_router.types import Decision, Outcome, RequestInfo
 
 if TYPE_CHECKING:
     from .conftest import MakeDecision
@@ -58,7 +64,7 @@ def record(destination: AuditDestination, decision: Decision) -> Recorder:
 
 
 def test_decision_outcome_and_feedback_are_one_line_each(tmp_path: Path, make_decision: MakeDecision) -> None:
-    request = RequestInfo("/v1/chat/completions", "chat", "MoM", Client("acme", "f00"))
+    request = RequestInfo("/v1/chat/completions", "chat", "MoM", "acme", "f00")
     recorder = record(destination_of(tmp_path, "{path: audit}"), replace(make_decision(), request=request))
     decision, ended, feedback = lines(tmp_path / "audit")
     assert [line["seq"] for line in (decision, ended, feedback)] == [1, 2, 3]
@@ -133,12 +139,23 @@ def test_recent_decisions_are_bounded_and_have_no_user_text(make_decision: MakeD
 
 def test_feedback_is_added_to_its_decision(make_decision: MakeDecision) -> None:
     recorder = Recorder()
-    recorder.record_decision(make_decision(), [USER_TEXT])
-    recorder.record_outcome(outcome(make_decision()))
+    decision = make_decision()
+    recorder.record_decision(decision, [USER_TEXT])
+    recorder.record_outcome(outcome(decision))
     assert recorder.record_feedback("chatcmpl-7", 0.5, None) is not None
-    assert recorder.record_feedback("chatcmpl-8", 0.5, None) is None
+    with pytest.raises(UnknownDecisionError):
+        recorder.record_feedback("chatcmpl-8", 0.5, None)
     (recent,) = recorder.recent_decisions(1)
     assert recent["feedback"] == [0.5] and recent["outcome"]["finish_reason"] == "stop"
+
+
+def test_latest_feedback_on_a_decision_is_kept(make_decision: MakeDecision) -> None:
+    recorder = Recorder()
+    recorder.record_decision(make_decision(), [USER_TEXT])
+    for score in range(100):
+        recorder.record_feedback("chatcmpl-7", score, None)
+    (recent,) = recorder.recent_decisions(1)
+    assert recent["feedback"] == list(range(100 - MAX_RECENT_SCORES, 100))
 
 
 def test_request_that_names_its_model_is_recorded_but_not_counted(tmp_path: Path, make_decision: MakeDecision) -> None:

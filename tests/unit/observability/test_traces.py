@@ -22,7 +22,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from vllm_lora_router.observability.traces import RequestSpan, Traces
 from vllm_lora_router.server import asgi
-from vllm_lora_router.types import Affinity, Client, Decision, Outcome, RequestInfo, Step
+from vllm_lora_router.types import Affinity, Decision, Outcome, RequestInfo, Step
 
 if TYPE_CHECKING:
     from .conftest import MakeDecision
@@ -237,7 +237,7 @@ def test_span_contains_no_user_text(
     evidence = {"nearest": user_text, "keywords": [user_text], "labels": {user_text: 1.0}}
     decision = make_decision(evidence=evidence)
     failed = Step("keyword", 1.5, failure="error", error=user_text)
-    request = RequestInfo(user_text, user_text, user_text, Client(user_text, user_text, {user_text: user_text}))
+    request = RequestInfo(user_text, user_text, user_text, user_text, user_text)
     plan = replace(decision.plan, steps=(failed, *decision.plan.steps))
     decision = replace(decision, plan=plan, request=request, skipped=((user_text, user_text),))
     span = start(traces)

@@ -121,9 +121,7 @@ def test_unknown_served_name_is_a_problem(run: Run, config: Config) -> None:
 
 
 def test_markup_and_line_breaks_in_names_are_printed_literally(run: Run, config: Config) -> None:
-    file = config(
-        ('"base"', '"[/b][red]base"'), ('"medical"', '"two [/i]"'), ('"medical-lora"', '"[bold]lora[/x]"')
-    )
+    file = config(('"base"', '"[/b][red]base"'), ('"medical"', '"two [/i]"'), ('"medical-lora"', '"[bold]lora[/x]"'))
     status, printed, _ = run("validate", file, "--lora-modules", "[bold]lora[/x]=/a/[red]folder[/y]")
     assert status == 0
     assert "base [/b][red]base, default [/b][red]base" in printed

@@ -14,14 +14,15 @@ class AdapterStatus(Model):
     """The tenant that owns it; null: all tenants."""
     declared: bool
     """Whether the configuration or the command line declares it."""
-    state: Literal["not requested yet", "updating", "refused", "loaded", "on disk"]
-    """`not requested yet`: no version is served; `updating`: a new version is being loaded while the current one is
-    served; `refused`: its files are invalid and no version is served; `loaded`: in the engine's memory; `on disk`:
-    imported, not in the engine's memory."""
+    state: Literal["not requested yet", "unavailable", "updating", "refused", "loaded", "on disk"]
+    """`not requested yet`: no version is served; `unavailable`: a resource of the server has run out, such as disk
+    space, and no version is served until it is available again; `updating`: a new version is being loaded while the
+    current one is served; `refused`: its files are invalid and no version is served; `loaded`: in the engine's memory;
+    `on disk`: imported, not in the engine's memory."""
     source: str | None = None
     """The folder that it is imported from."""
     refused: str | None = None
-    """Why its current files are refused; null: they are accepted."""
+    """Why its current files are refused or cannot be loaded now; null: they are accepted."""
     last_used: str | None = None
     """When a request last used it (RFC 3339, UTC)."""
     version: str | None = None

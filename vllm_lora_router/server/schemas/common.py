@@ -11,6 +11,11 @@ class Model(BaseModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
+    @classmethod
+    def select(cls, content: Any) -> dict[str, Any]:
+        """Return the part of a response that this model describes. All other fields are removed, also nested ones."""
+        return cls.model_validate(content).model_dump(mode="json", exclude_unset=True)
+
 
 class RouterError(Model):
     """An error in the form that OpenAI clients expect."""

@@ -34,7 +34,8 @@ class RecordedStep(Model):
     thresholds: dict[str, float] | None = None
     """Category to threshold."""
     evidence: dict[str, Any] | None = None
-    """Matched keywords, the nearest example, or the labels with their probabilities."""
+    """Matched keywords (at most 20, and the number of `more_keywords`), the nearest example, or the labels with their
+    probabilities."""
     cached: bool | None = None
     """Whether the result came from the cache."""
 
@@ -181,6 +182,8 @@ class RecordedOutcome(Model):
     """When the response ended (RFC 3339, UTC)."""
     id: str
     """The `id` of the answer."""
+    key: str
+    """The unique key of the decision."""
     status: int | None
     """The HTTP status; null: the client disconnected before the response began."""
     first_byte_ms: float | None
@@ -205,7 +208,9 @@ class RecordedDecision(Model):
     at: str
     """When the decision was made (RFC 3339, UTC)."""
     id: str = Field(examples=["chatcmpl-9f1c"])
-    """The `id` of the answer."""
+    """The `id` of the answer, which clients can choose with X-Request-Id."""
+    key: str
+    """The unique key of the decision."""
     config: str
     """The version of the configuration."""
     path: str
@@ -233,7 +238,7 @@ class RecordedDecision(Model):
     outcome: RecordedOutcome | None
     """How the response went; null: the request is in progress."""
     feedback: list[float]
-    """The scores that users gave the answer."""
+    """The latest 16 scores that users gave the answer."""
 
 
 class DecisionsResponse(Model):

@@ -65,8 +65,8 @@ class PlanOverrides(Model):
     """The system prompt; null: not requested."""
 
 
-class PlanClassification(Model):
-    """The result of one method."""
+class ClassificationSummary(Model):
+    """The result of one method, without its basis."""
 
     category: str | None
     """The best category, also when its score is below the threshold."""
@@ -80,27 +80,40 @@ class PlanClassification(Model):
     """The minimum score for the category to be accepted."""
     accepted: bool
     """Whether the score reached the threshold."""
-    evidence: dict[str, Any]
-    """The basis of the result: matched keywords, the nearest example, or the labels with their probabilities."""
-    cached: bool
-    """Whether the result came from the cache."""
     thresholds: dict[str, float]
     """Category to threshold, where categories have thresholds of their own."""
+
+
+class PlanClassification(ClassificationSummary):
+    """The result of one method."""
+
+    evidence: dict[str, Any]
+    """The basis of the result: matched keywords (at most 20, and the number of `more_keywords`), the nearest example,
+    or the labels with their probabilities."""
+    cached: bool
+    """Whether the result came from the cache."""
     overrides: PlanOverrides | None
     """Settings that an MCP tool requests in addition."""
 
 
-class PlanStep(Model):
-    """One method that was run."""
+class StepSummary(Model):
+    """One method that was run, without the basis of its result."""
 
     method: Method
     """The method."""
     duration_ms: float
     """The duration in milliseconds."""
-    classification: PlanClassification | None
+    classification: ClassificationSummary | None
     """The result; null: the method failed."""
     failure: Reason | None
     """`error`, `timeout` or `overload`; null: the method did not fail."""
+
+
+class PlanStep(StepSummary):
+    """One method that was run."""
+
+    classification: PlanClassification | None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The result; null: the method failed."""
     error: str | None
     """The error message of the failure."""
 
@@ -116,13 +129,20 @@ class PlanReasoning(Model):
     """The reasoning effort."""
 
 
-class PlanCandidate(Model):
-    """One adapter, or the base model, that can serve the request."""
+class CandidateSummary(Model):
+    """One adapter, or the base model, that can serve the request, without the edit that it causes."""
 
     model: str
     """The model name: the adapter's name, or the base model's served name."""
     adapter: str | None
     """The adapter; null: the base model."""
+    arm: str | None
+    """The candidate's arm in the category's A/B test."""
+
+
+class PlanCandidate(CandidateSummary):
+    """One adapter, or the base model, that can serve the request."""
+
     reasoning: PlanReasoning | None
     """The reasoning settings; null: the model's default."""
     system_prompt: str | None
@@ -131,8 +151,6 @@ class PlanCandidate(Model):
     """Whether the system prompt is inserted before the client's or replaces it."""
     source: str
     """The part of the configuration, or the MCP tool, that names the candidate."""
-    arm: str | None
-    """The candidate's arm in the category's A/B test."""
 
 
 class PlanTopic(Model):
@@ -210,8 +228,8 @@ class PlanShare(Model):
     """The position of the key between 0 and 1; keys below `share` are routed."""
 
 
-class PlanResponse(Model):
-    """The routing decision for a request that is not run."""
+class PlanSummary(Model):
+    """The routing decision for a request that is not run, as clients without the admin key get it."""
 
     model: str = Field(examples=["medical-lora"])
     """The model name that would serve the request now."""
@@ -223,12 +241,21 @@ class PlanResponse(Model):
     """The score of the deciding classification; null: no method accepted a category."""
     method: Method | None
     """The method that decided; null: no method accepted a category."""
-    steps: list[PlanStep]
+    steps: list[StepSummary]
     """The methods that were run, in order."""
-    candidates: list[PlanCandidate]
+    candidates: list[CandidateSummary]
     """The candidates in the order in which they are tried."""
     config_version: str
     """The version of the configuration in effect."""
+
+
+class PlanResponse(PlanSummary):
+    """The routing decision for a request that is not run, as clients with the admin key get it."""
+
+    steps: list[PlanStep]  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The methods that were run, in order."""
+    candidates: list[PlanCandidate]  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The candidates in the order in which they are tried."""
     affinity: PlanAffinity | None
     """Conversation affinity; null: the request has no earlier turns, or affinity is off."""
     assignment: PlanAssignment | None

@@ -7,30 +7,42 @@ from pydantic import ConfigDict, Field
 from vllm_lora_router.server.schemas.common import Model, RouterError
 
 
-class RefusedConfiguration(Model):
-    """The last configuration that was refused."""
+class RefusalSummary(Model):
+    """The last configuration that was refused, without its problems."""
 
     version: str
     """The first eight hexadecimal digits of the SHA-256 of its content."""
-    problems: list[str]
-    """Why it was refused, one problem per item."""
     at: str
     """When it was refused (RFC 3339, UTC)."""
 
 
-class ConfigurationStatus(Model):
-    """The configuration in effect in this process and in the other API-server processes."""
+class RefusedConfiguration(RefusalSummary):
+    """The last configuration that was refused."""
+
+    problems: list[str]
+    """Why it was refused, one problem per item."""
+
+
+class ConfigurationSummary(Model):
+    """The configuration in effect in this process."""
 
     version: str
     """The version of the configuration in effect in this process."""
     generation: int | None = None
     """The number of the configuration in effect in this process: 1 at start, one more for each reload."""
-    file: str | None = None
-    """The name of the configuration file."""
     state: Literal["in-effect", "preparing", "behind"] | None = None
     """`in-effect`: the configuration is in effect; `preparing`: a new one is being built; `behind`: this process failed
     to apply a configuration that is in effect in other processes."""
-    refused: RefusedConfiguration | None = None
+    refused: RefusalSummary | None = None
+    """The last configuration that was refused."""
+
+
+class ConfigurationStatus(ConfigurationSummary):
+    """The configuration in effect in this process and in the other API-server processes."""
+
+    file: str | None = None
+    """The name of the configuration file."""
+    refused: RefusedConfiguration | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """The last configuration that was refused."""
     processes: dict[str, int] | None = None
     """Process id to generation, for each API-server process that is alive."""
@@ -54,15 +66,37 @@ class ClassificationCache(CacheCounts):
     """The number of lookups that found no entry."""
 
 
-class MethodStatus(Model):
-    """Counts of one method in this process. Fields that do not apply to the method are absent."""
+class LastFailure(Model):
+    """The last failure of a method."""
+
+    reason: str
+    """`error`, `timeout` or `overload`."""
+    error: str
+    """What failed."""
+    at: str
+    """When it failed (RFC 3339, UTC)."""
+
+
+class MethodSummary(Model):
+    """The state of one method in this process. Fields that do not apply to the method are absent."""
 
     failures: dict[str, int]
     """`error`, `timeout` or `overload` to the number of failures."""
-    runs_on: str | None = None
-    """Models: the device and runtime."""
     stuck_s: int | None = None
     """Models: seconds since the current forward pass started, when it does not return; null: it is not stuck."""
+    connected: bool | None = None
+    """MCP: whether the session is connected."""
+    circuit_open_s: float | None = None
+    """MCP: seconds until the tool is called again, while the circuit breaker is open."""
+
+
+class MethodStatus(MethodSummary):
+    """The state and the counts of one method in this process. Fields that do not apply to the method are absent."""
+
+    last_failure: LastFailure | None = None
+    """The last failure; absent: the method has not failed."""
+    runs_on: str | None = None
+    """Models: the device and runtime."""
     batches: int | None = None
     """Models: the number of batches."""
     texts: int | None = None
@@ -75,16 +109,12 @@ class MethodStatus(Model):
     """MCP: the MCP server."""
     tool: str | None = None
     """MCP: the tool; null: the server was never reached."""
-    connected: bool | None = None
-    """MCP: whether the session is connected."""
     problem: str | None = None
     """MCP: why the session is not connected."""
     calls: int | None = None
     """MCP: the number of tool calls."""
     consecutive_failures: int | None = None
     """MCP: the number of consecutive failures."""
-    circuit_open_s: float | None = None
-    """MCP: seconds until the tool is called again, while the circuit breaker is open."""
     cache: CacheCounts | None = None
     """MCP: the answer cache."""
 
@@ -100,21 +130,26 @@ class AuditStatus(Model):
     """Why lines cannot be written; null: no problem."""
 
 
-class HealthResponse(Model):
-    """The configuration in effect in this API-server process, and its counts since it started."""
+class AdaptersHealth(Model):
+    """Adapters that cannot be loaded now because a resource of the server has run out, such as disk space."""
 
-    status: Literal["ok"]
-    """Always `ok`."""
+    unavailable: int
+    """Their number. Routed requests fall back, and a client that names such an adapter gets status 503."""
+    problem: str | None
+    """What has run out, and the remedy; null: no adapter is unavailable."""
+
+
+class HealthSummary(Model):
+    """The state of this API-server process, as clients without the admin key get it."""
+
+    status: Literal["ok", "draining"]
+    """`draining`: the server is shutting down and accepts no new requests."""
     version: str
     """The version of vllm-lora-router."""
-    process: int
-    """The process id."""
-    config: ConfigurationStatus
+    config: ConfigurationSummary
     """The configuration in effect."""
-    methods: dict[str, MethodStatus]
+    methods: dict[str, MethodSummary]
     """Method to status, for each configured method."""
-    cache: ClassificationCache
-    """The classification cache."""
     decisions: dict[str, int]
     """Reason to number of decisions."""
     in_progress: int
@@ -123,8 +158,23 @@ class HealthResponse(Model):
     """The number of routed requests with an incomplete response."""
     failed: int
     """The number of routed requests that were answered with a status of 500 or higher."""
+
+
+class HealthResponse(HealthSummary):
+    """The state of this API-server process, as clients with the admin key get it."""
+
+    process: int
+    """The process id."""
+    config: ConfigurationStatus  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The configuration in effect."""
+    methods: dict[str, MethodStatus]  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Method to status, for each configured method."""
+    cache: ClassificationCache
+    """The classification cache."""
     audit: AuditStatus | None
     """The audit record; null: `router.audit.path` is not set."""
+    adapters: AdaptersHealth | None
+    """The adapters; null: the server runs without LoRA."""
 
 
 class ServedBase(Model):
@@ -149,17 +199,24 @@ class DomainLabel(Model):
     """The cosine similarity, when `source` is `similarity`."""
 
 
-class ConfigResponse(Model):
-    """The configuration in effect, without secrets."""
+class ConfigSummary(Model):
+    """The configuration in effect, as clients without the admin key get it."""
 
     version: str
     """The version of the configuration."""
-    base: ServedBase
-    """The base model that this server serves."""
+    categories: list[str]
+    """The names of the categories."""
     methods: dict[str, bool]
     """Method to whether it is configured."""
     deadline_ms: float | None
     """The deadline in effect for classification, in milliseconds, also when the configuration does not set one."""
+
+
+class ConfigResponse(ConfigSummary):
+    """The configuration in effect without secrets, as clients with the admin key get it."""
+
+    base: ServedBase
+    """The base model that this server serves."""
     labels: list[DomainLabel]
     """The labels of the domain model; empty: no domain model."""
     config: dict[str, Any]
@@ -193,7 +250,7 @@ class FeedbackRequest(Model):
     id: Annotated[str, Field(min_length=1, max_length=256, examples=["chatcmpl-9f1c"])]
     """The `id` of the answer."""
     score: Annotated[float, Field(allow_inf_nan=False, examples=[1.0])]
-    """The score; higher is better."""
+    """The score; higher is better. It is between `router.feedback.min` and `max`, which are 0 and 1 by default."""
     comment: Annotated[str, Field(max_length=4096)] | None = None
     """A comment for the audit record."""
 
@@ -203,6 +260,9 @@ class FeedbackResponse(Model):
 
     id: str
     """The `id` of the answer."""
+    joined: bool
+    """Whether this process knows the decision. If not (status 202), the feedback is in the audit record, and
+    `vllm-lora-router audit` and `ab` join it to the decision if another process, or this one earlier, recorded it."""
     category: str | None
     """The category of the decision; null: unknown to this process, or no category."""
     arm: str | None

@@ -104,7 +104,8 @@ def _keep(console: Console, server: Server) -> None:
     console.print(f"\nThe server keeps running at {server.url} until you press Ctrl-C. Try:\n")
     for line in (
         f"curl -i {server.url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'",
-        f"""curl {server.url}/v1/router/classify -d '{{"text": "What is a stroke?"}}'""",
+        f"curl {server.url}/v1/router/classify -H 'content-type: application/json' "
+        """-d '{"text": "What is a stroke?"}'""",
         f"curl {server.url}/v1/models",
     ):
         print(f"  {line}")

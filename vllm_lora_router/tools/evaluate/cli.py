@@ -46,6 +46,12 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "--api-key-env", metavar="NAME", help="Environment variable that holds the server's API key (default: no key)."
     )
     parser.add_argument(
+        "--admin-key-env",
+        metavar="NAME",
+        help="Environment variable that holds the router's admin key. With it, the latency leaves out results from the "
+        "server's cache (default: no key).",
+    )
+    parser.add_argument(
         "--compare",
         type=Path,
         metavar="OTHER.yaml",
@@ -130,7 +136,7 @@ async def _run(args: argparse.Namespace) -> int:
     async with AsyncExitStack() as stack:
         targets: list[Target] = []
         if args.url:
-            server = await stack.enter_async_context(ServerTarget(args.url, _api_key(args.api_key_env)))
+            server = await stack.enter_async_context(ServerTarget(args.url, *_keys(args)))
             categories[server.name] = list(server.categories)
             targets.append(server)
         # Models are loaded last, after all other inputs have been checked.
@@ -170,11 +176,16 @@ async def _load_models(configs: Sequence[tuple[LoadedConfig, ServedBase]]) -> li
     return targets
 
 
-def _api_key(variable: str | None) -> str | None:
+def _keys(args: argparse.Namespace) -> tuple[str | None, str | None]:
+    """Return the API key and the admin key."""
+    return _key("--api-key-env", args.api_key_env), _key("--admin-key-env", args.admin_key_env)
+
+
+def _key(option: str, variable: str | None) -> str | None:
     if variable is None:
         return None
     if not (key := os.environ.get(variable)):
-        raise CommandError(f"--api-key-env: the environment variable {variable} is not set")
+        raise CommandError(f"{option}: the environment variable {variable} is not set")
     return key
 
 

@@ -14,6 +14,7 @@ from vllm_lora_router.classifiers.factory import Classifiers, build
 from vllm_lora_router.config import LoadedConfig
 from vllm_lora_router.config.served_base import ServedBase
 from vllm_lora_router.routing.router import Router
+from vllm_lora_router.server.admin_key import HEADER as ADMIN_HEADER
 from vllm_lora_router.types import Plan, Query, Reason
 
 if TYPE_CHECKING:
@@ -94,12 +95,19 @@ class ServerTarget:
     concurrency = 8
 
     def __init__(
-        self, url: str, api_key: str | None = None, *, transport: "httpx.AsyncBaseTransport | None" = None
+        self,
+        url: str,
+        api_key: str | None = None,
+        admin_key: str | None = None,
+        *,
+        transport: "httpx.AsyncBaseTransport | None" = None,
     ) -> None:
         """Open a client session.
 
         Args:
             url: URL of the server such as http://localhost:8000, with or without /v1 at its end.
+            api_key: vLLM's API key.
+            admin_key: The router's admin key. Without it, plans do not show which results came from the cache.
             transport: Replaces the network.
 
         Raises:
@@ -111,6 +119,8 @@ class ServerTarget:
         self.deadline_ms: float | None = None
         self.categories: tuple[str, ...] = ()
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        if admin_key:
+            headers[ADMIN_HEADER] = admin_key
         try:
             self._http = httpx.AsyncClient(base_url=self.name, headers=headers, timeout=TIMEOUT_S, transport=transport)
         except httpx.InvalidURL as error:
@@ -124,7 +134,7 @@ class ServerTarget:
         """
         response = await self._request("GET", "/v1/router/config")
         try:
-            self.categories = tuple(category["name"] for category in response["config"]["categories"])
+            self.categories = tuple(response["categories"])
             self.deadline_ms = float(response["deadline_ms"])
         except (KeyError, TypeError, ValueError):
             raise TargetError(f"{self.name}/v1/router/config: the response is not in this router's format") from None
@@ -160,6 +170,8 @@ class ServerTarget:
             raise TargetError(
                 f"{self.name}: the request failed ({reason}); check that the server runs and the URL is right"
             ) from None
+        if ADMIN_HEADER in self._http.headers and response.status_code in (403, 429):
+            raise TargetError(f"{self.name}: the admin key is refused: {response.text[:200]}; check --admin-key-env")
         if response.status_code in (401, 403):
             raise TargetError(
                 f"{self.name}: requires an API key (status {response.status_code}); name the environment variable that "

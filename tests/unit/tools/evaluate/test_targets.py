@@ -18,7 +18,7 @@ from vllm_lora_router.config import load
 from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.tools.evaluate.targets import ConfigTarget, ServerTarget, TargetError, plan_all
-from vllm_lora_router.types import Plan, Query, Step
+from vllm_lora_router.types import Candidate, Plan, Query, Step
 
 from .conftest import CONFIG, EXAMPLES, plan, step
 from .encoder import RULES, needs_encoder, write_encoder
@@ -125,7 +125,7 @@ def served(folder: Path, text: str = CONFIG) -> httpx.AsyncBaseTransport:
     from vllm_lora_router.server.state import Serving
 
     file = folder / "served.yaml"
-    file.write_text(text, "utf-8")
+    file.write_text(text + "router: {admin_key_env: TEST_ADMIN_KEY}\n", "utf-8")
     loaded = load(file)
     serving = Serving()
     serving.start(Router.build(loaded, served_base(loaded)), ("base",), None)
@@ -134,10 +134,32 @@ def served(folder: Path, text: str = CONFIG) -> httpx.AsyncBaseTransport:
     return httpx.ASGITransport(app=app)
 
 
-async def test_server_gives_the_same_plans_as_its_configuration(configure: Configure, tmp_path: Path) -> None:
+def without_details(plans: Sequence[Plan]) -> list[Plan]:
+    """Return plans as a server shows them to clients without the admin key."""
+
+    def summary(step: Step) -> Step:
+        classification = step.classification
+        return structs.replace(step, classification=classification and structs.replace(classification, evidence={}))
+
+    def candidates(plan: Plan) -> tuple[Candidate, ...]:
+        return tuple(Candidate(candidate.model, candidate.adapter) for candidate in plan.candidates)
+
+    return [
+        structs.replace(plan, steps=tuple(map(summary, plan.steps)), candidates=candidates(plan), active_topic=None)
+        for plan in plans
+    ]
+
+
+@pytest.mark.parametrize("admin_key", [None, "boss"])
+async def test_server_gives_the_same_plans_as_its_configuration(
+    configure: Configure, tmp_path: Path, admin_key: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_ADMIN_KEY", "boss")
     texts = [example.text for example in EXAMPLES]
-    expected = await plan_all(configure(), texts)
-    async with ServerTarget("http://server:8000/v1/", transport=served(tmp_path)) as server:
+    expected = await plan_all(configure("router: {admin_key_env: TEST_ADMIN_KEY}\n"), texts)
+    if admin_key is None:
+        expected = without_details(expected)
+    async with ServerTarget("http://server:8000/v1/", None, admin_key, transport=served(tmp_path)) as server:
         plans = await plan_all(server, texts)
         assert (server.name, server.categories, server.deadline_ms) == (
             *("http://server:8000", ("medical", "legal"), 50.0),
@@ -186,6 +208,13 @@ async def test_plan_of_another_version_is_reported() -> None:
     server = ServerTarget("http://server", transport=respond_with(200, '{"steps": 3}'))
     with pytest.raises(TargetError, match="not a plan of this version"):
         await server.plan("a text")
+
+
+async def test_wrong_admin_key_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_ADMIN_KEY", "boss")
+    with pytest.raises(TargetError, match=r"the admin key is refused: .* check --admin-key-env"):
+        async with ServerTarget("http://server", None, "wrong", transport=served(tmp_path)):
+            pass
 
 
 async def test_api_key_is_sent_to_the_server() -> None:
