@@ -19,14 +19,15 @@ from vllm_lora_router.server.vllm import TESTED_RELEASES
 from vllm_lora_router.types import Reason
 
 ROOT = Path(__file__).parents[2]
-README, CONFIGURATION, OPERATIONS, TOOLS, CONTRIBUTING = (
+README, CONFIGURATION, OPERATIONS, TOOLS, CONTRIBUTING, SECURITY = (
     "README.md",
     "config/README.md",
     "launch/README.md",
     "vllm_lora_router/tools/README.md",
     ".github/CONTRIBUTING.md",
+    ".github/SECURITY.md",
 )
-PAGES = [README, CONFIGURATION, OPERATIONS, TOOLS, CONTRIBUTING]
+PAGES = [README, CONFIGURATION, OPERATIONS, TOOLS, CONTRIBUTING, SECURITY]
 each_page = pytest.mark.parametrize("page", PAGES)
 
 OPTION = r"--[a-z][a-z0-9-]*"
@@ -36,7 +37,8 @@ VLLM_OPTIONS = {
     *("--enable-lora", "--enable-prefix-caching", "--enable-prompt-tokens-details", "--enable-scale-out"),
     *("--enforce-eager", "--gpu-memory-utilization", "--grpc", "--headless", "--kv-cache-memory-bytes"),
     *("--lora-modules", "--max-cpu-loras", "--max-lora-rank", "--max-loras", "--max-model-len", "--max-num-seqs"),
-    *("--middleware", "--otlp-traces-endpoint", "--port", "--served-model-name", "--tool-call-parser"),
+    *("--middleware", "--otlp-traces-endpoint", "--port", "--served-model-name", "--shutdown-timeout"),
+    *("--tool-call-parser",),
 }
 OTHER_OPTIONS = {
     *("--keep",),  # of launch/demo.sh
