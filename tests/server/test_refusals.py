@@ -128,7 +128,6 @@ def test_adapters_that_cannot_be_served_are_reported_with_the_reason(
         "medical-lora": ranked,
         "legal-lora": tmp_path / "nowhere",
         "another-lora": foreign,
-        "text": technical,
     }
     text = refusal(
         serve(
@@ -141,9 +140,14 @@ def test_adapters_that_cannot_be_served_are_reported_with_the_reason(
         "medical-lora": "1024",
         "legal-lora": "does not exist",
         "another-lora": "trained on another base",
-        "'text'": "all chat requests",
     }.items():
         assert any(name in line and reason in line for line in _joined(text)), (name, reason, text)
+
+
+def test_an_adapter_with_a_name_that_vllm_uses_for_content_is_refused(serve: Serve, models: DemoModels) -> None:
+    module = f"text={models.adapters['technical-lora']}"
+    text = refusal(serve("--router-config", str(ROOT / "config/guide.yaml"), "--lora-modules", module))
+    assert any("--lora-modules" in line and "all chat requests" in line for line in _joined(text)), text
 
 
 def test_a_rank_above_max_lora_rank_is_reported(serve: Serve, models: DemoModels) -> None:
