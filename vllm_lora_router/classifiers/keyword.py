@@ -11,12 +11,15 @@ from typing import NamedTuple
 
 from vllm_lora_router.classifiers.keyword_automaton import Automaton, with_turns
 from vllm_lora_router.classifiers.keyword_text import (
+    MATCHING_VERSION,
     SLICE_CHARACTERS,
-    TOKEN,
+    characters,
     collapse_white_space,
+    fold_case,
     is_substring_keyword,
     normalize,
     normalized_slices,
+    words,
 )
 from vllm_lora_router.config.schema import KeywordRule
 from vllm_lora_router.types import Classification, Method, Query
@@ -121,9 +124,9 @@ class KeywordClassifier:
 
     def _steps(self, text: str) -> Generator[None, None, Classification]:
         """Classify a text. Yield after each step but the last."""
-        if not text or text.isspace():
-            return _NO_MATCH
         found = yield from self._find(text)
+        if found is None:
+            return _NO_MATCH
         position = yield from self._first_match(found)
         if position is None:
             return _NO_MATCH
@@ -131,24 +134,27 @@ class KeywordClassifier:
         category = self.rules[position].category
         return Classification(category, 1.0, {category: 1.0}, "rule", 1.0, True, evidence)
 
-    def _find(self, text: str) -> Generator[None, None, set[int]]:
-        """Return the ids of the keywords that a text contains."""
+    def _find(self, text: str) -> Generator[None, None, set[int] | None]:
+        """Return the ids of the keywords that a text contains, or None if nothing of the text is visible."""
         scans = [(kind, automaton.start()) for kind, automaton in self._automata]
-        scanned = 0
+        # Other than ASCII text takes more time, even if normalization leaves little of it.
+        least = 0 if text.isascii() else min(len(text), SLICE_CHARACTERS // 2)
+        scanned, is_blank = 0, True
         for piece in normalized_slices(text):
+            is_blank = is_blank and not piece.strip()
             for kind, scan in scans:
                 if scanned >= SLICE_CHARACTERS:
                     yield
                     scanned = 0
                 folded = kind.fold(piece)
                 scan.feed(folded)
-                scanned += len(folded)
+                scanned += max(len(folded), least)
         found: set[int] = set()
         for _, scan in scans:
             found |= scan.finish()
             if len(found) > _LOOKUPS_PER_STEP:
                 yield
-        return found
+        return None if is_blank else found
 
     def _first_match(self, found: set[int]) -> Generator[None, None, int | None]:
         """Return the position of the first rule that matches a text with these keywords."""
@@ -207,7 +213,7 @@ class _Kind(NamedTuple):
     def fold(self, text: str) -> str:
         """Return a normalized text in the form that the keywords have."""
         if not self.case_sensitive:
-            text = text.casefold()
+            text = fold_case(text)
         return text if self.is_substring else collapse_white_space(text)
 
 
@@ -219,7 +225,7 @@ def _compared_form(keyword: str, *, case_sensitive: bool) -> tuple[_Kind, str]:
     """Return a keyword's kind, and the keyword in the form in which it is compared."""
     text = normalize(keyword)
     if not case_sensitive:
-        text = text.casefold()
+        text = fold_case(text)
     is_substring = is_substring_keyword(text)
     return _Kind(case_sensitive, is_substring), text if is_substring else collapse_white_space(text).strip()
 
@@ -235,19 +241,21 @@ def _distinct_keywords(rules: Mapping[int, KeywordRule]) -> Iterator[tuple[int, 
 
 
 def _automaton(kind: _Kind, ids: Mapping[str, int]) -> Automaton:
-    return Automaton(ids.items()) if kind.is_substring else Automaton(_tokens(ids), TOKEN)
+    if kind.is_substring:
+        return Automaton((characters(text), id) for text, id in ids.items())
+    return Automaton(_words(ids), words)
 
 
-def _tokens(ids: Mapping[str, int]) -> Iterator[tuple[list[str], int]]:
-    """Yield the keywords as tokens: without and with the space that may follow them, which is part of a token."""
+def _words(ids: Mapping[str, int]) -> Iterator[tuple[list[str], int]]:
+    """Yield the keywords as words: without and with the space that may follow them, which is part of a word."""
     for text, id in ids.items():
-        tokens = TOKEN.findall(text)
+        tokens = words(text)
         yield tokens, id
         yield [*tokens[:-1], tokens[-1] + " "], id
 
 
 def _fingerprint(rules: Mapping[int, KeywordRule]) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(MATCHING_VERSION).encode())
     for position, rule in rules.items():
         settings = (position, rule.category, rule.operator, rule.case_sensitive, len(rule.keywords))
         digest.update(repr(settings).encode())

@@ -7,8 +7,10 @@ keywords of different lengths give millions, and they hold the GIL while they bu
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
+
+from vllm_lora_router.classifiers.keyword_text import MARKS
 
 T = TypeVar("T")
 
@@ -24,12 +26,14 @@ class Automaton:
     keyword that is a suffix of it; 0 if there is none.
     """
 
-    def __init__(self, keywords: Iterable[tuple[Sequence[str], int]], token: re.Pattern[str] | None = None) -> None:
+    def __init__(
+        self, keywords: Iterable[tuple[Sequence[str], int]], split: Callable[[str], list[str]] | None = None
+    ) -> None:
         """Build the automaton.
 
         Args:
             keywords: Each keyword as tokens, and its id.
-            token: Pattern that splits a text into tokens. Default: tokens are single characters.
+            split: Function that splits a text into tokens. Default: a token is a character and the marks after it.
         """
         self._children: list[dict[str, int]] = [{}]
         self._ids: dict[int, int] = {}  # node of a complete keyword -> id of the keyword
@@ -39,11 +43,11 @@ class Automaton:
         self._ends = [0] * len(self._children)
         self._link()
         self._longest_token = max(len(token) for children in with_turns(self._children) for token in children)
-        if token is None:
+        if split is None:
             # Characters that no keyword contains are skipped in one step.
-            characters = re.escape("".join({token for children in self._children for token in children}))
-            token = re.compile(f"[{characters}]|[^{characters}]+")
-        self._token = token
+            characters = re.escape("".join({token[0] for children in self._children for token in children}))
+            split = re.compile(f"[{characters}][{MARKS}]*|[^{characters}]+").findall
+        self._split = split
 
     def start(self) -> "Scan":
         """Start the scan of a text."""
@@ -93,7 +97,7 @@ class Scan:
     def feed(self, text: str) -> None:
         """Scan the next slice of the text."""
         automaton = self._automaton
-        tokens: list[str] = automaton._token.findall(self._rest + text)
+        tokens = automaton._split(self._rest + text)
         self._rest = ""
         if tokens and not tokens[-1].endswith(" "):
             # A token that is longer than every token of a keyword stays that if it is cut.

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from vllm_lora_router.classifiers import keyword as keyword_module
 from vllm_lora_router.classifiers.keyword import MAX_EVIDENCE_KEYWORDS, KeywordClassifier
 from vllm_lora_router.config.schema import KeywordRule
 from vllm_lora_router.types import Classification, Query
@@ -40,7 +41,7 @@ def test_and_with_duplicate_keywords_matches() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\t\u3000"])
+@pytest.mark.parametrize("text", ["", " ", "\n\t\u3000", "\ufeff\u200b\u00ad", "\u200b" * 5000])
 def test_an_empty_text_matches_no_rule(text: str) -> None:
     rules = classifier({"operator": "NOR", "keywords": ["fever"]}, {"keywords": ["fever"]})
     assert rules.match(text) == Classification(None, 0.0, {}, "rule", 1.0, False)
@@ -197,6 +198,13 @@ def test_the_fingerprint_depends_on_the_rules_and_their_order() -> None:
     assert classifier(law).fingerprint == classifier(law).fingerprint
 
 
+def test_the_fingerprint_depends_on_the_version_of_the_matching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cached and recorded classifications of another version are not mistaken for those of this one."""
+    before = classifier({"keywords": ["law"]}).fingerprint
+    monkeypatch.setattr(keyword_module, "MATCHING_VERSION", keyword_module.MATCHING_VERSION + 1)
+    assert classifier({"keywords": ["law"]}).fingerprint != before
+
+
 def test_the_first_of_many_rules_with_the_same_keywords_wins() -> None:
     rules = classifier(
         {"operator": "NOR", "keywords": ["fever", "law"]},
@@ -220,9 +228,11 @@ def test_the_evidence_of_thousands_of_keywords_is_short() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "keyword", [" ", "  ", "\t\n", "\u00a0", "\u3000", "\u200b", "\ufeff", "\x00", "\u3164", "\u2800"]
-)
+BLANK = " ", "  ", "\t\n", "\u00a0", "\u3000", "\u200b", "\ufeff", "\x00", "\u3164", "\u2800", "\u00ad\u2065", "\ufe0f"
+MARKS_WITHOUT_LETTERS = "\u0301", "\u064b", "\ufe70", "\u0640", "\ufcf2"
+
+
+@pytest.mark.parametrize("keyword", BLANK + MARKS_WITHOUT_LETTERS)
 def test_a_blank_keyword_is_refused(keyword: str) -> None:
     with pytest.raises(ValidationError, match="is blank; remove it, or write the word or phrase"):
         KeywordRule(category="a", keywords=["law", keyword])

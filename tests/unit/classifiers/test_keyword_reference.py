@@ -1,8 +1,8 @@
 """Keyword rules find the same keywords as one regular expression for each keyword on the whole text."""
 
-import re
 import unicodedata
 
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,13 +11,29 @@ from vllm_lora_router.classifiers.keyword import KeywordClassifier
 from vllm_lora_router.config.schema import KeywordRule
 
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-LETTER = rf"[^\W{UNSPACED}]"
+LETTER = rf"[^\W{UNSPACED}\p{{M}}]"
 CHARACTERS = (
     "aAbB1_ \n\t\u3000.+#!?ßé\u0301\u0316\u0345İıςΣ高血ガｶﾞのアไม\u0e31ก한\u1112\u1161\u11abﷺ①ﬁ\u200b∈\u0338𠮷हि😀"
+    "\u00ad'\u2019\u2010ب\u064e\u0640א\u05b7"
 )
+REMOVED = dict.fromkeys(map(ord, "\u200b\u00ad"))
+ASCII_FORMS = str.maketrans("\u2019\u2010", "'-")
+POINTS = dict.fromkeys(map(ord, "\u064e\u0640\u05b7"))
+
+
+def is_keyword(text: str) -> bool:
+    """Return whether a keyword is not blank and does not begin with a mark, which would belong to another character."""
+    normalized = normalize(text).strip()
+    return bool(normalized) and unicodedata.category(normalized[0])[0] != "M"
+
+
+def normalize(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text.translate(REMOVED).translate(ASCII_FORMS))
+    return text.translate(POINTS)
+
 
 texts = st.text(CHARACTERS, max_size=30)
-keywords = st.text(CHARACTERS, min_size=1, max_size=6).filter(lambda text: not set(text) <= set(" \n\t\u3000\u200b"))
+keywords = st.text(CHARACTERS, min_size=1, max_size=6).filter(is_keyword)
 rules = st.builds(
     KeywordRule,
     category=st.just("a"),
@@ -28,23 +44,24 @@ rules = st.builds(
 
 
 def normalized(text: str, rule: KeywordRule) -> str:
-    text = unicodedata.normalize("NFKC", text)
-    return text if rule.case_sensitive else text.casefold()
+    text = normalize(text)
+    return text if rule.case_sensitive else text.casefold().replace("i\u0307", "i")
 
 
 def occurs(keyword: str, text: str, rule: KeywordRule) -> bool:
     keyword, text = normalized(keyword, rule), normalized(text, rule)
-    if re.search(f"[{UNSPACED}]", keyword) or not re.search(LETTER, keyword):
-        return keyword in text
+    if regex.search(rf"(?!\p{{M}})[{UNSPACED}]", keyword) or not regex.search(LETTER, keyword):
+        return bool(regex.search(rf"{regex.escape(keyword)}(?!\p{{M}})", text))
     words = keyword.split()
-    left = rf"(?<!{LETTER})" if re.match(LETTER, words[0]) else ""
-    right = rf"(?!{LETTER})" if re.match(LETTER, words[-1][-1]) else ""
-    return bool(re.search(left + r"\s+".join(map(re.escape, words)) + right, text))
+    left = rf"(?<!{LETTER}\p{{M}}*)" if regex.match(LETTER, words[0]) else ""
+    right = rf"(?!{LETTER})" if regex.search(rf"{LETTER}\p{{M}}*$", words[-1]) else ""
+    phrase = r"\s+".join(map(regex.escape, words))
+    return bool(regex.search(rf"{left}{phrase}{right}(?!\p{{M}})", text))
 
 
 def expected(rules: list[KeywordRule], text: str) -> tuple[int, list[str]] | None:
     """Return the position of the first rule that matches, and its keywords that occur."""
-    for position, rule in enumerate(rules if text.strip() else ()):
+    for position, rule in enumerate(rules if normalize(text).strip() else ()):
         distinct = list(dict.fromkeys(rule.keywords))
         found = [keyword for keyword in distinct if occurs(keyword, text, rule)]
         if {"OR": bool(found), "AND": found == distinct, "NOR": not found}[rule.operator]:

@@ -72,7 +72,16 @@ def test_the_work_does_not_grow_with_the_nesting_of_keywords(piece: str) -> None
 
 
 @pytest.mark.parametrize(
-    "piece", ["some words of a phrase, ", "Größe und Länge, ", "高血压的原因 and ", "\ufdfa", "\u0301\u0316"]
+    "piece",
+    [
+        "some words of a phrase, ",
+        "Größe und Länge, ",
+        "高血压的原因 and ",
+        "\ufdfa",
+        "\u0301\u0316",
+        "\u00ad",
+        "\u2019\u2013",
+    ],
 )
 async def test_a_long_text_gives_the_event_loop_turns(piece: str) -> None:
     rules, text = one_rule("word7", "long phrase 7", "词7语", "x7++"), piece * (150_000 // len(piece)) + " word7"
