@@ -1,5 +1,6 @@
 """Real vLLM servers over the demo's models. Modules that need the same vLLM flags share one group of servers."""
 
+import json
 import os
 import subprocess
 import warnings
@@ -35,6 +36,8 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 API_KEY = "sk-of-the-tests"
+TENANT_KEYS_ENV = "TENANT_KEYS"
+TENANT_KEYS = {"sk-acme": "acme", "sk-globex": "globex", "sk-removed": "initrode"}  # API key -> tenant
 BASE = "meta-llama/Llama-2-7b-hf"  # as the guide serves it; its configuration calls it llama2-7b
 START_SECONDS = 420
 HANG_GUARD_S = 120  # no bound on speed: a test that waits longer than this hangs
@@ -161,6 +164,7 @@ def running(*servers: Server) -> Iterator[None]:
 @dataclass(frozen=True)
 class GuideServers:
     guide: Server
+    guide_config: Path
     plugin: Server
     plugin_config: Path
 
@@ -178,11 +182,11 @@ def guide_servers(groups: Groups, models: DemoModels, tmp_path_factory: pytest.T
         guide = Server(
             [
                 *(str(models.base), "--served-model-name", BASE, "--router-config", str(guide_config)),
-                *(*lora_modules(models), "--api-key", API_KEY, *FLAGS),
+                *(*lora_modules(models), "--api-key", API_KEY, *list(TENANT_KEYS)[:2], *FLAGS),
             ],
             log=folder / "guide.log",
             directory=models.directory,
-            environment={ADMIN_KEY_ENV: ADMIN_KEY},
+            environment={ADMIN_KEY_ENV: ADMIN_KEY, TENANT_KEYS_ENV: json.dumps(TENANT_KEYS)},
         )
         config, template = folder / "config.yaml", folder / "template.jinja"
         text = (ROOT / "config/combined.yaml").read_text()
@@ -207,7 +211,7 @@ def guide_servers(groups: Groups, models: DemoModels, tmp_path_factory: pytest.T
         with running(guide, plugin):
             warm_up(guide.url, api_key=API_KEY)
             warm_up(plugin.url)
-            yield GuideServers(guide, plugin, config)
+            yield GuideServers(guide, guide_config, plugin, config)
 
     return groups.use("guide", start)
 

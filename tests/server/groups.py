@@ -3,6 +3,7 @@
 # Module -> the group of servers that its tests use.
 GROUPS = {
     "test_clients.py": "guide",
+    "test_guard.py": "guide",
     "test_guide.py": "guide",
     "test_plugin_mode.py": "guide",
     "test_prove.py": "guide",

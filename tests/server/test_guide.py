@@ -13,7 +13,7 @@ import pytest
 from vllm_lora_router.tools.demo.answers import ADAPTERS, BASE_ANSWER
 from vllm_lora_router.tools.demo.server import Server
 
-from .conftest import API_KEY, BASE, HANG_GUARD_S
+from .conftest import ADMIN, API_KEY, BASE, HANG_GUARD_S
 from .logs import decision_lines
 
 ANSWER = {recipe.name: recipe.answer for recipe in ADAPTERS} | {BASE: BASE_ANSWER}
@@ -137,7 +137,8 @@ async def test_classify_returns_the_plan_without_generating(http: httpx.AsyncCli
 
 
 async def test_config_shows_the_category_of_each_label(http: httpx.AsyncClient) -> None:
-    labels = {label["label"]: label for label in (await http.get("/v1/router/config")).json()["labels"]}
+    config = (await http.get("/v1/router/config", headers=ADMIN)).json()
+    labels = {label["label"]: label for label in config["labels"]}
     right = {"computer science": "technical", "engineering": "technical", "health": "medical", "law": "legal"}
     assert {name: labels[name]["category"] for name in right} == right
     assert {label["source"] for name, label in labels.items() if name in right} == {"similarity"}

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from vllm_lora_router.tools.demo.build import DemoModels
 
 from .collector import Collector
-from .conftest import ADMIN_KEY_ENV, HANG_GUARD_S, ConfiguredServer
+from .conftest import ADMIN, ADMIN_KEY_ENV, HANG_GUARD_S, ConfiguredServer
 from .traffic import session
 
 CONFIG = """
@@ -101,7 +101,7 @@ async def decisions_by_process(http: aiohttp.ClientSession) -> tuple[int, dict[i
     by_process: dict[int, int] = {}
     async with asyncio.timeout(HANG_GUARD_S):
         while True:
-            async with http.get("/v1/router/health") as response:
+            async with http.get("/v1/router/health", headers=ADMIN) as response:
                 health = await response.json()
             by_process[health["process"]] = sum(health["decisions"].values())
             if len(by_process) == 2:

@@ -32,7 +32,7 @@ from vllm_lora_router.tools.demo.build import DemoModels
 from vllm_lora_router.tools.demo.many import ManyAdapters
 from vllm_lora_router.tools.demo.server import FLAGS, free_port
 
-from .conftest import ADMIN_KEY_ENV, FOUR_SLOTS, HANG_GUARD_S, ConfiguredServer, lora_modules, one_server
+from .conftest import ADMIN, ADMIN_KEY_ENV, FOUR_SLOTS, HANG_GUARD_S, ConfiguredServer, lora_modules, one_server
 from .traffic import PROMPT, ChatResult, body, say, session
 
 EXAMPLES = Path(__file__).parents[2] / "config"
@@ -89,7 +89,7 @@ class TenantServer:
 
     async def tool_status(self) -> dict[str, Any]:
         """Return the state of the tool as the server reports it."""
-        async with session(self.url) as http, http.get("/v1/router/health") as response:
+        async with session(self.url) as http, http.get("/v1/router/health", headers=ADMIN) as response:
             return (await response.json())["methods"]["mcp"]
 
     def tool_process(self) -> psutil.Process | None:
@@ -558,7 +558,7 @@ async def _many_tenants(tenants: TenantServer, count: int, requests: int, proces
         decisions: dict[int, int] = {}
         async with asyncio.timeout(HANG_GUARD_S):
             while len(decisions) < processes:
-                async with http.get("/v1/router/health") as response:
+                async with http.get("/v1/router/health", headers=ADMIN) as response:
                     health = await response.json()
                 decisions[health["process"]] = sum(health["decisions"].values())
     failed = [result for result in results if result.status != 200]

@@ -1,20 +1,35 @@
 """The parts of vLLM that this package uses. A test fails when a release of vLLM changes one."""
 
+import hashlib
 import inspect
 import logging
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 import vllm
+from fastapi import FastAPI
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from vllm import plugins
+from vllm.entrypoints.cli.serve import run_multi_api_server
+from vllm.entrypoints.launchers import launcher
+from vllm.entrypoints.launchers.api_server import entry as api_server
+from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
+from vllm.v1.utils import APIServerProcessManager
 
 from vllm_lora_router.protocols.routes import API_KEY_PREFIXES, ROUTES
+from vllm_lora_router.server.anthropic_key import AnthropicKeyMiddleware
+from vllm_lora_router.server.guard import unauthorized_response
 from vllm_lora_router.server.vllm import TESTED_RELEASES
+from vllm_lora_router.server.vllm.api_keys import api_keys_of
 from vllm_lora_router.server.vllm.command import VllmCommand
+from vllm_lora_router.server.vllm.lifecycle import STOP_S
+from vllm_lora_router.server.vllm.parent_watch import load_plugin
 from vllm_lora_router.server.vllm.plugin import LoraRouterPlugin
 
 from ..unit.test_documentation import VLLM_OPTIONS
@@ -33,6 +48,45 @@ def test_plugin_implements_vllm_endpoint_plugin() -> None:
         "init_state": ["self", "engine_client", "state", "args"],
     }.items():
         assert list(inspect.signature(getattr(EndpointPlugin, hook)).parameters) == parameters
+
+
+def test_plugin_watches_the_parent_in_engine_and_worker_processes() -> None:
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    (entry,) = entry_points(group=plugins.DEFAULT_PLUGINS_GROUP, name="lora_router")
+    assert entry.load() is load_plugin
+    assert "load_general_plugins()" in inspect.getsource(EngineCore.__init__)
+    assert "load_general_plugins()" in inspect.getsource(WorkerWrapperBase)
+
+
+def test_api_server_shuts_down_as_the_drain_needs() -> None:
+    """`ShutdownMiddleware` replaces the signal handlers in the lifespan, and stops the HTTP server after the drain."""
+    serve = inspect.getsource(launcher.serve_http)
+    assert "app.state.server = server" in serve and "engine_client = app.state.engine_client" in serve
+    assert serve.index("loop.add_signal_handler(signal.SIGTERM") < serve.index("await server_task")
+    assert issubclass(launcher.NoSignalServer, uvicorn.Server)
+    assert "app.state.args = args" in inspect.getsource(build_app)
+    # The engine is stopped after the HTTP server, within the time in the configuration.
+    engine_client = inspect.getsource(api_server.build_async_engine_client_from_engine_args)
+    assert "async_llm.shutdown(timeout=vllm_config.shutdown_timeout)" in engine_client
+
+
+def test_main_process_of_several_api_servers_gives_them_the_shutdown_timeout() -> None:
+    source = inspect.getsource(run_multi_api_server)
+    assert "timeout = vllm_config.shutdown_timeout" in source
+    assert "api_server_manager.shutdown(timeout=timeout)" in source
+    assert 'name=f"ApiServer_{i}"' in inspect.getsource(APIServerProcessManager.__init__)
+
+
+@pytest.mark.parametrize(
+    ("flags", "timeout"), [([], 12 + STOP_S), (["--shutdown-timeout", "40"], 40 + STOP_S)], ids=["drain_s", "flag"]
+)
+def test_shutdown_timeout_covers_the_drain_and_the_stop(flags: list[str], timeout: int) -> None:
+    command = VllmCommand()
+    args, _ = command.parse(["model", *flags])
+    assert command.set_shutdown_timeout(args, 11.5).startswith(f"--shutdown-timeout {timeout}: ")
+    assert args.shutdown_timeout == timeout
 
 
 def test_adapter_registry_has_the_attributes_that_are_used() -> None:
@@ -81,19 +135,22 @@ def test_command_line_separates_user_flags_from_defaults() -> None:
 WITHOUT_SCHEMA = {"/invocations"}
 
 
-def openapi_document(monkeypatch: pytest.MonkeyPatch, plugins: str) -> dict[str, Any]:
-    """Return the OpenAPI document of vLLM's complete app with these endpoint plugins."""
-    from vllm.entrypoints.launchers.app import build_app
-
+def built_app(monkeypatch: pytest.MonkeyPatch, plugins: str, *flags: str) -> FastAPI:
+    """Return vLLM's complete app with these endpoint plugins, without an engine."""
     monkeypatch.setenv("VLLM_PLUGINS", plugins)
-    args, _ = VllmCommand().parse(["model", "--enable-scale-out"])
+    args, _ = VllmCommand().parse(["model", "--enable-scale-out", *flags])
     root = logging.getLogger()
     level, handlers = root.level, [*root.handlers]
-    document = build_app(args, ("generate",)).openapi()
+    app = build_app(args, ("generate",))
     # SageMaker's library configures the root logger of the process, which would affect other tests.
     root.setLevel(level)
     root.handlers[:] = handlers
-    return document
+    return app
+
+
+def openapi_document(monkeypatch: pytest.MonkeyPatch, plugins: str) -> dict[str, Any]:
+    """Return the OpenAPI document of vLLM's complete app with these endpoint plugins."""
+    return built_app(monkeypatch, plugins).openapi()
 
 
 def posts_with_a_model(document: dict[str, Any]) -> Iterator[str]:
@@ -136,6 +193,76 @@ def test_api_key_guards_the_expected_prefixes() -> None:
     from vllm.entrypoints.serve.middleware.authenticate import GUARDED_PREFIX
 
     assert {prefix.rstrip("/") for prefix in API_KEY_PREFIXES} == set(GUARDED_PREFIX)
+
+
+@pytest.mark.parametrize("variable", [False, True], ids=["--api-key", "VLLM_API_KEY"])
+async def test_open_paths_are_guarded_by_the_api_keys_of_vllm(monkeypatch: pytest.MonkeyPatch, variable: bool) -> None:
+    accepted = ["secret"] if variable else ["secret", "schlüssel"]
+    if variable:
+        monkeypatch.setenv("VLLM_API_KEY", "secret")
+    app = built_app(monkeypatch, "lora_router", *([] if variable else ["--api-key", *accepted]))
+    api_keys = api_keys_of(app)
+    assert api_keys is not None
+    assert {*api_keys.digests} == {hashlib.sha256(key.encode()).digest() for key in accepted}
+    for value, is_valid in (
+        ("Bearer secret", True),
+        ("bEARER secret", True),
+        ("Bearer  secret", False),
+        ("Bearer other", False),
+        ("secret", False),
+        ("", False),
+    ):
+        assert api_keys.accept({"type": "http", "headers": [(b"authorization", value.encode())]}) == is_valid
+    assert not api_keys.accept({"type": "http", "headers": [(b"x-api-key", b"secret")]})
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        response = await client.post("/v1/chat/completions")
+    expected = unauthorized_response()
+    assert (response.status_code, response.content) == (expected.status_code, expected.body)
+    names = {"content-type", "content-length"}
+    assert {name: response.headers[name] for name in names} == {name: expected.headers[name] for name in names}
+
+
+def test_server_without_an_api_key_has_none_to_guard_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert api_keys_of(built_app(monkeypatch, "lora_router")) is None
+    assert api_keys_of(built_app(monkeypatch, "lora_router", "--api-key", "")) is None
+
+
+KEY, OTHER = {"x-api-key": "secret"}, {"x-api-key": "other"}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "accepted"),
+    [
+        ("/v1/messages", KEY, True),
+        ("/v1/messages/count_tokens", KEY, True),
+        ("/proxy/v1/messages", KEY, True),  # the root path
+        ("/v1/messages", {**OTHER, "authorization": "Bearer secret"}, True),
+        ("/v1/messages", {**KEY, "authorization": "Bearer other"}, False),
+        ("/v1/messages", {**KEY, "authorization": ""}, False),
+        ("/v1/messages", OTHER, False),
+        ("/v1/messages", {"x-api-key": ""}, False),
+        ("/v1/messages", {}, False),
+        ("/v1/messages/", KEY, False),
+        ("/v1/messages/render", KEY, False),
+        ("/v1/chat/completions", KEY, False),
+        ("/v1/router/classify", KEY, False),
+    ],
+)
+async def test_anthropic_key_is_accepted_on_the_messages_routes_only(
+    monkeypatch: pytest.MonkeyPatch, path: str, headers: dict[str, str], accepted: bool
+) -> None:
+    app = built_app(monkeypatch, "lora_router", "--api-key", "secret", "--root-path", "/proxy")
+    # Without an engine, vLLM cannot answer a request that it has accepted.
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, root_path="/proxy")
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        response = await client.post(path, headers=headers, json={})
+    assert (response.status_code != 401) == accepted
+
+
+def test_anthropic_key_is_not_read_by_a_server_without_an_api_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, expected in [((), 0), (("--api-key", "secret"), 1)]:
+        app = built_app(monkeypatch, "lora_router", *flags)
+        assert sum(middleware.cls is AnthropicKeyMiddleware for middleware in app.user_middleware) == expected
 
 
 def test_flags_in_the_documentation_exist() -> None:

@@ -13,14 +13,16 @@ PACKAGE = "vllm_lora_router"
 ROOT = Path(__file__).parents[2] / PACKAGE
 
 # Part of the package -> the other parts that it may import. A part is a folder or a module directly below the package.
-BASICS = {"types", "text", "ids"}
+BASICS = {"types", "text", "ids", "linear_regex", "file_access"}
 COMMON = {*BASICS, "config"}
 SERVER = {*COMMON, "routing", "classifiers", "adapters", "coordination", "observability", "protocols"}
 ALLOWED = {
     "text": set(),
     "ids": set(),
+    "file_access": set(),
+    "linear_regex": set(),
     "types": {"text", "ids"},
-    "config": {"types", "text"},
+    "config": {"types", "text", "linear_regex"},
     "protocols": COMMON,
     "classifiers": COMMON,
     "routing": {*COMMON, "classifiers"},

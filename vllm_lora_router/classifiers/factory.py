@@ -68,7 +68,6 @@ def build(loaded: LoadedConfig, before: Classifiers | None = None, served_name: 
     model_classifiers: dict[Method, ModelClassifier] = {}
     encoder = cache(lambda: load_encoder(loaded, models))
     _load_in_parallel(loaded, models)
-    by_tenant = config.router.tenant_cache == "isolated"
     mapping: Sequence[LabelMapping] = ()
     tool: McpTool | None = None
     classifiers: list[Classifier] = []
@@ -79,7 +78,7 @@ def build(loaded: LoadedConfig, before: Classifiers | None = None, served_name: 
         elif method == "embedding":
             if needs_encoder(loaded):
                 model_classifiers[method] = _warmed_up(_embedding_scorer(loaded, encoder()))
-                classifiers.append(_with_cache(model_classifiers[method], classification_cache, by_tenant=by_tenant))
+                classifiers.append(_with_cache(model_classifiers[method], classification_cache))
         elif method == "domain" and configured:
             labels = read_labels(loaded)
             mapping = map_labels(labels, config, lambda: encoder().encode_blocking)
@@ -89,7 +88,7 @@ def build(loaded: LoadedConfig, before: Classifiers | None = None, served_name: 
                     "mapped to a category; map them with categories[].mmlu_categories"
                 )
             model_classifiers[method] = _warmed_up(DomainScorer(loaded, labels, mapping, models))
-            classifiers.append(_with_cache(model_classifiers[method], classification_cache, by_tenant=by_tenant))
+            classifiers.append(_with_cache(model_classifiers[method], classification_cache))
         elif method == "mcp" and configured:
             tool = _open_tool(loaded, before)
             from vllm_lora_router.classifiers.mcp.classifier import McpClassifier
@@ -97,8 +96,9 @@ def build(loaded: LoadedConfig, before: Classifiers | None = None, served_name: 
             classifiers.append(McpClassifier(config, tool, served_name))
     within_ms = deadline_ms(config, model_classifiers)
     for classifier in model_classifiers.values():
-        # A text that arrives while a batch runs waits for that batch and then for its own.
-        classifier.batcher.budget_s = within_ms / 1000 / 2
+        # A text that arrives while a batch runs waits for that batch and then for its own. Under load, both take longer
+        # than the measured cost: twice as long must still be in time.
+        classifier.batcher.budget_s = within_ms / 1000 / 4
     log_deadline(config, model_classifiers, within_ms)
     cascade = Cascade(classifiers, within_ms)
     return Classifiers(cascade, tuple(mapping), models, model_classifiers, classification_cache, tool)
@@ -146,11 +146,11 @@ def _embedding_scorer(loaded: LoadedConfig, encoder: Encoder) -> EmbeddingScorer
     return EmbeddingScorer(rules, encoder, loaded.config.router.text.windows, head, allowed)
 
 
-def _with_cache(classifier: ModelClassifier, classification_cache: Cache, *, by_tenant: bool) -> Classifier:
+def _with_cache(classifier: ModelClassifier, classification_cache: Cache) -> Classifier:
     """Wrap a classifier in the cache, unless its model is as fast as a cache lookup."""
     if classifier.scorer.thread_safe:
         return classifier
-    return CachedClassifier(classifier, classification_cache, by_tenant=by_tenant)
+    return CachedClassifier(classifier, classification_cache)
 
 
 def _warmed_up(scorer: Scorer) -> ModelClassifier:

@@ -63,7 +63,7 @@ def find_problems(document: Document, command_line: Collection[str]) -> Iterator
         if path[-1] not in categories:
             message = f"{quoted(path[-1])} is not a category of this file{suggest(path[-1], categories)}"
             yield document.problem(path, message, at_key=True)
-    yield from _isolation_without_tenant(document, data)
+    yield from _tenant_settings_without_tenant(document, data)
 
 
 def _adapter_names(
@@ -99,14 +99,19 @@ def _single_category_with_text(document: Document, data: Any) -> Iterator[Proble
         yield document.problem(with_examples[0], message, at_key=True)
 
 
-def _isolation_without_tenant(document: Document, data: Any) -> Iterator[Problem]:
+def _tenant_settings_without_tenant(document: Document, data: Any) -> Iterator[Problem]:
+    if all(header is not None for _, header in find_values(data, "router", "tenant")):
+        return
+    remedy = (
+        "needs the tenant of each request, but router.tenant is null; set it to the header with the tenant, such as "
+        '"header:x-tenant"'
+    )
     for path, cache in find_values(data, "router", "tenant_cache"):
-        if cache == "isolated" and any(header is None for _, header in find_values(data, "router", "tenant")):
-            message = (
-                "isolated needs the tenant of each request, but router.tenant is null; set it to the header with the "
-                'tenant, such as "header:x-tenant"'
-            )
-            yield document.problem(path, message)
+        if cache == "isolated":
+            yield document.problem(path, f"isolated {remedy}")
+    for path, keys in find_values(data, "router", "tenants"):
+        if keys is not None:
+            yield document.problem(path, f"the table of API keys {remedy}", at_key=True)
 
 
 def _undeclared_adapters(document: Document, data: Any, command_line: Collection[str]) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ import unicodedata
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
+import regex
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -27,8 +28,7 @@ def _check_name(name: str) -> str:
 
 
 def _check_keyword(keyword: str) -> str:
-    # Spaces, control and format characters, and letters and symbols that are blank.
-    if all(unicodedata.category(c) in _INVISIBLE_CATEGORIES or c in "\u115f\u1160\u2800\u3164\uffa0" for c in keyword):
+    if _BLANK.fullmatch(unicodedata.normalize("NFKC", keyword)):
         raise ValueError("is blank; remove it, or write the word or phrase that it stands for")
     return keyword
 
@@ -48,7 +48,8 @@ MAX_KEYWORDS = 250_000  # of one rule
 # The name of a category, label, base model or adapter.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_check_name)]
 Phrase = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-_INVISIBLE_CATEGORIES = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
+# Spaces, control, format and other invisible characters, blank Braille, Arabic tatweel, and marks without a letter.
+_BLANK = regex.compile(r"[\p{Z}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800\u0640\p{M}]+")
 Keyword = Annotated[Phrase, AfterValidator(_check_keyword)]
 Description = Annotated[str, StringConstraints(max_length=16384)]
 PathText = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
@@ -284,9 +285,11 @@ class KeywordRule(Block):
     without text matches no rule."""
 
     keywords: list[Keyword] = Field(min_length=1, max_length=MAX_KEYWORDS, examples=[["contract", "GDPR"]])
-    """Words or phrases. A keyword matches whole words; in scripts without spaces, such as Chinese, Japanese and Thai,
-    it matches as a substring. A phrase may be broken over lines. All keywords are found in one pass over the text, so
-    its length matters and their number does not."""
+    """Words or phrases. A keyword matches whole words, which end at spaces and punctuation (`law` matches `law's` and
+    `by-law`); in scripts without spaces, such as Chinese, Japanese and Thai, it matches as a substring. Typographic
+    apostrophes, quotation marks and hyphens equal `'`, `"` and `-`, and soft hyphens, invisible characters, Arabic
+    harakat and Hebrew points are ignored; other accents count. A phrase may be broken over lines. All keywords are
+    found in one pass over the text, so its length matters and their number does not."""
 
     case_sensitive: bool = False
     """Whether the case of letters counts."""
@@ -337,9 +340,9 @@ class DeclaredAdapter(Block):
     """Text for people. `vllm-lora-router validate` prints it; routing does not use it."""
 
     path: PathText | None = Field(default=None, examples=["/adapters/medical"])
-    """Folder of the adapter, or `hf:organization/name`, perhaps followed by `@revision`, to download it from the Hugging
-    Face hub at startup and at reload. Unset: the command line (`--lora-modules name=path`) or `router.adapters.sources`
-    provides it."""
+    """Folder of the adapter, or `hf:organization/name`, perhaps followed by `@revision`, to download it from the
+    Hugging Face hub at startup and at reload. Unset: the command line (`--lora-modules name=path`) or
+    `router.adapters.sources` provides it."""
 
 
 class BaseModelConfig(Block):
@@ -478,7 +481,8 @@ class AffinitySettings(Block):
 
     turns: int = Field(default=8, ge=2, le=64)
     """Maximum number of user turns that are classified together for a conversation that this process has not seen: the
-    first turn and the latest ones."""
+    last turn and the ones before it. More are classified after them, from the latest one backwards, only until one of
+    them determines the category. The audit record contains as many turns."""
 
 
 class AbSettings(Block):
@@ -571,7 +575,8 @@ class AdapterSettings(Block):
     ] = "auto"
     """Whether the engine reads copies of the adapters. `auto`: it reads private copies, which share disk space with the
     originals where the file system supports it (reflink). `off`: it reads every adapter in place; if an adapter changes
-    or vanishes during a request, the answer may come from both contents, or the engine may stop."""
+    or vanishes during a request, the answer may come from both contents, or the engine may stop. If the file system
+    stops answering while the engine reads an adapter, every stream waits until it answers."""
 
     client_may_name: Literal["all", "own", "none"] = "all"
     """Adapters that a client may request by name. `all`: every adapter. `own`: only those of its own tenant. `none`: no
@@ -589,11 +594,19 @@ class AdapterSettings(Block):
     max_disk_gb: float | None = Field(default=None, gt=0, examples=[50])
     """Maximum size of all copies, in GB (10^9 bytes). The copies that were not requested for longest are removed first.
     Unset: room for copies of all declared adapters, and half of the disk space that is free besides when the server
-    starts. The server does not start if the copies of the declared adapters do not fit."""
+    starts or reloads its configuration. The server does not start if the copies of the declared adapters do not fit."""
 
     run_dir: PathText | None = Field(default=None, examples=["/var/lib/vllm-lora-router"])
     """Folder of the copies and of the state that API-server processes share. It needs 1 MB and 0.4 MB per process
     besides the copies. Unset: a folder of its own under the system's temporary folder. A change needs a restart."""
+
+
+class TenantKeySettings(Block):
+    """`router.tenants`: which tenant an API key belongs to."""
+
+    keys_env: EnvironmentVariable = Field(examples=["TENANT_KEYS"])
+    """Environment variable with a JSON object from API keys to tenants, such as `{"sk-1": "acme", "sk-2": "acme"}`. A
+    change needs a restart."""
 
 
 class RouterSettings(Block):
@@ -657,7 +670,19 @@ class RouterSettings(Block):
 
     tenant: Header | None = "header:x-tenant"
     """Request header that names the tenant, as `header:NAME`. Your gateway must set it and remove the client's own: the
-    router trusts it. `null`: no tenant separation."""
+    router trusts it, unless `tenants` is set. Requests that name several tenants get status 400. `null`: no tenant
+    separation."""
+
+    tenants: TenantKeySettings | None = None
+    """Which tenant each API key belongs to, so that no client can name another tenant. The header in `tenant` is then
+    optional: a request gets status 403 if the header names another tenant than its key's. Requests with other keys have
+    no tenant. Needs `router.tenant`. Unset: the header alone decides."""
+
+    guard_open_paths: bool = True
+    """Whether the server's API key is also needed on paths that vLLM leaves open: `/tokenize`, `/detokenize`,
+    `/generative_scoring`, `/invocations`, `/pooling`, `/classify`, `/score`, `/rerank`, and other open paths if the
+    request names an adapter. `false`: requests there need no key; without a valid one they get no system prompt, no
+    response headers about the decision and no tenant's adapter. No effect on a server without an API key."""
 
     tenant_cache: Literal["shared", "isolated"] = "shared"
     """Whether tenants share vLLM's prefix cache. `isolated`: every request that runs a prompt, routed or not, gets a

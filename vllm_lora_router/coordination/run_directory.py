@@ -11,10 +11,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from vllm_lora_router.coordination import liveness
 from vllm_lora_router.coordination.shortage import describe, shortage_of
+from vllm_lora_router.file_access import check_trusted
 
 ALIVE = ".vllm-lora-router"  # every living process of the server holds a shared lock on this file
 
@@ -26,9 +25,18 @@ class RunDirectoryError(RuntimeError):
 def server_name(port: int) -> str:
     """Return a name that is the same in all API-server processes of one server: their parent process and the port."""
     parent = multiprocessing.parent_process()
-    main = psutil.Process(parent.pid if parent is not None and parent.pid else None)
+    pid = parent.pid if parent is not None and parent.pid else os.getpid()
     # Process ids are reused, and every container numbers its processes alike, so the start time is included.
-    return f"{main.pid}-{main.create_time():.2f}-{port}"
+    return f"{pid}-{_start_ticks(pid)}-{port}"
+
+
+def _start_ticks(pid: int) -> int:
+    """Return the time at which a process started, in clock ticks since the machine started.
+
+    `psutil` returns a time of day, which changes for the same process when the clock is set.
+    """
+    # See proc_pid_stat(5): field 22. The second field is the command in parentheses and may contain spaces.
+    return int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19])
 
 
 def run_folder(server: str, parent: Path | None = None) -> Path:
@@ -177,6 +185,7 @@ def _check_owner(folder: Path) -> None:
     properties = folder.lstat()
     if not stat.S_ISDIR(properties.st_mode) or properties.st_uid != os.getuid():
         raise PermissionError(f"{folder} is not a folder of this user")
+    check_trusted(folder)
 
 
 def _remove_dead(parent: Path, current: str | None = None) -> None:

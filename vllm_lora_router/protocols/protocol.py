@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_lora_router.ids import is_usable_id
 from vllm_lora_router.protocols import json_edit, reasoning
 from vllm_lora_router.types import AppliedEdit, Edit, Mode, Query
 
@@ -36,7 +37,7 @@ class ApiProtocol:
         return AppliedEdit(wrote_prompt, wrote_reasoning)
 
     def assign_id(self, members: Members, client_request_id: str | None, new_id: str) -> tuple[str | None, str]:
-        """Determine the id of the response.
+        """Determine the id of the response. A client's id that cannot be kept (see `is_usable_id`) is replaced.
 
         Args:
             members: members of the body. If the API takes the id from the body and the client gave none, it is added.
@@ -44,15 +45,16 @@ class ApiProtocol:
             new_id: the id for a request without one.
 
         Returns:
-            The X-Request-Id to add to the request, or None if the request has an id already; and the response's id.
+            The X-Request-Id to set in the request, or None if the request keeps its own id; and the response's id.
         """
         body_id = json_edit.string_value(members.get(self.id_member or "request_id"))
         if self.id_member is None:
             request_id = client_request_id or body_id  # the order in which vLLM reads them
-            if request_id is None:
+            if request_id is None or not is_usable_id(request_id):
                 return new_id, self.id_prefix + new_id
             return None, self.id_prefix + request_id
-        if self.id_member not in members:
+        if self.id_member not in members or (body_id is not None and not is_usable_id(body_id)):
             body_id = self.id_prefix + new_id
             members[self.id_member] = json_edit.encode(body_id)
-        return (None if client_request_id else new_id), new_id if body_id is None else body_id
+        keeps_header = client_request_id is not None and is_usable_id(client_request_id)
+        return (None if keeps_header else new_id), new_id if body_id is None else body_id

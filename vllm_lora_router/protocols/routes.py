@@ -67,6 +67,18 @@ def is_behind_api_key(path: str) -> bool:
     return path.startswith(API_KEY_PREFIXES)
 
 
+# Paths that run a model or an adapter, or show a prompt, and for which vLLM does not require its API key.
+OPEN_PATHS = frozenset(
+    {
+        *(route.path for route in ROUTES.values() if not route.behind_api_key),
+        "/pooling",
+        "/classify",
+        "/score",
+        "/rerank",
+    }
+)
+
+
 def detect_protocol(
     members: Members, protocols: Iterable[ApiProtocol] = (CHAT, COMPLETIONS, RESPONSES)
 ) -> ApiProtocol | None:

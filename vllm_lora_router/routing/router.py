@@ -14,7 +14,7 @@ from vllm_lora_router.config.served_base import ServedBase
 from vllm_lora_router.ids import new_id
 from vllm_lora_router.routing.ab_assignment import AssignmentKey, assignment_key, traffic_share
 from vllm_lora_router.routing.affinity import ConversationClassifier
-from vllm_lora_router.routing.affinity_state import ConversationStore, StoredConversation
+from vllm_lora_router.routing.affinity_state import ConversationStore, StoredConversation, TurnCache
 from vllm_lora_router.routing.candidates import Candidates
 from vllm_lora_router.routing.text_filter import TextFilter
 from vllm_lora_router.types import ANONYMOUS, Candidate, Client, Plan, Query, Reason, Step
@@ -30,12 +30,12 @@ class Router:
         loaded: LoadedConfig,
         base: ServedBase,
         classifiers: Classifiers,
-        conversations: ConversationStore | None = None,
+        before: "Router | None" = None,
     ) -> None:
         """Create a router.
 
         Args:
-            conversations: The conversations of the previous router, which a reload keeps.
+            before: The previous router. Its conversations and classified turns are kept.
         """
         config = loaded.config
         self.loaded = loaded
@@ -49,13 +49,15 @@ class Router:
         self.max_wait_s = config.router.adapters.max_wait_ms / 1000
         self.tenant_header = _header_name(config.router.tenant)
         self.isolates_tenants = config.router.tenant_cache == "isolated"
+        self.guards_open_paths = config.router.guard_open_paths
         self.ab_key_sources = tuple(config.router.ab.key)
         tool = config.classifier.mcp_category_model
         self.uses_mcp = classifiers.mcp_tool is not None
         # Each header with its name in ASGI, which is bytes.
         self.forwarded_headers = tuple((name, name.encode()) for name in tool.forward_headers) if self.uses_mcp else ()
         self.ab_salt = config.router.ab.salt
-        self.conversations = conversations or ConversationStore()
+        self.conversations = before.conversations if before is not None else ConversationStore()
+        self.turns = before.turns if before is not None else TurnCache()
         self._off = config.router.mode == "off"
         self._share = config.router.share
         self._routes_base = config.router.route_base_model
@@ -67,6 +69,7 @@ class Router:
             config.router.affinity,
             self._cascade,
             TextFilter(config.router.text.drop),
+            self.turns,
             by_client=self.isolates_tenants,
         )
 
@@ -83,12 +86,11 @@ class Router:
             ClassifierError: A model is missing, does not match its settings, or does not fit into memory together
                 with the models in effect.
         """
-        conversations = before.conversations if before is not None else None
         if loaded.config.router.mode == "off":
             no_classifiers = Classifiers(Cascade((), deadline_ms(loaded.config, {})), ())
-            return cls(loaded, base, no_classifiers, conversations)
+            return cls(loaded, base, no_classifiers, before)
         classifiers = build(loaded, before.classifiers if before is not None else None, base.served_name)
-        return cls(loaded, base, classifiers, conversations)
+        return cls(loaded, base, classifiers, before)
 
     def routes(self, model: str | None, served_names: Sequence[str]) -> bool:
         """Return whether requests with this `model` are routed.

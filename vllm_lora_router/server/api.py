@@ -2,8 +2,8 @@
 
 import dataclasses
 import os
-import secrets
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -18,34 +18,41 @@ import vllm_lora_router
 from vllm_lora_router.classifiers.factory import Classifiers
 from vllm_lora_router.config.methods import configured_methods
 from vllm_lora_router.config.redact import redact
-from vllm_lora_router.observability.recorder import MAX_RECENT_DECISIONS
+from vllm_lora_router.observability.recorder import MAX_RECENT_DECISIONS, UnknownDecisionError
 from vllm_lora_router.protocols import json_edit
 from vllm_lora_router.protocols.protocol import Members
 from vllm_lora_router.protocols.routes import detect_protocol
 from vllm_lora_router.routing.router import Router
+from vllm_lora_router.server import admin_key
+from vllm_lora_router.server.admin_key import AdminKeyError, TooManyWrongKeysError
 from vllm_lora_router.server.client import client_of
 from vllm_lora_router.server.leasing import preview, routed_target
 from vllm_lora_router.server.schemas.adapters import AdaptersResponse
 from vllm_lora_router.server.schemas.common import VALIDATION_ERROR, error_response
 from vllm_lora_router.server.schemas.decisions import DecisionsResponse
-from vllm_lora_router.server.schemas.plan import CLASSIFY_REQUEST_BODY, PlanResponse
+from vllm_lora_router.server.schemas.plan import CLASSIFY_REQUEST_BODY, PlanResponse, PlanSummary
 from vllm_lora_router.server.schemas.status import (
     ConfigResponse,
+    ConfigSummary,
     FeedbackRequest,
     FeedbackResponse,
     HealthResponse,
+    HealthSummary,
     ReloadRefusedResponse,
     ReloadResponse,
 )
 from vllm_lora_router.server.state import Serving
 from vllm_lora_router.types import Query as ClassifierQuery
 
-ADMIN_HEADER = "x-lora-router-admin-key"
+ADMIN_HEADER = admin_key.HEADER
+MAX_INPUT_CHARACTERS = 200  # of an invalid value that an error shows
 
 _ERROR_TYPES = {
     403: "PermissionDeniedError",
     404: "NotFoundError",
     409: "ConflictError",
+    415: "UnsupportedMediaTypeError",
+    429: "RateLimitError",
     503: "ServiceUnavailableError",
 }
 
@@ -71,7 +78,8 @@ class RouterRoute(APIRoute):
             try:
                 return await handler(request)
             except RequestValidationError as error:
-                return _json({"detail": jsonable_encoder(error.errors())}, 422)
+                details = [{**detail, "input": _shown_input(detail["input"])} for detail in error.errors()]
+                return _json({"detail": jsonable_encoder(details)}, 422)
             except ApiError as error:
                 return _json({"error": _error_body(error.status, error.message)}, error.status)
 
@@ -101,14 +109,37 @@ _admin_key_header = APIKeyHeader(
 )
 
 
-async def _require_admin_key(router: ActiveRouter, key: Annotated[str | None, Security(_admin_key_header)]) -> None:
-    variable = router.loaded.config.router.admin_key_env
-    expected = os.environ.get(variable, "") if variable else ""
-    if not expected:
-        cause = f"the environment variable {variable} is empty" if variable else "router.admin_key_env is not set"
-        raise ApiError(403, f"this route needs an admin key, and {cause}")
-    if not secrets.compare_digest((key or "").encode(), expected.encode()):
-        raise ApiError(403, f"this route needs the admin key in the header {ADMIN_HEADER}")
+SentAdminKey = Annotated[str | None, Security(_admin_key_header)]
+
+
+async def _require_admin_key(
+    request: Request, router: ActiveRouter, serving: CurrentServing, key: SentAdminKey
+) -> None:
+    address = request.client.host if request.client is not None else "unknown"
+    try:
+        serving.admin_keys.check(router.loaded.config.router.admin_key_env, key, address)
+    except AdminKeyError as error:
+        raise ApiError(403, str(error)) from None
+    except TooManyWrongKeysError as error:
+        raise ApiError(429, str(error)) from None
+
+
+async def _is_admin(request: Request, router: ActiveRouter, serving: CurrentServing, key: SentAdminKey) -> bool:
+    """Return whether the request has the admin key. A wrong key is refused, never ignored."""
+    if key is None:
+        return False
+    await _require_admin_key(request, router, serving, key)
+    return True
+
+
+IsAdmin = Annotated[bool, Depends(_is_admin)]
+
+
+async def _require_json(request: Request, router: ActiveRouter) -> None:
+    # A web page of another origin can post without asking the server first, but not with this content type.
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise ApiError(415, f"the content type is {media_type or 'missing'!r}; send content-type: application/json")
 
 
 api = APIRouter(
@@ -119,6 +150,12 @@ api = APIRouter(
 )
 _ADMIN_ONLY = [Depends(_require_admin_key)]
 _FORBIDDEN = error_response(f"The header `{ADMIN_HEADER}` is missing or wrong, or no admin key is configured.")
+_WRONG_KEY = error_response(f"The header `{ADMIN_HEADER}` is wrong, or no admin key is configured.")
+_TOO_MANY_KEYS = error_response("The address has sent too many wrong admin keys.")
+_ADMIN_ERRORS: dict[int | str, dict[str, Any]] = {403: _FORBIDDEN, 429: _TOO_MANY_KEYS}
+_OPTIONAL_ADMIN_ERRORS: dict[int | str, dict[str, Any]] = {403: _WRONG_KEY, 429: _TOO_MANY_KEYS}
+_NOT_JSON = error_response("The content type is not `application/json`.")
+_OPTIONAL_ADMIN_KEY = {"security": [{}]}  # the document then requires the admin key or nothing
 
 
 def include_routes(app: FastAPI, serving: Serving) -> None:
@@ -130,68 +167,94 @@ def include_routes(app: FastAPI, serving: Serving) -> None:
 @api.post(
     "/classify",
     summary="Plan a request without running it",
-    response_model=PlanResponse,
-    responses={422: VALIDATION_ERROR},
-    openapi_extra={"requestBody": CLASSIFY_REQUEST_BODY},
+    response_model=PlanResponse | PlanSummary,
+    responses={415: _NOT_JSON, 422: VALIDATION_ERROR, **_OPTIONAL_ADMIN_ERRORS},
+    dependencies=[Depends(_require_json)],
+    openapi_extra={"requestBody": CLASSIFY_REQUEST_BODY, **_OPTIONAL_ADMIN_KEY},
 )
-async def classify(request: Request, router: ActiveRouter, serving: CurrentServing) -> Response:
+async def classify(request: Request, router: ActiveRouter, serving: CurrentServing, is_admin: IsAdmin) -> Response:
     """Return the routing plan for `{"text": ...}` or for a whole request body.
 
-    The answer contains the scores and evidence of each method, all candidates, and the model that would serve the
-    request now. Nothing is generated, no adapter is loaded, no MCP tool is called, and the request is not counted.
+    The answer contains the scores of each method, all candidates, and the model that would serve the request now. With
+    the admin key it also contains the evidence, the system prompts, the A/B assignment and the conversation's state.
+    Nothing is generated, no adapter is loaded, no MCP tool is called, and the request is not counted.
     """
     members, queries = _read_queries(await request.body())
     client = client_of(router, request.scope, members)
     plan = await router.plan(queries, client, model=json_edit.string_value(members.get("model")), may_call_tools=False)
     selection = await preview(routed_target(router, plan, client.tenant, request.scope["path"]), serving.adapters)
     selection.release()
-    return _json({**msgspec.to_builtins(plan), "model": selection.candidate.model, "reason": selection.reason})
+    content = {**msgspec.to_builtins(plan), "model": selection.candidate.model, "reason": selection.reason}
+    return _json(content if is_admin else PlanSummary.select(content))
 
 
-@api.get("/health", summary="Show the state of this API-server process", response_model=HealthResponse)
-async def health(router: ActiveRouter, serving: CurrentServing) -> Response:
-    """Return the configuration in effect in each process, the last configuration that was refused, the state of each
-    method, and this process's decisions by reason.
+@api.get(
+    "/health",
+    summary="Show the state of this API-server process",
+    response_model=HealthResponse | HealthSummary,
+    responses={
+        503: {
+            "model": HealthResponse | HealthSummary,
+            "description": "The server is shutting down, or has not started yet.",
+        },
+        **_OPTIONAL_ADMIN_ERRORS,
+    },
+    openapi_extra=_OPTIONAL_ADMIN_KEY,
+)
+async def health(router: ActiveRouter, serving: CurrentServing, is_admin: IsAdmin) -> Response:
+    """Return the version in effect, whether a newer configuration was refused, the state of each method, and this
+    process's decisions by reason. While the server shuts down, the status is 503.
+
+    With the admin key, the answer also contains the processes, the problems of the refused configuration, why adapters
+    cannot be loaded now, and counts of models, tools, caches and audit lines.
     """
     recorder, cache = serving.recorder, router.classifiers.cache
     counts = recorder.counts
-    return _json(
-        {
-            "status": "ok",
-            "version": vllm_lora_router.__version__,
-            "process": os.getpid(),
-            "config": {"version": router.version, **(serving.reloader.status() if serving.reloader else {})},
-            "methods": _method_status(router.classifiers),
-            "cache": {
-                "entries": len(cache),
-                "bytes": cache.used_bytes,
-                "hits": cache.hits,
-                "misses": cache.misses,
-            },
-            "decisions": dict(counts.by_reason),
-            "in_progress": counts.in_progress,
-            "aborted": counts.aborted,
-            "failed": counts.failed,
-            "audit": recorder.audit_status(),
-        }
-    )
+    content = {
+        "status": "draining" if serving.drain.is_draining else "ok",
+        "version": vllm_lora_router.__version__,
+        "process": os.getpid(),
+        "config": {"version": router.version, **(serving.reloader.status() if serving.reloader else {})},
+        "methods": _method_status(router.classifiers),
+        "cache": {
+            "entries": len(cache),
+            "bytes": cache.used_bytes,
+            "hits": cache.hits,
+            "misses": cache.misses,
+        },
+        "decisions": dict(counts.by_reason),
+        "in_progress": counts.in_progress,
+        "aborted": counts.aborted,
+        "failed": counts.failed,
+        "audit": recorder.audit_status(),
+        "adapters": serving.adapters.health() if serving.adapters is not None else None,
+    }
+    return _json(content if is_admin else HealthSummary.select(content), 503 if serving.drain.is_draining else 200)
 
 
-@api.get("/config", summary="Show the configuration in effect", response_model=ConfigResponse)
-async def config(router: ActiveRouter, serving: CurrentServing) -> Response:
-    """Return the configuration in effect with all defaults, the base model, the deadline for classification, and the
-    category of each label of the domain model. Secrets are replaced by `***`.
+@api.get(
+    "/config",
+    summary="Show the configuration in effect",
+    response_model=ConfigResponse | ConfigSummary,
+    responses=_OPTIONAL_ADMIN_ERRORS,
+    openapi_extra=_OPTIONAL_ADMIN_KEY,
+)
+async def config(router: ActiveRouter, serving: CurrentServing, is_admin: IsAdmin) -> Response:
+    """Return the version in effect, the categories, the methods, and the deadline for classification.
+
+    With the admin key the answer also contains the base model, the category of each label of the domain model, and the
+    configuration with all defaults. Secrets are replaced by `***`.
     """
-    return _json(
-        {
-            "version": router.version,
-            "base": {"alias": router.base.alias, "served_names": list(serving.served_names)},
-            "methods": configured_methods(router.loaded.config),
-            "deadline_ms": router.classifiers.cascade.deadline_ms,
-            "labels": msgspec.to_builtins(router.classifiers.label_mapping),
-            "config": redact(router.loaded.config),
-        }
-    )
+    content = {
+        "version": router.version,
+        "categories": [category.name for category in router.loaded.config.categories],
+        "methods": configured_methods(router.loaded.config),
+        "deadline_ms": router.classifiers.cascade.deadline_ms,
+        "base": {"alias": router.base.alias, "served_names": list(serving.served_names)},
+        "labels": msgspec.to_builtins(router.classifiers.label_mapping),
+        "config": redact(router.loaded.config),
+    }
+    return _json(content if is_admin else ConfigSummary.select(content))
 
 
 @api.post(
@@ -199,39 +262,60 @@ async def config(router: ActiveRouter, serving: CurrentServing) -> Response:
     summary="Score an answer",
     response_model=FeedbackResponse,
     responses={
+        202: {
+            "model": FeedbackResponse,
+            "description": "This process does not know the answer. The audit record contains the feedback.",
+        },
         404: error_response("This process does not know the answer, and there is no audit record to find it in."),
+        415: _NOT_JSON,
         422: VALIDATION_ERROR,
+        **_OPTIONAL_ADMIN_ERRORS,
     },
+    dependencies=[Depends(_require_json)],
     openapi_extra={
+        **_OPTIONAL_ADMIN_KEY,
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": FeedbackRequest.model_json_schema()}},
-        }
+        },
     },
 )
-async def feedback(request: Request, router: ActiveRouter, serving: CurrentServing) -> Response:
-    """Join a user's score to the decision behind an answer.
+async def feedback(request: Request, router: ActiveRouter, serving: CurrentServing, is_admin: IsAdmin) -> Response:
+    """Join a user's score to the decision behind an answer to the same API key and tenant.
 
-    With `router.audit.path` set, feedback is accepted in any API-server process, and the audit record joins it to the
-    decision. Otherwise the decision must be among the recent ones of this process.
+    With the admin key, answers to all clients can be scored.
+
+    If the decision is not among the recent ones of this process, the status is 202 with `router.audit.path` set: the
+    audit record joins the feedback to the decision of another process, or of this one before a restart. Otherwise it is
+    404.
     """
     try:
         score = FeedbackRequest.model_validate_json(await request.body())
     except ValidationError as error:
         raise _body_errors(error) from None
-    decision = serving.recorder.record_feedback(score.id, score.score, score.comment)
-    if decision is None and not serving.recorder.has_audit_record:
+    scale = router.loaded.config.router.feedback
+    if not scale.min <= score.score <= scale.max:
+        message = f"The score must be between {scale.min:g} and {scale.max:g} (router.feedback)"
+        raise _body_error("value_error", message, "score", value=score.score)
+    client = None if is_admin else client_of(router, request.scope, {})
+    try:
+        decision = serving.recorder.record_feedback(score.id, score.score, score.comment, client)
+    except UnknownDecisionError:
         raise ApiError(
-            404, f"this process knows no answer {score.id!r}; set router.audit.path to accept feedback on any answer"
-        )
+            404,
+            f"this process knows no answer {score.id!r} to this API key and tenant; set router.audit.path to accept "
+            "feedback on answers of other processes",
+        ) from None
     plan = decision.plan if decision is not None else None
     assignment = plan.assignment if plan is not None else None
     return _json(
         {
             "id": score.id,
+            "joined": decision is not None,
             "category": plan.category if plan is not None else None,
             "arm": assignment.arm if assignment is not None else None,
-        }
+        },
+        200 if decision is not None else 202,
     )
 
 
@@ -239,7 +323,7 @@ async def feedback(request: Request, router: ActiveRouter, serving: CurrentServi
     "/decisions",
     summary="List the most recent decisions",
     response_model=DecisionsResponse,
-    responses={403: _FORBIDDEN},
+    responses=_ADMIN_ERRORS,
     dependencies=_ADMIN_ONLY,
 )
 async def decisions(
@@ -258,7 +342,7 @@ async def decisions(
     "/adapters",
     summary="List the adapters",
     response_model=AdaptersResponse,
-    responses={403: _FORBIDDEN},
+    responses=_ADMIN_ERRORS,
     dependencies=_ADMIN_ONLY,
 )
 async def adapters(serving: CurrentServing) -> Response:
@@ -273,7 +357,7 @@ async def adapters(serving: CurrentServing) -> Response:
     summary="Reload the configuration file",
     response_model=ReloadResponse,
     responses={
-        403: _FORBIDDEN,
+        **_ADMIN_ERRORS,
         409: {"model": ReloadRefusedResponse, "description": "The new configuration is refused."},
     },
     dependencies=_ADMIN_ONLY,
@@ -318,6 +402,18 @@ def _read_queries(body: bytes) -> tuple[Members, tuple[ClassifierQuery, ...]]:
     return members, queries
 
 
+def _shown_input(value: Any) -> Any:
+    """Return an invalid value if it is short and can be encoded as JSON, else the name of its type in brackets."""
+    is_short = (
+        len(value) <= MAX_INPUT_CHARACTERS
+        if isinstance(value, str)
+        else value is None or (isinstance(value, int | float) and abs(value) < 2**63)
+    )
+    if not is_short:
+        return f"<{type(value).__name__}>"
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
 def _body_error(kind: str, message: str, *location: str, value: Any = None) -> RequestValidationError:
     return RequestValidationError([{"type": kind, "loc": ("body", *location), "msg": message, "input": value}])
 
@@ -341,6 +437,9 @@ def _method_status(classifiers: Classifiers) -> dict[str, Any]:
         method_status: dict[str, Any] = {
             "failures": {reason: count for (failed, reason), count in failures.items() if failed == method}
         }
+        if (failure := classifiers.cascade.last_failures.get(method)) is not None:
+            at = datetime.fromtimestamp(failure.at, UTC).isoformat(timespec="seconds")
+            method_status["last_failure"] = {"reason": failure.reason, "error": failure.error, "at": at}
         if (model_classifier := classifiers.model_classifiers.get(method)) is not None:
             stats, stuck_s = model_classifier.batcher.stats, model_classifier.batcher.worker.stuck_s
             method_status |= {

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,6 +37,12 @@ def as_text(value: bytes | None) -> str | None:
         return None
 
 
+def bearer_token(scope: Scope) -> bytes | None:
+    """Return the API key in the header Authorization, as vLLM reads it; None if there is none."""
+    scheme, _, key = (header(scope, b"authorization") or b"").partition(b" ")
+    return key if scheme.lower() == b"bearer" else None
+
+
 def is_json(scope: Scope) -> bool:
     """Return whether vLLM reads the body as JSON. It answers any other body with an error."""
     media_type = (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
@@ -53,6 +59,21 @@ async def read_body(receive: Receive) -> bytes | None:
         chunks.append(message.get("body", b""))
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def call_after_body(receive: Receive, callback: Callable[[], object]) -> Receive:
+    """Return a `receive` that calls `callback` when the body is complete, before the application gets its end."""
+    is_complete = False
+
+    async def receive_and_call() -> Message:
+        nonlocal is_complete
+        message = await receive()
+        if not is_complete and message["type"] == "http.request" and not message.get("more_body", False):
+            is_complete = True
+            callback()
+        return message
+
+    return receive_and_call
 
 
 class DisconnectListener:
@@ -231,6 +252,11 @@ def with_headers(scope: Scope, changed: dict[bytes, bytes]) -> Scope:
     replaced = {*changed, *({b"transfer-encoding"} if b"content-length" in changed else ())}
     unchanged = [(name, value) for name, value in scope["headers"] if name not in replaced]
     return {**scope, "headers": [*unchanged, *changed.items()]}
+
+
+def without_header(scope: Scope, name: bytes) -> Scope:
+    """Return a scope without the request headers of this lower-case name."""
+    return {**scope, "headers": [(key, value) for key, value in scope["headers"] if key != name]}
 
 
 def add_headers(message: Message, added: Iterable[tuple[bytes, bytes]]) -> Message:

@@ -42,8 +42,9 @@ def client_of(router: Router, scope: Scope, members: Members) -> Client:
     Args:
         members: the raw members of the request's JSON object.
     """
-    headers: Headers = dict(reversed(scope["headers"]))  # the first of two headers with the same name counts
-    credentials = headers.get(b"authorization") or headers.get(b"x-api-key")
+    headers = _joined_headers(scope)
+    # vLLM reads the first of several headers.
+    credentials = asgi.header(scope, b"authorization") or asgi.header(scope, b"x-api-key")
     tenant = asgi.as_text(headers.get(router.tenant_header)) if router.tenant_header else None
     ab_keys: dict[str, str] = {}
     for source in router.ab_key_sources:
@@ -64,6 +65,14 @@ def client_of(router: Router, scope: Scope, members: Members) -> Client:
             and (value := asgi.as_text(headers.get(key))) is not None
         },
     )
+
+
+def _joined_headers(scope: Scope) -> Headers:
+    """Return the headers; several of the same name are joined, so that a client's own cannot replace a gateway's."""
+    headers: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
+    return headers
 
 
 def _user(headers: Headers, members: Members) -> str | None:

@@ -10,13 +10,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
-from vllm_lora_router.ids import new_id
+from vllm_lora_router.ids import is_usable_id, new_id
 from vllm_lora_router.protocols import json_edit
 from vllm_lora_router.protocols.protocol import ApiProtocol, Members
-from vllm_lora_router.protocols.routes import ROUTES, Route, is_behind_api_key
+from vllm_lora_router.protocols.routes import ROUTES, Route
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import asgi
-from vllm_lora_router.server.client import client_of
+from vllm_lora_router.server.client import MAX_MODEL_CHARACTERS, bounded, client_of
+from vllm_lora_router.server.guard import Access
 from vllm_lora_router.server.leasing import Selection, Target, lease_first, preview, routed_target
 from vllm_lora_router.server.response import Response, Retry, RoutedResponse
 from vllm_lora_router.server.state import Serving
@@ -65,26 +66,28 @@ class Exchange:
     forwarded, and raises `BodyForwardedError` when the body is read after that.
     """
 
-    def __init__(self, scope: Scope, path: str, content: bytes) -> None:
+    def __init__(self, scope: Scope, path: str, content: bytes, access: Access = "full") -> None:
         self.scope = scope
         self.path = path
+        self.access: Access = access
         self.route: Route | None = ROUTES.get(path)
         self.is_dry_run = self.route is not None and self.route.dry_run  # the request runs nothing on the engine
         # When the body was complete: on the clock of `time.perf_counter`, and in nanoseconds since 1970.
         self.began_s, self.began_ns = time.perf_counter(), time.time_ns()
         self.kind: Kind = "forwarded"
-        self.model: str | None = None  # the name in the body, or in the header that the route reads
+        # The name in the body, or in the header that the route reads; a digest of it if it is longer than any model's.
+        self.model: str | None = None
         self.is_object = False  # whether the body is a JSON object
         self._members: Members | None = None
         self._content: bytes | None = content  # None: forwarded
 
     @classmethod
-    async def read(cls, scope: Scope, path: str, receive: Receive) -> "Exchange | None":
+    async def read(cls, scope: Scope, path: str, receive: Receive, access: Access = "full") -> "Exchange | None":
         """Read a complete request; return None if the client disconnects first."""
         content = await asgi.read_body(receive)
         if content is None:
             return None
-        exchange = cls(scope, path, content)
+        exchange = cls(scope, path, content, access)
         if len(content) > SMALL_BYTES:
             await exchange.run(exchange._parse)
         else:
@@ -175,9 +178,10 @@ class Exchange:
             return  # vLLM reports the error
         self.is_object = True
         if self.route is not None and self.route.adapter_header is not None:
-            self.model = asgi.text_header(self.scope, self.route.adapter_header)
+            model = asgi.text_header(self.scope, self.route.adapter_header)
         else:
-            self.model = json_edit.string_value(self._members.get("model"))
+            model = json_edit.string_value(self._members.get("model"))
+        self.model = None if model is None else bounded(model, MAX_MODEL_CHARACTERS)
 
     def _forwarded_error(self) -> BodyForwardedError:
         return BodyForwardedError(
@@ -222,7 +226,7 @@ async def choose(router: Router, serving: Serving, exchange: Exchange) -> Choice
     A request that names its model is a plan with one candidate, no fallback to another adapter and no deadline.
     """
     route, members, is_routed = exchange.route, exchange.members, exchange.kind == "routed"
-    client = client_of(router, exchange.scope, members)
+    client = await exchange.run(lambda: client_of(router, exchange.scope, members))
     protocol: ApiProtocol | None = None
     queries: Sequence[Query] = ()
     plan: Plan | None = None
@@ -237,7 +241,7 @@ async def choose(router: Router, serving: Serving, exchange: Exchange) -> Choice
         timings_ms["plan"] = (planned - started) * 1000
         if router.rejects_on_error and plan.reason in FAILURES and not router.observe_only:
             return Choice(client, protocol, queries, plan, None, timings_ms)
-        target = routed_target(router, plan, client.tenant, exchange.path)
+        target = routed_target(router, plan, client.tenant, exchange.path, exchange.access)
     else:
         target = named_target(exchange, serving, client.tenant, "named" if plan is None else "observe")
     selection = await (preview if exchange.is_dry_run else lease_first)(target, serving.adapters)
@@ -258,7 +262,7 @@ def named_target(exchange: Exchange, serving: Serving, tenant: str | None, reaso
     candidates = (Candidate(model, None, source=source),)
     if exchange.model and serving.adapters is not None:
         candidates = (Candidate(model, model, source=source), *candidates)
-    return Target(candidates, reason, tenant, exchange.path, has_fixed_reason=True, by_client=True)
+    return Target(candidates, reason, tenant, exchange.path, exchange.access, has_fixed_reason=True, by_client=True)
 
 
 async def plan_of(
@@ -269,7 +273,7 @@ async def plan_of(
     try:
         members = exchange.members
         queries = await exchange.run(lambda: protocol.read(members))
-        may_call_tools = is_behind_api_key(exchange.path) and not exchange.is_dry_run
+        may_call_tools = exchange.access == "full" and not exchange.is_dry_run
         return queries, await router.plan(queries, client, model=exchange.model, may_call_tools=may_call_tools)
     except Exception:
         logger.exception("request to %s: routing failed; falling back to default_model", exchange.path)
@@ -295,7 +299,7 @@ def edit(
         if exchange.kind == "named":
             return None
         decision, retry = _observed_decision(router, exchange, choice, selection), None
-    if choice.plan is None:
+    if choice.plan is None or exchange.access == "no_key":
         return Response(decision, send)
     is_browser = asgi.header(exchange.scope, b"origin") is not None
     return RoutedResponse(decision, send, retry, is_browser=is_browser)
@@ -311,7 +315,8 @@ def _write_edit(exchange: Exchange, choice: Choice, selection: Selection) -> tup
     edited = dict(model_only)
     try:
         edits = Edit(selection.model, candidate.system_prompt, candidate.system_prompt_mode, candidate.reasoning)
-        applied = protocol.write(edited, edits)
+        # Requests without the API key must not reveal a system prompt, for example by its tokens.
+        applied = AppliedEdit() if exchange.access == "no_key" else protocol.write(edited, edits)
     except Exception:
         logger.exception("request to %s: the edit failed; only the model is changed", exchange.path)
         edited, applied = model_only, AppliedEdit()
@@ -330,7 +335,7 @@ def _observed_decision(router: Router, exchange: Exchange, choice: Choice, selec
     """Return the decision of a request that names its model, and give the request an X-Request-Id."""
     assert choice.protocol is not None
     request_id = exchange.request_id
-    if request_id is None:
+    if request_id is None or not is_usable_id(request_id):
         request_id = new_id()
         exchange.add_headers({b"x-request-id": request_id.encode()})
     plan = choice.plan or Plan((), "named", None, None, None, (selection.candidate,), router.version)
@@ -360,6 +365,13 @@ def _decision(
         version=None if version is None else version.engine_name,
         skipped=selection.skipped,
         content_digest=None if version is None else version.digest,
-        request=RequestInfo(exchange.path, protocol.api, exchange.model, choice.client, prompts),
+        request=RequestInfo(
+            exchange.path,
+            protocol.api,
+            exchange.model,
+            choice.client.tenant,
+            choice.client.api_key_fingerprint,
+            prompts,
+        ),
         timings_ms=timings_ms,
     )

@@ -10,8 +10,8 @@ from vllm_lora_router.adapters.runtime.lease import (
     LeaseRefusedError,
     OtherTenantsAdapterError,
 )
-from vllm_lora_router.protocols.routes import is_behind_api_key
 from vllm_lora_router.routing.router import Router
+from vllm_lora_router.server.guard import Access
 from vllm_lora_router.server.state import Adapters, Lease
 from vllm_lora_router.types import Candidate, Plan, Reason
 
@@ -24,7 +24,8 @@ class Target(Struct, frozen=True):
     candidates: tuple[Candidate, ...]  # tried in this order; the last one needs no lease
     reason: Reason  # why the first candidate serves
     tenant: str | None
-    path: str  # only requests to paths behind vLLM's API key may load an adapter
+    path: str
+    access: Access = "full"  # requests without full access load no adapter
     has_fixed_reason: bool = False  # the reason stays the same when a later candidate serves
     by_client: bool = False  # the client named the adapter, which `client_may_name` may forbid
     max_wait_s: float | None = None  # for all candidates together; None: no deadline
@@ -51,7 +52,7 @@ class Selection(Struct, frozen=True):
             self.lease.release()
 
 
-def routed_target(router: Router, plan: Plan, tenant: str | None, path: str) -> Target:
+def routed_target(router: Router, plan: Plan, tenant: str | None, path: str, access: Access = "full") -> Target:
     """Return the target of a routed request: the plan's candidates, or the default ones in observe mode."""
     candidates = router.default if router.observe_only else plan.candidates
     return Target(
@@ -59,6 +60,7 @@ def routed_target(router: Router, plan: Plan, tenant: str | None, path: str) -> 
         "observe" if router.observe_only else plan.reason,
         tenant,
         path,
+        access,
         has_fixed_reason=router.observe_only,
         max_wait_s=router.max_wait_s,
     )
@@ -131,7 +133,7 @@ async def _load(name: str, target: Target, adapters: Adapters | None, deadline: 
     """
     if adapters is None:
         raise LeaseRefusedError("LoRA is disabled on this server; start it with --enable-lora")
-    if not is_behind_api_key(target.path):
+    if target.access != "full":
         raise LeaseRefusedError(f"not loaded, and requests to {target.path} cannot load adapters (no API key check)")
     try:
         async with asyncio.timeout_at(deadline):

@@ -1,19 +1,23 @@
 """The middleware: read a request, plan it, lease its adapter, edit it, forward it to vLLM, and record the response."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vllm_lora_router.adapters.runtime.lease import AdapterUnavailableError
 from vllm_lora_router.observability.decision_log import log_retry_without_edit
 from vllm_lora_router.observability.traces import RequestSpan
 from vllm_lora_router.protocols import cache_salt
+from vllm_lora_router.protocols.routes import OPEN_PATHS
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import asgi, tenant_isolation
 from vllm_lora_router.server.exchange import Choice, Exchange, choose, edit, kind_of
+from vllm_lora_router.server.guard import Access, access_of, unauthorized_response
 from vllm_lora_router.server.model_list import send_with_names
-from vllm_lora_router.server.response import Response, RoutedResponse, unrouted_error
+from vllm_lora_router.server.response import Response, RoutedResponse, unavailable_response, unrouted_error
 from vllm_lora_router.server.state import Serving
+from vllm_lora_router.server.tenants import TenantRefusedError, with_tenant
 from vllm_lora_router.types import Decision, Plan
 
 NO_GUARD = nullcontext()
@@ -39,13 +43,22 @@ class LoraRouterMiddleware:
             await self.app(scope, receive, send)
             return
         path, method = asgi.path_of(scope), scope["method"]
+        if method != "POST" and not path.startswith(("/v1/models", "/v1/router/")):
+            if path.startswith("/metrics"):
+                self.serving.recorder.flush()
+            await self.app(scope, receive, send)
+            return
+        access = access_of(self.serving.api_keys, scope, path)
+        try:
+            scope = with_tenant(scope, router.tenant_header, self.serving.tenant_keys, access)
+        except TenantRefusedError as error:
+            await error.response(path)(scope, receive, send)
+            return
         if method == "POST" and not path.startswith("/v1/router/"):
-            await self._post(router, path, scope, receive, send)
+            await self._post(router, path, access, scope, receive, send)
         elif method == "GET" and path == "/v1/models":
             await self._list_models(router, scope, receive, send)
         else:
-            if path.startswith("/metrics"):
-                self.serving.recorder.flush()
             await self.app(scope, receive, send)
 
     async def _list_models(self, router: Router, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,19 +67,27 @@ class LoraRouterMiddleware:
         is_hidden = adapters.owns if adapters is not None else lambda name: False
         await self.app(scope, receive, send_with_names([router.loaded.config.auto_model_name, *names], is_hidden, send))
 
-    async def _post(self, router: Router, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _post(
+        self, router: Router, path: str, access: Access, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        is_guarded = access == "no_key" and router.guards_open_paths
+        if is_guarded and path in OPEN_PATHS:
+            await unauthorized_response()(scope, receive, send)
+            return
         is_isolated = router.isolates_tenants and not cache_salt.runs_no_prompt(path)
         if is_isolated and (refusal := tenant_isolation.refusal(scope, path)) is not None:
             await refusal(scope, receive, send)
             return
         if not asgi.is_json(scope):
-            with self._track_unknown_use():
-                await self.app(scope, receive, send)
+            await self._forward_unread(path, scope, receive, send)
             return
-        exchange = await Exchange.read(scope, path, receive)
+        exchange = await Exchange.read(scope, path, receive, access)
         if exchange is None:
             return  # the client disconnected
         exchange.kind = kind_of(router, self.serving, exchange)
+        if is_guarded and exchange.kind == "named":
+            await unauthorized_response()(scope, receive, send)
+            return
         if is_isolated:
             is_salted = await exchange.run(lambda: tenant_isolation.add_salt(exchange, router.tenant_header))
             if is_salted and exchange.kind != "routed":
@@ -78,6 +99,18 @@ class LoraRouterMiddleware:
             await self.app(exchange.scope, exchange.forward_body(receive), replaced)
         else:
             await self._serve(router, exchange, receive, send)
+
+    async def _forward_unread(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward a request whose body is not read here. It may use any adapter once its body is complete.
+
+        Until then, a client that sends its body slowly must not keep superseded versions.
+        """
+        if cache_salt.runs_no_prompt(path):
+            await self.app(scope, receive, send)
+            return
+        with ExitStack() as running:
+            receive = asgi.call_after_body(receive, lambda: running.enter_context(self._track_unknown_use()))
+            await self.app(scope, receive, send)
 
     async def _serve(self, router: Router, exchange: Exchange, receive: Receive, send: Send) -> None:
         """Serve a request that is routed, observed or named: plan, lease, edit, forward and record it."""
@@ -92,7 +125,7 @@ class LoraRouterMiddleware:
             if listener.has_waited and exchange.kind == "routed":
                 await self._fair_resume.wait()
             if (selection := choice.selection) is None:
-                await _rejection(choice.plan)(exchange.scope, receive, send)
+                await _rejection(exchange, choice.plan)(exchange.scope, receive, send)
                 return
             lease = selection.lease
             if exchange.kind == "routed" or (lease is not None and lease.model != exchange.model):
@@ -103,10 +136,14 @@ class LoraRouterMiddleware:
                 span = self._record(router, exchange, choice, response.decision)
             if response is not None:
                 send = response.send
-            with NO_GUARD if exchange.kind == "routed" or lease is not None else self._track_unknown_use():
+            is_known = exchange.kind == "routed" or lease is not None or cache_salt.runs_no_prompt(exchange.path)
+            with NO_GUARD if is_known else self._track_unknown_use():
                 await asgi.deferred_start(self.app, exchange.scope, exchange.forward_body(listener.receive), send)
                 if isinstance(response, RoutedResponse) and response.is_rejected:
                     await self._retry(exchange, response, listener.receive)
+        except AdapterUnavailableError as error:
+            message = f"adapter {exchange.model!r} cannot be loaded now: {error}"
+            await unavailable_response(exchange.path, message)(exchange.scope, receive, send)
         finally:
             listener.close()
             if choice is not None:
@@ -147,7 +184,7 @@ class LoraRouterMiddleware:
         return NO_GUARD if adapters is None else adapters.track_unknown_use()
 
 
-def _rejection(plan: Plan | None) -> JSONResponse:
+def _rejection(exchange: Exchange, plan: Plan | None) -> JSONResponse:
     """Return the 503 for `router.on_error: reject`."""
     assert plan is not None
     step = next((step for step in plan.steps if step.failure == plan.reason), None)
@@ -156,5 +193,5 @@ def _rejection(plan: Plan | None) -> JSONResponse:
         f"the request was not routed ({cause}), and router.on_error is reject; retry, or set `model` to the name of a "
         "model or adapter"
     )
-    error = {"message": message, "type": "ServiceUnavailableError", "param": "model", "code": 503}
-    return JSONResponse({"error": error}, 503, headers={"x-lora-router-reason": plan.reason})
+    headers = {} if exchange.access == "no_key" else {"x-lora-router-reason": plan.reason}
+    return unavailable_response(exchange.path, message, headers)

@@ -1,17 +1,19 @@
 """Checks of a configuration's adapters and model files, before the engine starts and at every reload."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
+from vllm_lora_router.adapters.files.sources import FILES
 from vllm_lora_router.adapters.files.validation import Adapter, AdapterError, validate_adapter
 from vllm_lora_router.adapters.files.vllm_limits import rank_limit
 from vllm_lora_router.adapters.runtime.factory import EngineLimits
 from vllm_lora_router.adapters.runtime.resolver import Resolver
 from vllm_lora_router.classifiers import ClassifierError
-from vllm_lora_router.classifiers.head_loader import read_configured_head
+from vllm_lora_router.classifiers.head_loader import check_head
 from vllm_lora_router.classifiers.labels import check_files
 from vllm_lora_router.classifiers.models.backend import check_runtime
 from vllm_lora_router.classifiers.models.static_embeddings import check_installed, is_static
@@ -22,7 +24,10 @@ from vllm_lora_router.config.methods import configured_methods
 from vllm_lora_router.config.served_base import ServedBase
 from vllm_lora_router.config.warnings import ConfigWarning
 from vllm_lora_router.config.yaml_document import ConfigError
+from vllm_lora_router.server.tenants import TenantKeys
 from vllm_lora_router.text import suggest
+
+HUB_PREFIX = "hf:"
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Preflight:
     """The result of the checks."""
 
     adapters: tuple[Adapter, ...]  # the declared adapters that are valid
+    folders: Mapping[str, Path | None]  # of all declared adapters, see `declared_folders`
     notices: tuple[ConfigWarning, ...]
     problems: tuple[str, ...]  # each one prevents the start or the reload
 
@@ -58,7 +64,9 @@ def preflight(
     problems: list[str] = []
     notices: list[ConfigWarning] = []
     adapters: list[Adapter] = []
-    folders = declared_folders(loaded, base, command_line)
+    folders, download_problems = declared_folders(loaded, base, command_line)
+    problems += download_problems
+    notices += _hub_notices(command_line)
     for name, folder in folders.items():
         if reason := invalid_name_reason(name, served_names, reserved=loaded.config.auto_names):
             problems.append(reason)
@@ -79,6 +87,7 @@ def preflight(
     problems += _source_problems(loaded, without_lora=engine_is_up and limits is None)
     notices += _unknown_adapters(loaded, base, folders)
     problems += _classifier_problems(loaded)
+    problems += _tenant_problems(loaded)
     if model.chat_template is False:
         notices.append(
             ConfigWarning(
@@ -86,7 +95,16 @@ def preflight(
                 f"base model {model.name!r} has no chat template: chat completions fail; set --chat-template",
             )
         )
-    return Preflight(tuple(adapters), tuple(notices), tuple(problems))
+    return Preflight(tuple(adapters), folders, tuple(notices), tuple(problems))
+
+
+def _tenant_problems(loaded: LoadedConfig) -> list[str]:
+    if (settings := loaded.config.router.tenants) is not None:
+        try:
+            TenantKeys.from_environment(settings.keys_env)
+        except ValueError as error:
+            return [str(error)]
+    return []
 
 
 def _limit_problems(adapter: Adapter, limits: EngineLimits | None) -> list[str]:
@@ -142,36 +160,79 @@ def _unknown_adapters(
     ]
 
 
-def declared_folders(loaded: LoadedConfig, base: ServedBase, command_line: Mapping[str, str]) -> dict[str, Path | None]:
-    """Return adapter name to folder for every declared adapter of this base; None: no folder is configured.
+def declared_folders(
+    loaded: LoadedConfig, base: ServedBase, command_line: Mapping[str, str]
+) -> tuple[dict[str, Path | None], list[str]]:
+    """Find the folder of every declared adapter of this base. The command line takes precedence over the file.
 
-    The command line takes precedence over the file.
+    Only `path: hf:...` is downloaded: a misspelled folder must not become the name of someone's adapter on the hub. On
+    the command line, a relative path that does not exist is a hub id, because vLLM reads the same flag.
+
+    Returns:
+        The folders by adapter, None if no folder is configured; and the downloads that failed.
     """
     folders: dict[str, Path | None] = {}
+    problems: list[str] = []
     for lora in loaded.config.bases[base.alias].loras:
-        folders[lora.name] = None if lora.path is None else loaded.locate(lora.path) or _hub_folder(lora.path)
+        if lora.name in command_line:
+            continue
+        if lora.path is None or not lora.path.startswith(HUB_PREFIX):
+            folders[lora.name] = None if lora.path is None else loaded.locate(lora.path) or Path(lora.path)
+            continue
+        try:
+            folders[lora.name] = _download(lora.path.removeprefix(HUB_PREFIX))
+        except HubError as error:
+            problems.append(f"adapter {lora.name!r}: path {lora.path!r} cannot be downloaded ({error})")
     for name, path in command_line.items():
         folder = Path(path).expanduser()
-        folders[name] = folder.resolve() if folder.exists() else _hub_folder(path)
-    return folders
+        if folder.exists() or not is_hub_id(path):
+            folders[name] = folder.resolve()
+            continue
+        try:
+            folders[name] = _download(path)
+        except HubError:
+            folders[name] = folder  # validation reports the missing folder
+    return folders, problems
 
 
-def _hub_folder(path: str) -> Path:
-    """Return the folder of the adapter with this hub id, as vLLM resolves it. Otherwise return `path` itself."""
+class HubError(ValueError):
+    """An adapter cannot be downloaded from the hub."""
+
+
+def is_hub_id(path: str) -> bool:
+    """Return whether vLLM takes a path that does not exist for a hub id: a name, or an organization and a name."""
+    return re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path, re.ASCII) is not None
+
+
+def _download(hub_id: str) -> Path:
+    """Return the folder of an adapter of the hub, `organization/name` or `organization/name@revision`."""
+    name, _, revision = hub_id.partition("@")
     try:
         # Optional, and only needed for hub ids.
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(path))
-    except Exception:
-        # `path` is not a hub id, the hub does not have it, or it is offline: validation reports the missing folder.
-        return Path(path)
+        # Other files, such as pickles, are not needed.
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FILES)))
+    except Exception as error:
+        raise HubError(str(error).partition("\n")[0] or type(error).__name__) from error
+
+
+def _hub_notices(command_line: Mapping[str, str]) -> list[ConfigWarning]:
+    return [
+        ConfigWarning(
+            logging.WARNING,
+            f"--lora-modules {name}={path}: there is no such folder, so vLLM takes it for an adapter of the model hub; "
+            "use an absolute path if you mean a folder",
+        )
+        for name, path in command_line.items()
+        if is_hub_id(path) and not Path(path).expanduser().exists()
+    ]
 
 
 def _classifier_problems(loaded: LoadedConfig) -> list[str]:
     """Check the files of the domain model and the head, and the runtimes of the configured models.
 
-    Labels are read from JSON files; no weights are loaded.
+    Labels are read from JSON files. No weights are loaded, except those of an encoder to which a head must belong.
     """
     methods = configured_methods(loaded.config)
     problems: list[str] = []
@@ -182,7 +243,7 @@ def _classifier_problems(loaded: LoadedConfig) -> list[str]:
             problems.append(str(error))
     if methods.get("embedding") and head_source(loaded.config) == "folder":
         try:
-            read_configured_head(loaded)
+            check_head(loaded)
         except ClassifierError as error:
             problems.append(str(error))
     settings_keys = {"domain": "category_model", "embedding": "embedding_model"}

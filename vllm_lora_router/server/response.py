@@ -3,8 +3,10 @@
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
+from starlette.responses import JSONResponse
 from starlette.types import Message, Send
 
 from vllm_lora_router.observability import response_headers
@@ -105,6 +107,15 @@ class RoutedResponse:
     def outcome(self) -> Outcome:
         """Return the outcome so far."""
         return self._response.outcome()
+
+
+def unavailable_response(path: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return a 503 in the form of the API that `path` belongs to."""
+    if path.startswith("/v1/messages"):
+        content: dict[str, Any] = {"type": "error", "error": {"type": "api_error", "message": message}}
+    else:
+        content = {"error": {"message": message, "type": "ServiceUnavailableError", "param": "model", "code": 503}}
+    return JSONResponse(content, 503, headers)
 
 
 def unrouted_error(model: str | None, path: str, send: Send) -> Send:

@@ -6,7 +6,11 @@ from typing import Any, Protocol
 
 from vllm_lora_router.observability.recorder import Recorder
 from vllm_lora_router.routing.router import Router
+from vllm_lora_router.server.admin_key import AdminKeys
+from vllm_lora_router.server.drain import Drain
+from vllm_lora_router.server.guard import ApiKeys
 from vllm_lora_router.server.reload import ConfigReloader
+from vllm_lora_router.server.tenants import TenantKeys
 
 
 class Lease(Protocol):
@@ -65,6 +69,8 @@ class Adapters(Protocol):
 
         Raises:
             OtherTenantsAdapterError: the adapter belongs to another tenant. Not raised when `by_client` is set.
+            AdapterUnavailableError: the adapter cannot serve now: a resource of the server has run out, or a file
+                system does not answer.
             LeaseRefusedError: the adapter does not exist or cannot be served.
         """
         ...
@@ -83,6 +89,10 @@ class Adapters(Protocol):
 
     def owns(self, engine_name: str) -> bool:
         """Return whether the router has registered this name in vLLM."""
+        ...
+
+    def health(self) -> dict[str, Any]:
+        """Return how many adapters cannot be loaded now, and why, for `GET /v1/router/health`."""
         ...
 
     async def report(self) -> dict[str, Any]:
@@ -105,7 +115,11 @@ class Serving:
         self.adapters: Adapters | None = None  # None: the server runs without LoRA
         self.served_names: Sequence[str] = ()  # of the base model; the first is the `model` of its answers
         self.reloader: ConfigReloader[Any] | None = None
+        self.api_keys: ApiKeys | None = None  # None: the server has no API key
+        self.tenant_keys: TenantKeys | None = None  # None: the configuration has no `router.tenants`
         self.recorder = Recorder()
+        self.admin_keys = AdminKeys()
+        self.drain = Drain()
 
     def start(self, router: Router, served_names: Sequence[str], adapters: Adapters | None) -> None:
         """Put the router in effect."""

@@ -107,7 +107,7 @@ def test_without_a_configured_deadline_it_is_measured_on_this_machine(
     with caplog.at_level(logging.INFO, "vllm_lora_router.classifiers"):
         built = build(load(file))
     assert built.cascade.deadline_ms == deadline_ms
-    assert built.model_classifiers["embedding"].batcher.budget_s == deadline_ms / 2000
+    assert built.model_classifiers["embedding"].batcher.budget_s == deadline_ms / 4000
     records = [record for record in caplog.records if "deadline_ms" in record.message]
     assert {record.levelno for record in records} == ({level} if level else set())
     assert message in " ".join(record.message for record in records)

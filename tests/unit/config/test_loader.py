@@ -347,6 +347,13 @@ def test_off_is_accepted_without_quotes(configs: Configs, line: str) -> None:
     configs.load(f"{configs.good}router: {{{line}}}\n")
 
 
+def test_table_of_api_keys_needs_a_tenant_header(configs: Configs) -> None:
+    (problem,) = configs.problems(f"{configs.good}router: {{tenants: {{keys_env: KEYS}}, tenant: null}}\n")
+    assert "router.tenants: the table of API keys needs the tenant of each request" in problem
+    for valid in ("tenants: {keys_env: KEYS}", "tenants: null, tenant: null"):
+        configs.load(f"{configs.good}router: {{{valid}}}\n")
+
+
 def test_isolated_without_a_tenant_header_is_an_error(configs: Configs) -> None:
     text = f"{configs.good}router:\n  tenant: null\n  tenant_cache: isolated\n"
     assert configs.problems(text) == [

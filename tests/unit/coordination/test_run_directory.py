@@ -7,6 +7,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from vllm_lora_router.coordination.run_directory import (
@@ -121,6 +122,20 @@ def test_folder_of_another_user_is_refused(tmp_path: Path, given: str) -> None:
         RunDirectory.open("a", tmp_path / "run")
 
 
+@pytest.mark.parametrize("mode", [0o770, 0o707], ids=["group", "others"])
+@pytest.mark.parametrize("place", ["", "run", "run/a"])
+def test_folder_that_other_users_can_write_is_refused_with_the_remedy(tmp_path: Path, place: str, mode: int) -> None:
+    (tmp_path / "run" / "a").mkdir(parents=True)
+    if mode == 0o770:
+        try:
+            os.chown(tmp_path / place, -1, 12345)
+        except PermissionError:
+            pytest.skip("only root can give a folder to another group")
+    (tmp_path / place).chmod(mode)
+    with pytest.raises(RunDirectoryError, match=rf"can change {tmp_path / place}; run `chmod go-w {tmp_path / place}`"):
+        RunDirectory.open("a", tmp_path / "run")
+
+
 def test_cleaner_of_temporary_files_cannot_lock_the_folder(tmp_path: Path) -> None:
     run = RunDirectory.open("a", tmp_path)
     cleaner = os.open(run.folder, os.O_RDONLY)  # systemd-tmpfiles skips what it cannot lock
@@ -148,6 +163,16 @@ def test_lock_excludes_other_processes_and_is_released_by_kill(tmp_path: Path) -
 def test_all_processes_of_a_server_use_the_same_name() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as children:
         assert children.apply(server_name, (8000,)) == server_name(8000) != server_name(8001)
+
+
+def test_name_of_a_server_does_not_change_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent process and a child that starts later must agree, or a SIGHUP to the parent reaches no server."""
+    before = server_name(8000)
+    create_time = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + 3600)
+    assert server_name(8000) == before
+    ticks = (psutil.Process().create_time() - 3600 - psutil.boot_time()) * os.sysconf("SC_CLK_TCK")
+    assert abs(int(before.split("-")[1]) - ticks) <= 2 * os.sysconf("SC_CLK_TCK")
 
 
 def test_preparing_the_parent_creates_it_and_removes_the_folders_of_servers_that_ended(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from vllm_lora_router.protocols import json_edit
+from vllm_lora_router.protocols.chat import CHAT
 from vllm_lora_router.protocols.responses import RESPONSES
 from vllm_lora_router.types import Edit, Mode
 
@@ -137,12 +138,22 @@ def test_items_that_are_not_edited_keep_their_bytes() -> None:
     assert b'"y":1e400' in json_edit.join_members(members) and b'"seed":7E0' in json_edit.join_members(members)
 
 
-@pytest.mark.parametrize("request_id", ["mine", "", "\ud83d"])
+@pytest.mark.parametrize("request_id", ["mine", "resp_" + "1" * 123])
 def test_the_request_id_in_the_body_is_the_responses_id(request_id: str) -> None:
     members = {"request_id": json.dumps(request_id).encode()}
     assert RESPONSES.assign_id(members, None, "new") == ("new", request_id)
     assert RESPONSES.assign_id(members, "header", "new") == (None, request_id)
     assert members == {"request_id": json.dumps(request_id).encode()}
+
+
+@pytest.mark.parametrize("request_id", ["", "\ud83d", "é", "two words", "line\nbreak", "x" * 129])
+def test_an_id_that_cannot_be_kept_is_replaced(request_id: str) -> None:
+    members: dict[str, Any] = {"request_id": json.dumps(request_id).encode()}
+    assert RESPONSES.assign_id(members, request_id, "new") == ("new", "resp_new")
+    assert members == {"request_id": b'"resp_new"'}
+    members = {"request_id": json.dumps(request_id).encode()}
+    assert CHAT.assign_id(members, None, "new") == ("new", "chatcmpl-new")
+    assert CHAT.assign_id(members, request_id or "x" * 129, "new") == ("new", "chatcmpl-new")
 
 
 def test_a_new_id_is_written_if_the_body_has_none() -> None:

@@ -16,7 +16,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message
 
-from vllm_lora_router.adapters.runtime.lease import LeaseRefusedError, OtherTenantsAdapterError, UnknownAdapterError
+from vllm_lora_router.adapters.runtime.lease import (
+    AdapterUnavailableError,
+    LeaseRefusedError,
+    OtherTenantsAdapterError,
+    UnknownAdapterError,
+)
 from vllm_lora_router.config import load
 from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.protocols.routes import ROUTES
@@ -37,7 +42,7 @@ keyword_rules:
   - {category: medical, keywords: [blood, symptom]}
   - {category: legal, keywords: [lawsuit]}
   - {category: "Größe/量", keywords: [size]}
-  - {category: "two\\r\\nlines: x", keywords: [lines]}
+  - {category: "100 %: x", keywords: [lines]}
 categories:
   - name: medical
     system_prompt: You are a medical expert.
@@ -48,9 +53,11 @@ categories:
     model_scores: [{model: base, lora_name: legal-lora}]
   - name: "Größe/量"
     model_scores: [{model: base, lora_name: odd-lora}]
-  - name: "two\\r\\nlines: x"
+  - name: "100 %: x"
     model_scores: [{model: base, lora_name: odd-lora}]
 """
+ADMIN_CONFIG = CONFIG + "router: {admin_key_env: TEST_ADMIN_KEY}\n"
+ADMIN_KEY = {"x-lora-router-admin-key": "boss"}
 
 
 @dataclass
@@ -90,6 +97,7 @@ class FakeAdapters:
     loaded: set[str] = field(default_factory=lambda: {"medical-lora", "second-lora", "legal-lora", "odd-lora"})
     loading: dict[str, asyncio.Event] = field(default_factory=dict)  # adapter -> set when it is loaded
     broken: dict[str, str] = field(default_factory=dict)  # adapter -> why it does not load
+    unavailable: dict[str, str] = field(default_factory=dict)  # adapter -> what the server lacks to load it
     other_tenants: set[str] = field(default_factory=set)  # adapters of another tenant than the client's
     unregistered: set[str] = field(default_factory=set)  # adapters that could be loaded and have no name in vLLM yet
     versions: dict[str, str] = field(default_factory=dict)  # adapter -> name of its version in the engine
@@ -111,6 +119,8 @@ class FakeAdapters:
 
     async def lease(self, name: str, tenant: str | None, *, by_client: bool = False) -> FakeLease:
         self.lease_calls.append(name)
+        if name in self.unavailable:
+            raise AdapterUnavailableError(self.unavailable[name])
         if name in self.broken:
             raise LeaseRefusedError(self.broken[name])
         if name in self.other_tenants and not by_client:
@@ -128,6 +138,9 @@ class FakeAdapters:
 
     async def names(self, tenant: str | None) -> list[str]:
         return [*sorted(self.loaded - self.forbidden), *([f"{tenant}s-own"] if tenant else [])]
+
+    def health(self) -> dict[str, Any]:
+        return {"unavailable": len(self.unavailable), "problem": next(iter(self.unavailable.values()), None)}
 
     async def report(self) -> dict[str, Any]:
         return {"adapters": ["all of them"]}
@@ -276,4 +289,14 @@ def echo(folder: Path, config: str = CONFIG) -> App:
 async def client(app: App) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=app.asgi)
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        yield client
+
+
+@pytest.fixture
+async def admin(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
+    """Return a client that sends the admin key."""
+    monkeypatch.setenv("TEST_ADMIN_KEY", "boss")
+    app.configure(ADMIN_CONFIG, tmp_path)
+    transport = httpx.ASGITransport(app=app.asgi)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server", headers=ADMIN_KEY) as client:
         yield client

@@ -72,9 +72,28 @@ def test_fingerprint_does_not_depend_on_the_scheme_and_is_stable(app: App, tmp_p
     """A changed fingerprint would separate the records of an API key, and move conversations to other arms."""
     clients = [
         identify(app, tmp_path, {name: value})
-        for name, value in (("authorization", "Bearer sk-1"), ("authorization", "sk-1"), ("x-api-key", "sk-1"))
+        for name, value in (
+            ("authorization", "Bearer sk-1"),
+            ("authorization", "bEARER sk-1"),
+            ("authorization", "sk-1"),
+            ("x-api-key", "sk-1"),
+        )
     ]
     assert {client.api_key_fingerprint for client in clients} == {"67d9a4d26bd9"}
+
+
+def test_headers_of_the_same_name_are_joined_except_credentials(app: App, tmp_path: Path) -> None:
+    router = app.configure(IDENTIFIED, tmp_path)
+    router.uses_mcp = True
+    router.forwarded_headers = (("X-Plan", b"x-plan"),)
+    headers = [
+        *[(b"authorization", b"Bearer sk-1"), (b"authorization", b"Bearer sk-2")],
+        *[(b"x-user", b"mallory"), (b"x-user", b"alice"), (b"x-plan", b"gold"), (b"x-plan", b"free")],
+    ]
+    client = client_of(router, {"headers": headers}, {})
+    assert client.ab_keys == {"header:x-user": digest("pepper", "mallory, alice")}
+    assert client.headers == {"X-Plan": "gold, free"}
+    assert client.api_key_fingerprint == identify(app, tmp_path, {"authorization": "sk-1"}).api_key_fingerprint
 
 
 def test_credentials_are_not_cached() -> None:

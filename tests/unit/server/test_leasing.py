@@ -222,17 +222,27 @@ async def test_background_response_pins_named_adapter(app: App, client: httpx.As
     assert app.adapters.pinned == ["medical-lora"]
 
 
-async def test_request_that_is_not_json_marks_unknown_use(app: App, client: httpx.AsyncClient) -> None:
-    counts = []
+@pytest.mark.parametrize(("path", "uses"), [("/v1/audio/transcriptions", [0, 0, 1]), ("/tokenize", [0, 0, 0])])
+async def test_request_that_is_not_json_marks_unknown_use_from_the_end_of_its_body(
+    app: App, path: str, uses: list[int]
+) -> None:
+    counts: list[int] = []
+    messages = iter([{"type": "http.request", "body": b"a", "more_body": more} for more in (True, False)])
+
+    async def receive() -> Any:
+        return next(messages)
 
     async def inner(scope: Any, receive: Any, send: Any) -> None:
         counts.append(app.adapters.unknown_uses)
+        for _ in range(2):
+            await receive()
+            counts.append(app.adapters.unknown_uses)
 
     app.asgi.app = inner
     headers = [(b"content-type", b"multipart/form-data")]
-    scope = {"type": "http", "method": "POST", "path": "/v1/audio/transcriptions", "headers": headers}
-    await app.asgi(scope, None, None)  # type: ignore[arg-type]
-    assert counts == [1] and app.adapters.unknown_uses == 0
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+    await app.asgi(scope, receive, None)  # type: ignore[arg-type]
+    assert counts == uses and app.adapters.unknown_uses == 0
 
 
 async def test_request_naming_version_marks_unknown_use(app: App, client: httpx.AsyncClient) -> None:

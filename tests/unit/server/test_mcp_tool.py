@@ -143,6 +143,6 @@ async def test_observe_mode_calls_tool_for_named_requests(
     assert [(query.model, query.may_call_tools) for query in tool.queries] == [("medical-lora", True)]
 
 
-async def test_health_shows_tool_status(tool: FakeTool, client: httpx.AsyncClient) -> None:
-    health = (await client.get("/v1/router/health")).json()
+async def test_health_shows_tool_status_to_admins(tool: FakeTool, admin: httpx.AsyncClient) -> None:
+    health = (await admin.get("/v1/router/health")).json()
     assert health["methods"]["mcp"] == {"failures": {}, "tool": "classify_text"}

@@ -43,13 +43,13 @@ def test_all_problems_are_reported_at_once(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "empty").mkdir()
     checks = check(
         tmp_path,
-        {"text": str(tmp_path / "empty"), "MoM": str(tmp_path / "empty")},
+        {"third-lora": str(tmp_path / "empty"), "base": str(tmp_path / "empty")},
         classifier=f"classifier: {{category_model: {{model_id: {tmp_path / 'empty'}}}}}",
     )
     problems = "\n".join(checks.problems)
-    for name in ("'first-lora'", "'second-lora'", "'text'", "'MoM'", "category_model.model_id"):
+    for name in ("'first-lora'", "'second-lora'", "'third-lora'", "'base'", "category_model.model_id"):
         assert name in problems
-    assert "all chat requests for the base model" in problems and "is an auto name" in problems
+    assert "is the base model's served name" in problems
     assert checks.adapters == ()
 
 
@@ -60,9 +60,9 @@ def test_path_is_relative_to_configuration_and_command_line_takes_precedence(tmp
     file.write_text(CONFIG.format(classifier=""))
     loaded = load(file)
     base = served_base(loaded)
-    assert declared_folders(loaded, base, {}) == {"first-lora": tmp_path / "adapters/first", "second-lora": None}
+    assert declared_folders(loaded, base, {})[0] == {"first-lora": tmp_path / "adapters/first", "second-lora": None}
     command_line = {"first-lora": str(tmp_path / "elsewhere"), "third-lora": str(tmp_path / "elsewhere")}
-    assert declared_folders(loaded, base, command_line) == {
+    assert declared_folders(loaded, base, command_line)[0] == {
         "first-lora": tmp_path / "elsewhere",
         "second-lora": None,
         "third-lora": tmp_path / "elsewhere",
@@ -149,3 +149,62 @@ def test_encoder_runtime_is_checked_before_engine_starts(
     loaded = load(file)
     problems = preflight(loaded, served_base(loaded), BaseModel("base"), ["base"], {}, None).problems
     assert not problems if problem is None else problem in problems[0]
+
+
+@pytest.fixture
+def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """Replace the model hub by an empty folder, and return the list of ids and revisions that were downloaded."""
+    calls: list[tuple[str, str | None]] = []
+
+    def snapshot_download(repo_id: str, *, revision: str | None = None, allow_patterns: list[str]) -> str:
+        assert allow_patterns == ["adapter_config.json", "adapter_model.safetensors"]
+        calls.append((repo_id, revision))
+        if repo_id == "acme/absent":
+            raise OSError("404 Client Error\nmore")
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return calls
+
+
+def test_missing_folder_in_configuration_is_not_downloaded_from_the_hub(
+    tmp_path: Path, downloads: list[tuple[str, str | None]]
+) -> None:
+    problems = "\n".join(check(tmp_path, {}).problems)
+    assert "adapter 'first-lora' (adapters/first): the folder does not exist" in problems
+    assert downloads == []
+
+
+@pytest.mark.parametrize(
+    ("path", "download"),
+    [("hf:acme/medical", ("acme/medical", None)), ("hf:acme/medical@v2", ("acme/medical", "v2"))],
+)
+def test_hub_adapter_in_configuration_is_downloaded(
+    tmp_path: Path, downloads: list[tuple[str, str | None]], path: str, download: tuple[str, str | None]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG.format(classifier="").replace("path: adapters/first", f"path: '{path}'"))
+    loaded = load(file)
+    folders, problems = declared_folders(loaded, served_base(loaded), {})
+    assert folders["first-lora"] == tmp_path / "hub"
+    assert problems == []
+    assert downloads == [download]
+
+
+def test_failed_download_is_reported_with_its_reason(tmp_path: Path, downloads: list[tuple[str, str | None]]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG.format(classifier="").replace("path: adapters/first", "path: 'hf:acme/absent'"))
+    loaded = load(file)
+    checks = preflight(loaded, served_base(loaded), BaseModel("base"), ["base"], {})
+    assert checks.problems[0] == ("adapter 'first-lora': path 'hf:acme/absent' cannot be downloaded (404 Client Error)")
+    assert not any("first-lora" in problem for problem in checks.problems[1:])
+
+
+def test_hub_id_on_the_command_line_is_downloaded_as_in_vllm_with_a_notice(
+    tmp_path: Path, downloads: list[tuple[str, str | None]]
+) -> None:
+    checks = check(tmp_path, {"first-lora": "adapters/medical", "third-lora": "/adapters/medical"})
+    assert downloads == [("adapters/medical", None)]
+    assert checks.folders["first-lora"] == tmp_path / "hub"
+    (notice,) = (notice for notice in checks.notices if "--lora-modules" in notice.text)
+    assert notice.text.startswith("--lora-modules first-lora=adapters/medical: there is no such folder, so vLLM takes")

@@ -1,12 +1,12 @@
 """Resolve adapter names to files under one configuration, and decide which adapters a client may request by name."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from vllm_lora_router.adapters.files.sources import Source
+from vllm_lora_router.adapters.files.sources import Source, check_folder_name, folder_name_problem, has_files
 from vllm_lora_router.adapters.runtime.version_log import AdapterKey
 from vllm_lora_router.config.loader import LoadedConfig
 from vllm_lora_router.config.yaml_document import ConfigError, Problem
@@ -32,17 +32,35 @@ class Location:
     is_watched: bool  # its files may change
     is_3d: bool = False
     boundary: Path | None = None  # the folder that its real files must be in; None for declared adapters
+    source: Path | None = None  # the root of its source; None for declared adapters
+    has_files: bool = field(default=True, compare=False)  # at least one of the adapter's files exists
+
+    @property
+    def root(self) -> Path:
+        """The folder whose file system holds the files."""
+        return self.source or self.folder.parent
 
 
 @dataclass(frozen=True)
 class Resolver:
-    """Resolves names: declared adapters first, then the sources in their order."""
+    """Resolves names: declared adapters first, then the sources in their order.
+
+    It reads no file itself: a source may be on a file system that does not answer.
+    """
 
     declared: Mapping[str, DeclaredFolder]
     sources: tuple[Source, ...] = ()
     snapshot: bool = True
     watch: bool = True
     client_may_name: ClientMayName = "all"
+    reserved: Collection[
+        str
+    ] = ()  # names that no adapter may have: the auto names and the served names of the base model
+
+    @property
+    def declared_folders(self) -> list[Path]:
+        """The folders of the declared adapters."""
+        return [declared.folder for declared in self.declared.values()]
 
     @property
     def by_tenant(self) -> bool:
@@ -51,12 +69,18 @@ class Resolver:
 
     @classmethod
     def from_config(
-        cls, loaded: LoadedConfig, declared: Mapping[str, DeclaredFolder], *, one_node: bool = True
+        cls,
+        loaded: LoadedConfig,
+        declared: Mapping[str, DeclaredFolder],
+        *,
+        served_names: Collection[str] = (),
+        one_node: bool = True,
     ) -> "Resolver":
         """Create the resolver of a configuration.
 
         Args:
             declared: all adapters of this base model that the configuration or the command line declares.
+            served_names: the served names of the base model.
             one_node: all engines run on this process's node. Otherwise each reads its own disk, where snapshots and
                 adapters that arrive later do not exist.
 
@@ -82,46 +106,59 @@ class Resolver:
         if problems:
             raise ConfigError(problems)
         is_copied = settings.snapshot == "auto" and one_node
-        return cls(declared, tuple(sources), is_copied, one_node, settings.client_may_name)
+        reserved = frozenset((*loaded.config.auto_names, *served_names))
+        return cls(declared, tuple(sources), is_copied, one_node, settings.client_may_name, reserved)
 
-    def locate(self, key: AdapterKey) -> Location | None:
-        """Return the location of the adapter's files; None if there are none. Reads the disk.
+    def declared_location(self, key: AdapterKey) -> Location | None:
+        """Return the location of a declared adapter; None if it is not declared."""
+        if key.tenant is not None or (declared := self.declared.get(key.name)) is None:
+            return None
+        return Location(declared.folder, True, self.snapshot, self.watch, declared.is_3d)
+
+    def searches(self, key: AdapterKey) -> Iterator[tuple[Path, Callable[[], Location | None]]]:
+        """Yield the root of each source that may have the adapter, and a function that searches it for the files.
+
+        The function reads the disk, and raises `NotAllowedError` or `OSError` like `Source.find`.
 
         Raises:
-            NotAllowedError: the name is not allowed, or its files are outside of the source.
+            NotAllowedError: no source can have an adapter of this name.
         """
-        if key.tenant is None and (declared := self.declared.get(key.name)) is not None:
-            return Location(declared.folder, True, self.snapshot, self.watch, declared.is_3d)
         for source in self.sources:
-            if source.by_tenant == (key.tenant is not None) and (folder := source.find(key.name, key.tenant)):
-                is_mutable = not source.immutable
-                return Location(
-                    folder,
-                    False,
-                    self.snapshot and is_mutable,
-                    self.watch and is_mutable,
-                    boundary=source.boundary(key.name, key.tenant),
-                )
-        return None
+            if source.by_tenant == (key.tenant is not None):
+                check_folder_name(key.name)
+                yield source.root, partial(self._search, source, key)
+
+    def _search(self, source: Source, key: AdapterKey) -> Location | None:
+        folder = source.find(key.name, key.tenant)
+        if folder is None:
+            return None
+        is_mutable = not source.immutable
+        return Location(
+            folder,
+            False,
+            self.snapshot and is_mutable,
+            self.watch and is_mutable,
+            boundary=source.boundary(key.name, key.tenant),
+            source=source.root,
+            has_files=has_files(folder),
+        )
 
     def keys(self, name: str, tenant: str | None) -> Iterator[AdapterKey]:
         """Yield the adapters that `name` may mean for a tenant: its own adapter first, then the shared one."""
         # A tenant's own adapter is a folder name. A name with a slash, such as "acme/medical", can only be shared.
-        if tenant is not None and "/" not in name + tenant and self.by_tenant:
+        # A tenant that cannot have a folder has no adapters of its own.
+        if tenant is not None and "/" not in name and self.by_tenant and folder_name_problem(tenant) is None:
             yield AdapterKey(name, tenant)
         yield AdapterKey(name)
 
-    def tenants_with(self, name: str) -> frozenset[str]:
-        """Return tenants that have an adapter of this name. Searches the folders of all tenants.
+    def sources_of(self, tenant: str | None) -> list[Source]:
+        """Return the sources with adapters that requests of this tenant may use."""
+        return [source for source in self.sources if not source.by_tenant or tenant is not None]
 
-        At most two tenants of each source are returned: enough to tell whether another tenant has one.
-        """
-        return frozenset(chain.from_iterable(islice(source.tenants(name), 2) for source in self.sources))
-
-    def tenant_of(self, full_name: str) -> str | None:
-        """Return the tenant that owns an adapter's full name, such as acme for "acme/medical". Reads the disk."""
-        tenant, _, name = full_name.partition("/")
-        return tenant if any(source.by_tenant and source.contains(name, tenant) for source in self.sources) else None
+    @property
+    def tenant_sources(self) -> list[Source]:
+        """The sources in which tenants have adapters of their own."""
+        return [source for source in self.sources if source.by_tenant]
 
     def client_may_request(self, key: AdapterKey) -> bool:
         """Return whether a client may request this adapter by name.
@@ -129,15 +166,3 @@ class Resolver:
         A tenant's own adapter is not checked against the tenant: `keys` yields it to that tenant only.
         """
         return self.client_may_name == "all" or (self.client_may_name == "own" and key.tenant is not None)
-
-    def adapters(self, tenant: str | None, *, everything: bool = False) -> list[AdapterKey]:
-        """Return all adapters that exist now and that this tenant may request by name. Reads the disk.
-
-        Args:
-            everything: include the adapters that requests may only be routed to.
-        """
-        keys = dict.fromkeys(map(AdapterKey, self.declared))
-        for source in self.sources:
-            owner = tenant if source.by_tenant else None
-            keys |= dict.fromkeys(AdapterKey(name, owner) for name in source.names(owner))
-        return [key for key in keys if everything or self.client_may_request(key)]

@@ -15,6 +15,9 @@ T = TypeVar("T")
 
 QUEUE_LIMIT = 256  # texts that may wait
 MAX_BATCH_SIZE = 64  # texts of one batch
+# A text without a flow joins a batch only up to this share of the budget: clients' texts wait for the end of the batch.
+LOW_PRIORITY_SHARE = 1 / 8
+MAX_SLOWDOWN = 8.0  # batches are made smaller by this factor at most, when they take longer than measured
 MIN_COST = 100  # characters that a flow is charged for a text at least, because each text has a fixed cost
 
 
@@ -83,6 +86,7 @@ class Batcher(Generic[T]):
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._queue: FairQueue[_Item[T]] = FairQueue(self.limit)
+        self._slowdown = 1.0  # recent durations of batches in proportion to the measured cost; at least 1
         self._scheduled = False  # whether the worker has a call that takes the next batch
 
     async def submit(self, text: str, flow: Flow = None) -> T:
@@ -161,11 +165,12 @@ class Batcher(Generic[T]):
         batch: list[_Item[T]] = []
         longest = 0
         with self._lock:
-            for _, item in self._queue.in_order(lambda first, other: abs(len(first.text) - len(other.text))):
+            for flow, item in self._queue.in_order(lambda first, other: abs(len(first.text) - len(other.text))):
                 if len(batch) == MAX_BATCH_SIZE:
                     break
                 padded = max(longest, len(item.text))
-                if batch and self.cost.seconds(len(batch) + 1, padded) > self.budget_s:
+                budget_s = self.budget_s * (LOW_PRIORITY_SHARE if flow is None else 1)
+                if batch and self.cost.seconds(len(batch) + 1, padded) * self._slowdown > budget_s:
                     continue  # a text of another flow may be shorter
                 batch.append(item)
                 longest = padded
@@ -178,6 +183,7 @@ class Batcher(Generic[T]):
         self.stats.batches += 1
         self.stats.texts += len(batch)
         self.stats.largest = max(self.stats.largest, len(batch))
+        began = time.perf_counter()
         try:
             answers = self.answer([item.text for item in batch])
             if len(answers) != len(batch):
@@ -185,6 +191,10 @@ class Batcher(Generic[T]):
         except BaseException as error:
             self.stats.failed += 1
             return [as_exception(error)] * len(batch)
+        if expected_s := self.cost.seconds(len(batch), max(len(item.text) for item in batch)):
+            # The engine and other processes may use the same cores.
+            ratio = (time.perf_counter() - began) / expected_s
+            self._slowdown = max(1.0, (self._slowdown + min(ratio, MAX_SLOWDOWN)) / 2)
         return answers
 
 

@@ -16,9 +16,9 @@ class AdapterStatus(Model):
     """Whether the configuration or the command line declares it."""
     state: Literal["not requested yet", "unavailable", "updating", "refused", "loaded", "on disk"]
     """`not requested yet`: no version is served; `unavailable`: a resource of the server has run out, such as disk
-    space, and no version is served until it is available again; `updating`: a new version is being loaded while the
-    current one is served; `refused`: its files are invalid and no version is served; `loaded`: in the engine's memory;
-    `on disk`: imported, not in the engine's memory."""
+    space, or the file system does not answer, and no version is served until that ends; `updating`: a new version is
+    being loaded while the current one is served; `refused`: its files are invalid and no version is served; `loaded`:
+    in the engine's memory; `on disk`: imported, not in the engine's memory."""
     source: str | None = None
     """The folder that it is imported from."""
     refused: str | None = None
@@ -100,5 +100,8 @@ class AdaptersResponse(Model):
     """The engine's host memory; absent: the server runs without LoRA."""
     disk: DiskStatus | None = None
     """The snapshot store; absent: the server runs without LoRA."""
+    not_answering: list[str] | None = None
+    """The folders of sources, and those with declared adapters, whose file system does not answer; absent: the server
+    runs without LoRA."""
     full_models: FullModelEstimate | None = None
     """An estimate for comparison; absent: the server runs without LoRA."""

@@ -30,9 +30,11 @@ class ConfigurationSummary(Model):
     """The version of the configuration in effect in this process."""
     generation: int | None = None
     """The number of the configuration in effect in this process: 1 at start, one more for each reload."""
+    agreed_generation: int | None = None
+    """The number of the last configuration that all API-server processes accepted."""
     state: Literal["in-effect", "preparing", "behind"] | None = None
-    """`in-effect`: the configuration is in effect; `preparing`: a new one is being built; `behind`: this process failed
-    to apply a configuration that is in effect in other processes."""
+    """`in-effect`: the configuration is in effect; `preparing`: a new one is being built; `behind`: this process has
+    not applied the agreed configuration. It tries again every second."""
     refused: RefusalSummary | None = None
     """The last configuration that was refused."""
 
@@ -42,6 +44,8 @@ class ConfigurationStatus(ConfigurationSummary):
 
     file: str | None = None
     """The name of the configuration file."""
+    problem: str | None = None
+    """Why this process has not applied the agreed configuration."""
     refused: RefusedConfiguration | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """The last configuration that was refused."""
     processes: dict[str, int] | None = None
@@ -131,12 +135,14 @@ class AuditStatus(Model):
 
 
 class AdaptersHealth(Model):
-    """Adapters that cannot be loaded now because a resource of the server has run out, such as disk space."""
+    """Adapters that cannot be loaded now because a resource of the server has run out, such as disk space, or because a
+    file system does not answer."""
 
     unavailable: int
     """Their number. Routed requests fall back, and a client that names such an adapter gets status 503."""
     problem: str | None
-    """What has run out, and the remedy; null: no adapter is unavailable."""
+    """What has run out, or which file system does not answer, and the remedy; null: no problem. `unavailable` does not
+    count adapters that the server has not imported yet from a file system that does not answer."""
 
 
 class HealthSummary(Model):
@@ -227,12 +233,12 @@ class ReloadResponse(Model):
     """The outcome of a reload."""
 
     outcome: Literal["applied", "unchanged", "refused"]
-    """`applied`: the new configuration is in effect; `unchanged`: the file has not changed; `refused`: the previous
-    configuration stays in effect."""
+    """`applied`: the configuration is in effect, except in the processes under `problems`; `unchanged`: it was already
+    in effect in all processes; `refused`: the previous configuration stays in effect."""
     generation: int
     """The number of the configuration in effect in this process."""
     problems: list[str]
-    """Why the configuration was refused; for `applied`: the processes that have not applied it yet."""
+    """Why the configuration was refused; for `applied`: the processes that have not applied it yet, and why."""
 
 
 class ReloadRefusedResponse(ReloadResponse):

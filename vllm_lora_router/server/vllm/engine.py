@@ -63,6 +63,11 @@ class VllmEngine:
         """Make vLLM serve requests whose `model` is `key` with this version."""
         self._models.lora_requests[key] = _request(version)
 
+    def registration(self, key: str) -> tuple[int, str] | None:
+        """Return the id and the folder of the adapter that vLLM's registry has under `key`."""
+        request = self._models.lora_requests.get(key)
+        return None if request is None else (request.lora_int_id, request.lora_path)
+
     def unregister(self, key: str) -> None:
         """Remove `key` from vLLM's registry."""
         self._models.lora_requests.pop(key, None)

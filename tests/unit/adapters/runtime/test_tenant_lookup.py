@@ -12,6 +12,7 @@ from vllm_lora_router.adapters.files.sources import Source
 from vllm_lora_router.adapters.runtime import pool as module
 from vllm_lora_router.adapters.runtime import tenant_lookup
 from vllm_lora_router.adapters.runtime.lease import LeaseRefusedError, OtherTenantsAdapterError, UnknownAdapterError
+from vllm_lora_router.adapters.runtime.version_log import AdapterKey
 from vllm_lora_router.config.schema import AdapterSettings
 
 from .conftest import Process, Server, put_adapter, until, write_adapter
@@ -56,16 +57,19 @@ async def refused(process: Process, name: str, tenant: str | None, *, by_client:
     return raised.value
 
 
+@pytest.mark.parametrize("tenant", ["a\\b", ".acme", "ac\tme", "x" * 300])
+async def test_tenant_without_a_folder_name_gets_the_adapters_of_all_tenants(process: Process, tenant: str) -> None:
+    assert await process.pool.can_serve("legal", tenant)
+    assert await process.request("legal", tenant) == "all"
+    assert isinstance(await refused(process, "secret", tenant), OtherTenantsAdapterError)
+
+
 @pytest.mark.parametrize("tenant", ["evil", None, "new", "evil/../acme", ".acme", "x" * 300])
 @pytest.mark.parametrize("name", ["secret", "acme/secret"])
 async def test_adapter_that_only_another_tenant_has_raises_other_tenants_adapter_error(
     process: Process, name: str, tenant: str | None
 ) -> None:
     assert process.pool.lease_now(name, tenant) is None
-    if tenant in (".acme", "x" * 300) and name == "secret":
-        # The error names the invalid tenant instead.
-        assert not isinstance(await refused(process, name, tenant), OtherTenantsAdapterError)
-        return
     error = await refused(process, name, tenant)
     assert isinstance(error, OtherTenantsAdapterError) and str(error) == f"adapter {name!r} belongs to another tenant"
     assert await process.pool.belongs_to_other_tenant(name, tenant)
@@ -215,7 +219,8 @@ async def test_all_tenant_sources_are_searched(server: Server) -> None:
         write_adapter(server.root / folder, folder)
     sources = tuple(Source.parse(str(server.root / place / "{tenant}/{name}")) for place in ("one", "two"))
     process = server.process(server.resolver(sources=sources))
-    assert process.pool.resolver.tenants_with("secret") == {"acme", "globex"}
+    lookup = process.pool._tenant_lookup
+    assert await lookup._tenants_with(AdapterKey("secret")) == {"acme", "globex"}
     for name in ("secret", "globex/secret"):
         assert isinstance(await refused(process, name, "evil"), OtherTenantsAdapterError)
     assert await process.request("secret", "globex") == "two/globex/secret"

@@ -44,6 +44,12 @@ def model() -> Model:
 
 
 @pytest.fixture
+def constant_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are as long as measured, however busy the machine is."""
+    monkeypatch.setattr(batcher_module, "MAX_SLOWDOWN", 1.0)
+
+
+@pytest.fixture
 def batcher(worker: Worker, model: Model) -> Batcher[int]:
     return Batcher(worker, model.answer)
 
@@ -72,6 +78,7 @@ async def test_texts_that_wait_for_a_busy_model_share_the_next_batch(batcher: Ba
     assert (batcher.stats.batches, batcher.stats.texts, batcher.stats.largest) == (2, 21, 20)
 
 
+@pytest.mark.usefixtures("constant_cost")
 async def test_a_batch_has_the_oldest_text_and_texts_of_similar_length_within_the_budget(
     worker: Worker, model: Model
 ) -> None:
@@ -81,13 +88,42 @@ async def test_a_batch_has_the_oldest_text_and_texts_of_similar_length_within_th
     first = asyncio.ensure_future(batcher.submit("first"))
     await wait_for_batches(model, 1)
     lengths = [20, 90, 21, 19, 1, 22, 500]
-    others = [asyncio.ensure_future(batcher.submit("x" * length)) for length in lengths]
+    others = [asyncio.ensure_future(batcher.submit("x" * length, "client")) for length in lengths]
     await asyncio.sleep(0)
     model.finish.set()
     assert await asyncio.gather(*others) == lengths
     await first
     batches = [sorted(len(text) for text in batch) for batch in model.batches[1:]]
     assert batches == [[19, 20, 21, 22], [90], [1], [500]]
+
+
+@pytest.mark.usefixtures("constant_cost")
+async def test_texts_without_a_flow_lengthen_a_batch_only_a_little(worker: Worker, model: Model) -> None:
+    # A character takes a millisecond: a batch may have 80 characters, and 10 characters if it has texts without a flow.
+    batcher = Batcher(worker, model.answer, BatchCost(per_character_s=0.001), budget_s=0.08)
+    model.finish.clear()
+    tasks = [asyncio.ensure_future(batcher.submit("first"))]
+    await wait_for_batches(model, 1)
+    tasks += [asyncio.ensure_future(batcher.submit("x" * 4)) for _ in range(3)]
+    tasks += [asyncio.ensure_future(batcher.submit("x" * 9, "client")) for _ in range(3)]
+    await asyncio.sleep(0)
+    model.finish.set()
+    await asyncio.gather(*tasks)
+    assert [[len(text) for text in batch] for batch in model.batches[1:]] == [[9, 9, 9], [4, 4], [4]]
+
+
+async def test_batches_are_smaller_after_batches_that_took_longer_than_measured(worker: Worker, model: Model) -> None:
+    # A text of 10 characters is measured with 10 ms and takes at least 40 ms, so a batch has at most 4 texts, not 10.
+    batcher = Batcher(worker, model.answer, BatchCost(per_character_s=0.001), budget_s=0.1)
+    model.fails = lambda texts: time.sleep(0.04)
+    model.finish.clear()
+    tasks = [asyncio.ensure_future(batcher.submit("x" * 10, "client"))]
+    await wait_for_batches(model, 1)
+    tasks += [asyncio.ensure_future(batcher.submit("x" * 10, "client")) for _ in range(10)]
+    await asyncio.sleep(0)
+    model.finish.set()
+    await asyncio.gather(*tasks)
+    assert len(model.batches[1]) <= 4
 
 
 async def test_a_batch_has_a_maximum_size(batcher: Batcher[int], model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +229,7 @@ async def test_texts_are_refused_when_the_thread_of_the_model_has_ended(batcher:
         await batcher.submit("x")
 
 
+@pytest.mark.usefixtures("constant_cost")
 async def test_one_client_cannot_take_the_model_from_another(worker: Worker, model: Model) -> None:
     # A character takes a millisecond, so a batch has at most two texts of 40 characters.
     batcher = Batcher(worker, model.answer, BatchCost(per_character_s=0.001), budget_s=0.08, limit=24)
