@@ -157,7 +157,7 @@ def test_requests_that_cannot_be_isolated_are_refused_whatever_their_spelling(te
     plain = json.dumps(body).encode()
     requests: list[tuple[str, dict[str, str]]] = [
         ("/v1/chat/completions%0A", {"content-type": "application/json"}),
-        ("/v1/chat/completions", {"content-type": "application/json", "content-encoding": "identity"}),
+        ("/v1/chat/completions", {"content-type": "application/json", "content-encoding": "x-identity"}),
     ]
     for cache, status in (("shared", 200), ("isolated", 400)):
         tenants.configure(cache)

@@ -46,7 +46,8 @@ def bearer_token(scope: Scope) -> bytes | None:
 def is_json(scope: Scope) -> bool:
     """Return whether vLLM reads the body as JSON. It answers any other body with an error."""
     media_type = (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
-    return media_type == b"application/json" and header(scope, b"content-encoding") is None
+    encoding = (header(scope, b"content-encoding") or b"identity").strip().lower()
+    return media_type == b"application/json" and encoding == b"identity"
 
 
 async def read_body(receive: Receive) -> bytes | None:
@@ -257,6 +258,17 @@ def with_headers(scope: Scope, changed: dict[bytes, bytes]) -> Scope:
 def without_header(scope: Scope, name: bytes) -> Scope:
     """Return a scope without the request headers of this lower-case name."""
     return {**scope, "headers": [(key, value) for key, value in scope["headers"] if key != name]}
+
+
+def on_success(send: Send, call: Callable[[], None]) -> Send:
+    """Return a `send` that calls `call` when a response with a status below 400 starts."""
+
+    def send_and_notice(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start" and message["status"] < 400:
+            call()
+        return send(message)
+
+    return send_and_notice
 
 
 def add_headers(message: Message, added: Iterable[tuple[bytes, bytes]]) -> Message:

@@ -167,6 +167,11 @@ class Exchange:
         return asgi.replay_body(content, receive)
 
     @property
+    def runs_in_background(self) -> bool:
+        """Whether the request continues after its response has ended, if vLLM accepts it."""
+        return self.path == "/v1/responses" and json_edit.runs_in_background(self.members)
+
+    @property
     def request_id(self) -> str | None:
         """The X-Request-Id header."""
         return (asgi.header(self.scope, b"x-request-id") or b"").decode("latin-1") or None
@@ -289,8 +294,6 @@ def edit(
         The response that tracks the decision; None for a request that is neither routed nor observed.
     """
     lease = selection.lease
-    if lease is not None and json_edit.runs_in_background(exchange.members):
-        lease.pin()
     if exchange.kind == "routed":
         decision, retry = _write_edit(exchange, choice, selection)
     else:

@@ -128,6 +128,8 @@ class LoraRouterMiddleware:
                 await _rejection(exchange, choice.plan)(exchange.scope, receive, send)
                 return
             lease = selection.lease
+            if lease is not None and exchange.runs_in_background:
+                send = asgi.on_success(send, lease.pin)
             if exchange.kind == "routed" or (lease is not None and lease.model != exchange.model):
                 response = await exchange.run(lambda: edit(router, exchange, choice, selection, send))
             else:

@@ -162,6 +162,12 @@ async def test_other_content_types_are_forwarded_unchanged(
     assert app.received.body == content
 
 
+async def test_identity_encoding_is_routed(app: App, client: httpx.AsyncClient) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "Identity"}
+    await client.post(CHAT, content=json.dumps(chat("lawsuit")), headers=headers)
+    assert app.received.json["model"] == "legal-lora"
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32-le"])
 async def test_every_json_encoding_is_routed(app: App, client: httpx.AsyncClient, encoding: str) -> None:
     content = json.dumps(chat("Größe of a lawsuit"), ensure_ascii=False).encode(encoding)

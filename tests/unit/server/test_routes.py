@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from vllm_lora_router.protocols.routes import ROUTES
 
@@ -266,6 +267,24 @@ async def test_responses_api_gets_id_from_log(app: App, caplog: pytest.LogCaptur
 async def test_background_response_pins_routed_adapter(app: App, background: Any, pinned: list[str]) -> None:
     await post_json(app.asgi, "/v1/responses", {"model": "MoM", "input": "blood", "background": background})
     assert app.adapters.pinned == pinned and app.adapters.leased == []
+
+
+@pytest.mark.parametrize("model", ["MoM", "medical-lora"])
+async def test_background_request_that_vllm_refuses_pins_no_adapter(app: App, model: str) -> None:
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    app.asgi.app = refuse
+    await post_json(app.asgi, "/v1/responses", {"model": model, "input": "blood", "background": True})
+    assert app.adapters.pinned == [] and app.adapters.leased == []
+
+
+async def test_only_responses_run_in_background(app: App) -> None:
+    messages = [{"role": "user", "content": "blood"}]
+    await post_json(app.asgi, "/v1/chat/completions", {"model": "MoM", "messages": messages, "background": True})
+    assert app.adapters.pinned == [] and app.adapters.leased == []
 
 
 @pytest.mark.parametrize("path", [*ROUTES, "/v1/embeddings"])

@@ -248,8 +248,7 @@ NOT_JSON: dict[str, Headers] = {
     "text": [(b"content-type", b"text/plain")],
     "another kind of JSON": [(b"content-type", b"application/ld+json")],
     "no content type": [],
-    # vLLM ignores this header and reads the body as plain JSON.
-    "identity encoding": [(b"content-type", b"application/json"), (b"content-encoding", b"identity")],
+    "another encoding": [(b"content-type", b"application/json"), (b"content-encoding", b"gzip")],
 }
 
 
