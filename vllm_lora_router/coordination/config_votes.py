@@ -25,6 +25,7 @@ class ProcessVote(Struct, frozen=True):
     sha256: str
     proposal: int = 0  # the number of the proposal that it votes on
     problems: tuple[str, ...] = ()  # empty: the process has prepared the proposal and accepts it
+    not_applied: str | None = None  # why the process has not put the configuration in effect that was agreed on
 
 
 class Proposal(Struct, frozen=True):

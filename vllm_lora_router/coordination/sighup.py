@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import FrameType
 
+from vllm_lora_router.coordination.repeat import repeat
 from vllm_lora_router.coordination.run_directory import RunDirectoryError
 
 FILE = "reload"
@@ -42,16 +43,11 @@ def reload_on_sighup(folder: Path, reload: Callable[[], Awaitable[object]]) -> N
         install_sighup_handler(lambda: folder)
 
     async def poll() -> None:
-        while True:
-            await asyncio.sleep(POLL_S)
-            try:
-                await asyncio.to_thread((folder / FILE).unlink)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                logger.warning("SIGHUP: reload request not read (%s); trying again", error)
-                continue
-            logger.info("SIGHUP: reloading the configuration")
-            await reload()
+        try:
+            await asyncio.to_thread((folder / FILE).unlink)
+        except FileNotFoundError:
+            return
+        logger.info("SIGHUP: reloading the configuration")
+        await reload()
 
-    _tasks.add(asyncio.ensure_future(poll()))
+    _tasks.add(asyncio.ensure_future(repeat("SIGHUP: reloading the configuration", poll, logger, every_s=POLL_S)))

@@ -8,6 +8,9 @@ from msgspec import Struct
 
 from vllm_lora_router.types import Assignment, Client, Share
 
+# The hash runs on the event loop. Conversations whose first message begins with the same characters get the same arm.
+MAX_BEGINNING_CHARACTERS = 65_536
+
 
 class AssignmentKey(Struct, frozen=True):
     """A key that stays the same for the same user."""
@@ -33,7 +36,8 @@ def assignment_key(
             if known is not None:
                 return AssignmentKey(known, source)
             if beginning:
-                key = digest(salt, source, client.api_key_fingerprint or "", client.tenant or "", beginning)
+                text = beginning[:MAX_BEGINNING_CHARACTERS]
+                key = digest(salt, source, client.api_key_fingerprint or "", client.tenant or "", text)
                 return AssignmentKey(key, source)
         elif key := client.ab_keys.get(source):
             return AssignmentKey(key, source)

@@ -3,6 +3,7 @@
 A conversation keeps its topic, so that follow-ups such as "commit it" and "why?" need no category of their own.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
 
@@ -15,6 +16,8 @@ from vllm_lora_router.types import ActiveTopic, Classification, Method, Query, S
 MAX_ENTRIES = 10_000
 # Results that wait to be written into the cache: at most this many, for texts of at most this many characters.
 MAX_PENDING, MAX_PENDING_CHARACTERS = 64, 4096
+# Texts are hashed in pieces of this size, and longer ones on another thread.
+CHUNK_CHARACTERS = 65_536
 
 
 class AcceptedClassification(Struct, frozen=True):
@@ -57,6 +60,13 @@ def next_topic(topic: ActiveTopic | None, turn: Turn, margin: float) -> ActiveTo
     return topic
 
 
+def is_decisive(accepted: AcceptedClassification, margin: float) -> bool:
+    """Return whether the topic after a turn is its category, whatever the topic before it was. See `next_topic`."""
+    classification = accepted.classification
+    others = (score for category, score in classification.scores.items() if category != classification.category)
+    return round(classification.score - max((0.0, *others)), 4) >= margin
+
+
 def last_turn(accepted: AcceptedClassification, topic: ActiveTopic | None) -> Turn:
     """Return the last turn in the form of the earlier ones."""
     return _turn(0, accepted, topic)
@@ -65,53 +75,76 @@ def last_turn(accepted: AcceptedClassification, topic: ActiveTopic | None) -> Tu
 class TurnCache:
     """Classifications of earlier turns, which clients send again with every request.
 
-    The result of an MCP tool is used only for the client that it was made for, because a tool may answer differently
-    for another client.
+    All configurations of a process share one cache. An entry belongs to a scope, which is a digest of everything that
+    the classification depends on. A reload that changes none of it therefore keeps the entries.
     """
 
-    def __init__(self, *, by_client: bool = False) -> None:
-        """Create a cache.
+    def __init__(self) -> None:
+        self._entries: LRUCache[tuple[bytes, bytes, bytes | None], AcceptedClassification | None] = LRUCache(
+            MAX_ENTRIES
+        )
+        # Not yet written into the cache: the scope, the text, the client and the result of each turn.
+        self._pending: list[tuple[bytes, str, bytes | None, AcceptedClassification | None]] = []
 
-        Args:
-            by_client: Keep the results of all methods apart by client, not only those of MCP tools.
-        """
-        self._by_client = by_client
-        self._entries: LRUCache[bytes, AcceptedClassification | None] = LRUCache(MAX_ENTRIES)
-        self._pending: list[tuple[str, bytes | None, Sequence[Step]]] = []  # not yet written into the cache
-
-    def get(self, text: str, client: bytes | None) -> tuple[AcceptedClassification | None] | None:
+    def get(
+        self, scope: bytes, text_digest: bytes, client: bytes | None
+    ) -> tuple[AcceptedClassification | None] | None:
         """Return the result for a text in a tuple, or None if it is not cached.
 
         Args:
             client: The `client_key` of the query; None if results do not depend on the client.
         """
         self._write_pending()
-        for key in (_key(text),) if client is None else (_key(text, client), _key(text)):
-            if key in self._entries:
+        for owner in (None,) if client is None else (client, None):
+            if (key := (scope, text_digest, owner)) in self._entries:
                 return (self._entries[key],)
         return None
 
-    def put(self, text: str, client: bytes | None, steps: Sequence[Step]) -> None:
-        """Store the result of a turn, unless a method failed."""
-        self._pending.append((text, client, steps))
-        if len(self._pending) == MAX_PENDING or len(text) > MAX_PENDING_CHARACTERS:
+    def put(
+        self, scope: bytes, text_digest: bytes, client: bytes | None, result: AcceptedClassification | None
+    ) -> None:
+        """Store the result of a turn.
+
+        Args:
+            client: The `client_key` of the query; None for a result that holds for all clients.
+        """
+        self._entries[scope, text_digest, client] = result
+
+    def put_later(self, scope: bytes, text: str, client: bytes | None, result: AcceptedClassification | None) -> None:
+        """Store the result of a short turn before the cache is read, but not at once.
+
+        Most requests start a conversation and read no cache, so their texts are hashed together.
+        """
+        self._pending.append((scope, text, client, result))
+        if len(self._pending) == MAX_PENDING:
             self._write_pending()
 
     def _write_pending(self) -> None:
-        """Write pending results. Writes are deferred, because most requests start a conversation and read no cache."""
-        for text, client, steps in self._pending:
-            if not any(step.failure for step in steps):
-                depends_on_client = self._by_client or any(step.method == "mcp" for step in steps)
-                key = _key(text, client if depends_on_client else None)
-                self._entries[key] = accepted_classification(steps)
+        for scope, text, client, result in self._pending:
+            self.put(scope, digest(text), client, result)
         self._pending.clear()
+
+
+async def digests(texts: Sequence[str]) -> list[bytes]:
+    """Return the digests of texts. Long texts are hashed on another thread, because a megabyte takes 1.4 ms."""
+    if sum(map(len, texts)) > CHUNK_CHARACTERS:
+        return await asyncio.to_thread(lambda: [digest(text) for text in texts])
+    return [digest(text) for text in texts]
+
+
+def digest(text: str) -> bytes:
+    """Return a digest of a text. It is computed in pieces, between which another thread can run."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for start in range(0, len(text), CHUNK_CHARACTERS):
+        hashed.update(text[start : start + CHUNK_CHARACTERS].encode("utf-8", "surrogatepass"))
+    return hashed.digest()
 
 
 def client_key(query: Query) -> bytes:
     """Return a key that differs for clients for which a tool may answer differently."""
     client = query.client
     values = (client.tenant, client.user, client.api_key_fingerprint, sorted(client.headers.items()), query.model)
-    return repr(values).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).digest()
 
 
 class StoredConversation(Struct, frozen=True):
@@ -150,10 +183,3 @@ def _turn(turns_ago: int, accepted: AcceptedClassification, topic: ActiveTopic |
         topic_score,
         classification.overrides,
     )
-
-
-def _key(text: str, client: bytes | None = None) -> bytes:
-    key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
-    if client is not None:
-        key.update(b"\0" + hashlib.sha256(client).digest())
-    return key.digest()

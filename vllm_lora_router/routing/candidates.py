@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 from msgspec.structs import replace
 
@@ -75,10 +76,12 @@ def _arms(category: Category, base: ServedBase) -> Arms | None:
     weights: dict[str, float] = {}
     for entry in category.model_scores:
         if entry.model == base.alias:
-            name = entry.lora_name or base.alias
-            # The same adapter may be several arms, for example with and without reasoning.
-            same = sum(arm.split("#")[0] == name for arm in candidates)
-            arm = f"{name}#{same + 1}" if same else name
+            arm = name = entry.lora_name or base.alias
+            # The same adapter may be several arms, for example with and without reasoning. An adapter may also be
+            # called like such an arm.
+            numbers = count(2)
+            while arm in candidates:
+                arm = f"{name}#{next(numbers)}"
             source = f"category {category.name}, arm {arm} of weight {entry.score:g}"
             candidates[arm] = replace(_candidate(entry, category, base), arm=arm, source=source)
             weights[arm] = entry.score

@@ -30,6 +30,7 @@ class TextFilter:
         Raises:
             PatternError: A pattern cannot be used.
         """
+        self.patterns = tuple(patterns)
         self._patterns = [compile_linear(pattern) for pattern in patterns]
         self._per_byte_ns = sum(_MATCH_NS + _INSTRUCTION_NS * pattern.programsize for pattern in self._patterns)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lora-router-text")

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
+from vllm_lora_router.adapters.files.snapshots import SnapshotError
+from vllm_lora_router.adapters.runtime.disk_calls import run_in_daemon_thread
 from vllm_lora_router.adapters.runtime.factory import EngineLimits, open_pool, run_directory_parent
 from vllm_lora_router.adapters.runtime.loader import Engine
 from vllm_lora_router.adapters.runtime.maintenance import Maintenance
@@ -17,9 +19,11 @@ from vllm_lora_router.adapters.runtime.resolver import DeclaredFolder, Resolver
 from vllm_lora_router.classifiers import ClassifierError
 from vllm_lora_router.classifiers.labels import unreachable_categories
 from vllm_lora_router.config import ConfigError, load
+from vllm_lora_router.config.file_content import read_content
+from vllm_lora_router.config.loader import LoadedConfig
 from vllm_lora_router.config.served_base import served_base
 from vllm_lora_router.config.warnings import ConfigWarning, config_warnings
-from vllm_lora_router.coordination.run_directory import RunDirectory
+from vllm_lora_router.coordination.run_directory import RunDirectory, RunDirectoryError
 from vllm_lora_router.coordination.sighup import reload_on_sighup
 from vllm_lora_router.observability.audit_destination import (
     AuditDestination,
@@ -30,15 +34,28 @@ from vllm_lora_router.observability.metrics import Metrics
 from vllm_lora_router.observability.recorder import Recorder
 from vllm_lora_router.observability.traces import Traces
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.server.preflight import declared_folders, preflight
+from vllm_lora_router.server.guard import ApiKeys
+from vllm_lora_router.server.preflight import preflight
 from vllm_lora_router.server.reload import ConfigReloader, ReloadRefusedError
 from vllm_lora_router.server.state import Serving
+from vllm_lora_router.server.tenants import TenantKeys
 
 logger = logging.getLogger("vllm_lora_router.server")
 
 
 class StartupError(RuntimeError):
     """The server cannot start. The message has one line per cause."""
+
+
+# The errors of `start_serving` whose message says all that a user needs; any other error is a defect.
+START_ERRORS = (
+    ConfigError,
+    StartupError,
+    ClassifierError,
+    AuditDestinationError,
+    RunDirectoryError,
+    SnapshotError,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,7 @@ class StartupSettings:
     command_line: Mapping[str, str]  # adapter name to path, from --lora-modules
     adapters_with_3d_weights: Collection[str]  # adapters of the command line that store expert weights as 3D tensors
     server: str  # identifies the server; the same in all of its processes
+    api_keys: ApiKeys | None = None  # None: the server has no API key
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,7 @@ class Generation:
     router: Router
     resolver: Resolver
     audit_destination: AuditDestination
+    tenant_keys: TenantKeys | None
     notices: Sequence[ConfigWarning]
 
 
@@ -74,6 +93,8 @@ async def start_serving(settings: StartupSettings, serving: Serving) -> None:
         StartupError: an adapter is invalid, or adapters are configured and the server was started without LoRA.
         ClassifierError: a classifier model is missing or does not match its settings.
         AuditDestinationError: the audit record cannot be written at the configured path.
+        RunDirectoryError: the run directory cannot be created, or its disk is full.
+        SnapshotError: copies of adapters cannot be stored.
     """
     run = await asyncio.to_thread(_open_run_directory, settings)
     atexit.register(run.close)
@@ -83,7 +104,8 @@ async def start_serving(settings: StartupSettings, serving: Serving) -> None:
     pool: AdapterPool | None = None
 
     async def prepare(content: bytes) -> Generation:
-        building = asyncio.ensure_future(asyncio.to_thread(_build, settings, content, serving.router))
+        # The files of declared adapters may be on a file system that does not answer.
+        building = run_in_daemon_thread(partial(_build, settings, content, serving.router))
         try:
             return await asyncio.shield(building)
         except (ConfigError, ClassifierError, AuditDestinationError, StartupError) as error:
@@ -94,20 +116,21 @@ async def start_serving(settings: StartupSettings, serving: Serving) -> None:
             raise
 
     async def commit(generation: Generation, number: int) -> None:
-        _log_notices(generation)
         if pool is not None:
             await pool.configure(generation.resolver, generation.router.loaded.config.router.adapters)
         _configure_recorder(serving.recorder, generation, number)
-        serving.router = generation.router
+        serving.router, serving.tenant_keys = generation.router, generation.tenant_keys
+        _log_notices(generation)
 
     reloader = ConfigReloader(run, settings.file, prepare, commit, on_outcome=metrics.count_reload)
-    content = await reloader.join(await asyncio.to_thread(settings.file.read_bytes))
+    content = await reloader.join(await asyncio.to_thread(read_content, settings.file))
     first = await asyncio.to_thread(_build, settings, content, None)
     _log_notices(first)
     if settings.limits is not None:
         pool = await _open_pool(settings, settings.limits, first, run)
         pool.loader.metrics = metrics
     _configure_recorder(serving.recorder, first, reloader.generation)
+    serving.tenant_keys = first.tenant_keys
     serving.start(first.router, settings.served_names, pool)
     serving.reloader = reloader
     reloader.start()
@@ -140,14 +163,25 @@ def _build(settings: StartupSettings, content: bytes, previous: Router | None) -
         raise StartupError("\n".join(["the configuration cannot be used:", *checks.problems]))
     adapters = {
         name: DeclaredFolder(folder, name in settings.adapters_with_3d_weights)
-        for name, folder in declared_folders(loaded, base, settings.command_line).items()
+        for name, folder in checks.folders.items()
         if folder is not None
     }
-    resolver = Resolver.from_config(loaded, adapters, one_node=settings.one_node)
+    resolver = Resolver.from_config(loaded, adapters, served_names=settings.served_names, one_node=settings.one_node)
     audit_destination = prepare_destination(loaded)
     router = Router.build(loaded, base, previous)
-    notices = (*config_warnings(loaded, base), *checks.notices, *_label_notices(router))
-    return Generation(router, resolver, audit_destination, notices)
+    tenant_keys = _tenant_keys(loaded)
+    notices = (
+        *config_warnings(loaded, base),
+        *checks.notices,
+        *_label_notices(router),
+        *_tenant_key_notices(tenant_keys, settings.api_keys),
+    )
+    return Generation(router, resolver, audit_destination, tenant_keys, notices)
+
+
+def _tenant_keys(loaded: LoadedConfig) -> TenantKeys | None:
+    settings = loaded.config.router.tenants
+    return None if settings is None else TenantKeys.from_environment(settings.keys_env)
 
 
 def _log_notices(generation: Generation) -> None:
@@ -182,6 +216,19 @@ async def _open_pool(
         raise StartupError("\n".join(["declared adapters cannot be served:", *problems]))
     Maintenance(pool).start()
     return pool
+
+
+def _tenant_key_notices(tenant_keys: TenantKeys | None, api_keys: ApiKeys | None) -> list[ConfigWarning]:
+    if tenant_keys is None or api_keys is None:
+        return []
+    return [
+        ConfigWarning(
+            logging.WARNING,
+            f"router.tenants: tenant {tenant!r} cannot authenticate, because none of its keys is an API key of this "
+            "server; add one to --api-key",
+        )
+        for tenant in tenant_keys.tenants_without(api_keys.digests)
+    ]
 
 
 def _label_notices(router: Router) -> list[ConfigWarning]:

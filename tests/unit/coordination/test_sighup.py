@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from vllm_lora_router.coordination import repeat, sighup
 from vllm_lora_router.coordination.sighup import reload_on_sighup
 
 PARENT = """
@@ -46,3 +49,25 @@ async def test_sighup_to_parent_process_reloads_once(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGHUP, previous_handler)
     assert reloads == 2
+
+
+async def test_reload_that_fails_does_not_end_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeat, "RETRY_S", 0.01)
+    monkeypatch.setattr(sighup, "POLL_S", 0.01)
+    reloads: list[int] = []
+
+    async def reload() -> None:
+        reloads.append(len(reloads))
+        if len(reloads) == 1:
+            raise RuntimeError("no")
+
+    previous_handler = signal.getsignal(signal.SIGHUP)
+    try:
+        reload_on_sighup(tmp_path, reload)
+        for count in (1, 2):
+            os.kill(os.getpid(), signal.SIGHUP)
+            async with asyncio.timeout(60):
+                while len(reloads) < count:
+                    await asyncio.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGHUP, previous_handler)

@@ -12,12 +12,12 @@ from vllm_lora_router.classifiers.cascade import Cascade
 from vllm_lora_router.classifiers.factory import Classifiers
 from vllm_lora_router.routing.affinity_state import (
     MAX_PENDING,
-    MAX_PENDING_CHARACTERS,
+    AcceptedClassification,
     TurnCache,
-    accepted_classification,
+    digest,
 )
 from vllm_lora_router.routing.router import Router
-from vllm_lora_router.types import Classification, Client, Method, Plan, Query, Step
+from vllm_lora_router.types import Classification, Client, Method, Plan, Query
 
 if TYPE_CHECKING:
     from .conftest import Route
@@ -153,13 +153,22 @@ async def test_a_long_conversation_keeps_its_topic(chat: ConversationRouter) -> 
         assert plan.category == "legal", count
 
 
-async def test_of_a_new_long_conversation_the_first_and_the_latest_turns_are_classified(
+async def test_of_a_new_conversation_the_latest_turns_are_classified_until_one_is_clear(
+    chat: ConversationRouter,
+) -> None:
+    turns = ["a contract", "a fever", *(f"and {number}?" for number in range(20))]
+    plan = await chat.plan(*turns)
+    assert plan.category == "medical"
+    assert chat.classifier.texts == list(reversed(turns))  # three times seven turns before the last one
+
+
+async def test_of_a_new_very_long_conversation_the_first_and_the_latest_63_turns_are_classified(
     chat: ConversationRouter,
 ) -> None:
     turns = ["a fever", *(f"and {number}?" for number in range(100))]
     plan = await chat.plan(*turns)
     assert plan.category == "medical"
-    assert chat.classifier.texts == [turns[-1], turns[0], *turns[-7:-1]]
+    assert chat.classifier.texts == [*reversed(turns[-64:]), "a fever"]
 
 
 async def test_the_record_of_a_very_long_conversation_has_its_latest_turns(
@@ -231,12 +240,11 @@ async def test_a_reload_keeps_conversations(router: Route, chat: ConversationRou
 
 def test_turns_are_found_while_their_writes_are_pending_and_few_are_pending() -> None:
     turns = TurnCache()
-    steps = (Step("keyword", 0.1, Classification("medical", 1.0, {"medical": 1.0}, "rule", 1.0, True)),)
+    result = AcceptedClassification("keyword", Classification("medical", 1.0, {"medical": 1.0}, "rule", 1.0, True))
     for number in range(3 * MAX_PENDING):
-        turns.put(f"text {number}", None, steps)
+        turns.put_later(b"scope", f"text {number}", None, result)
         assert len(turns._pending) < MAX_PENDING
-    turns.put("x" * (MAX_PENDING_CHARACTERS + 1), None, steps)
-    assert turns._pending == []  # long texts are written at once
-    turns.put("the last", None, steps)
-    assert turns.get("the last", None) == turns.get("text 0", None) == (accepted_classification(steps),)
-    assert turns.get("another", None) is None
+    turns.put_later(b"scope", "the last", None, result)
+    for text in ("the last", "text 0"):
+        assert turns.get(b"scope", digest(text), None) == (result,)
+    assert turns.get(b"scope", digest("another"), None) is None

@@ -75,3 +75,22 @@ def test_the_default_model_can_be_an_adapter(router: Route) -> None:
 
 def test_a_default_model_of_another_server_is_this_servers_base_model(router: Route) -> None:
     assert candidates_for(router(("default_model: base", "default_model: other")), None) == (BASE,)
+
+
+def test_every_entry_of_an_ab_test_is_an_arm_of_its_own(router: Route) -> None:
+    names = ["a", "a", "a#2", "a#2", "a#2#2", None, None]
+    served = router(
+        ("qwen3, loras: [", "qwen3, loras: [{name: a}, {name: a#2}, {name: a#2#2}, "),
+        (
+            "    system_prompt_mode: replace\n    model_scores: [{model: other, lora_name: other-lora}]",
+            "    selection: weighted\n    model_scores:\n"
+            + "".join(
+                f"      - {{model: base, {f'lora_name: {name!r}, ' if name else ''}score: {number}}}\n"
+                for number, name in enumerate(names, 1)
+            ),
+        ),
+    )
+    arms = Candidates(served.loaded.config, served.base).arms["legal"]
+    assert sum(arms.weights.values()) == sum(range(1, 8))
+    assert [candidate.adapter for candidate in arms.candidates.values()] == names
+    assert list(arms.weights)[:2] == ["a", "a#2"]  # names that earlier records contain do not change

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_lora_router.adapters.files.snapshots import SnapshotStore
-from vllm_lora_router.adapters.runtime.factory import default_limit
+from vllm_lora_router.adapters.files.snapshots import SnapshotStore, default_limit
 from vllm_lora_router.config import load
 from vllm_lora_router.config.loader import LoadedConfig
 from vllm_lora_router.observability.audit_destination import AuditDestination, prepare_destination

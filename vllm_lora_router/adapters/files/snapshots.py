@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,15 @@ class SnapshotStore:
         except OSError as error:
             raise self._unusable(error) from error
 
+    def set_limit(self, max_gb: float | None, declared: Collection[Path]) -> None:
+        """Set the limit of the store's size. Reads the disk.
+
+        Args:
+            max_gb: `router.adapters.max_disk_gb`; None sets the default limit.
+            declared: the folders of the declared adapters.
+        """
+        self.max_bytes = default_limit(self, declared) if max_gb is None else int(max_gb * 1e9)
+
     def create(self, source: Path, boundary: Path | None = None) -> Snapshot:
         """Copy the adapter in the folder `source`. If an equal snapshot exists, keep that one.
 
@@ -166,12 +175,7 @@ class SnapshotStore:
         Raises:
             UnreadableError: there is no such snapshot.
         """
-        read_bytes = 0
-        with _opened(self.path(sha256)) as (files, _):
-            for file in files:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-                read_bytes += sum(len(chunk) for chunk in _chunks(file))
-        return read_bytes
+        return read_ahead(self.path(sha256))
 
     def used_bytes(self) -> int:
         """Return the size of the store in bytes: unfinished copies are included, and reflinks count in full.
@@ -260,6 +264,20 @@ class SnapshotStore:
         )
 
 
+def read_ahead(folder: Path) -> int:
+    """Read the adapter in `folder` into the page cache. Return the number of bytes read.
+
+    Raises:
+        UnreadableError: a file is missing or cannot be read.
+    """
+    read_bytes = 0
+    with _opened(folder) as (files, _):
+        for file in files:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+            read_bytes += sum(len(chunk) for chunk in _chunks(file))
+    return read_bytes
+
+
 def folder_bytes(folder: Path) -> int:
     """Return the size of the adapter in `folder`, which is also the size of a snapshot of it.
 
@@ -267,6 +285,23 @@ def folder_bytes(folder: Path) -> int:
         OSError: a file is missing or the file system does not answer.
     """
     return sum((folder / name).stat().st_size for name in FILES)
+
+
+def default_limit(snapshots: SnapshotStore, declared: Collection[Path]) -> int:
+    """Return the size of the store without `max_disk_gb`: copies of all declared adapters, and half of the rest.
+
+    Args:
+        declared: the folders of the declared adapters.
+    """
+    total = copied = 0
+    for folder in {folder.resolve() for folder in declared}:
+        with suppress(OSError):  # the import reports the error
+            size_bytes = folder_bytes(folder)
+            total += size_bytes
+            copied += 0 if can_reflink(folder, snapshots.folder) else size_bytes
+    # Another process of this server may have created snapshots already.
+    free = snapshots.free_bytes() + snapshots.used_bytes()
+    return total + max(free - copied, 0) // 2
 
 
 def can_reflink(source: Path, folder: Path) -> bool:

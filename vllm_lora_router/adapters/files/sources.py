@@ -59,6 +59,15 @@ def signature(folder: Path) -> Signature | None:
     return Signature.of(*existing) if len(existing) == len(FILES) else None
 
 
+def has_files(folder: Path) -> bool:
+    """Return whether at least one of an adapter's files exists in `folder`, following links.
+
+    Raises:
+        OSError: the file system does not answer.
+    """
+    return any(_stat(folder / name) is not None for name in FILES)
+
+
 @dataclass(frozen=True)
 class Source:
     """A folder or template that gives the folder of each adapter, or of each tenant's adapters."""
@@ -108,8 +117,7 @@ class Source:
                 the root, or a file is a device or a FIFO.
             OSError: the file system does not answer.
         """
-        if problem := folder_name_problem(name):
-            raise NotAllowedError(f"adapter name {name[:LONGEST_NAME_BYTES]!r} {problem}")
+        check_folder_name(name)
         if self.by_tenant:
             if tenant is None:
                 return None
@@ -219,7 +227,7 @@ def _template_problem(text: str, parts: tuple[str, ...]) -> str | None:
 
 
 def folder_name_problem(name: str) -> str | None:
-    """Return why an adapter or a tenant of this name cannot have a folder in a source, with the remedy; None if it can."""
+    """Return why an adapter or tenant of this name cannot have a folder in a source, and the remedy; None if it can."""
     if not name:
         return "is empty; enter a name"
     if name.startswith("."):
@@ -231,6 +239,16 @@ def folder_name_problem(name: str) -> str | None:
     if len(name.encode()) > LONGEST_NAME_BYTES:
         return f"has more than {LONGEST_NAME_BYTES} bytes; use a shorter name"
     return None
+
+
+def check_folder_name(name: str) -> None:
+    """Refuse the name of an adapter that cannot have a folder in a source. Reads no file.
+
+    Raises:
+        NotAllowedError: with the reason and the remedy.
+    """
+    if problem := folder_name_problem(name):
+        raise NotAllowedError(f"adapter name {name[:LONGEST_NAME_BYTES]!r} {problem}")
 
 
 def _stat(path: Path) -> os.stat_result | None:

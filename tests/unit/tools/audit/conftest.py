@@ -188,7 +188,7 @@ class RandomTraffic:
             classifiers.append(RandomTool(rng))
         if rng.random() < 0.3:
             rng.shuffle(classifiers)
-        return Router(loaded, router.base, Classifiers(Cascade(classifiers, 1000), ()), router.conversations)
+        return Router(loaded, router.base, Classifiers(Cascade(classifiers, 1000), ()), router)
 
     def lines(self, count: int) -> list[str]:
         """Return the lines of `count` decisions as JSON."""
