@@ -228,6 +228,7 @@ class Decision(Struct, frozen=True):
     content_digest: str | None = None  # digest of that version's content
     request: RequestInfo = RequestInfo()
     timings_ms: Mapping[str, float] = field(default_factory=dict)  # duration of each phase: read, plan, lease, edit
+    is_rejected: bool = False  # `router.on_error: reject` refused the request; `candidate` would have been the fallback
     key: str = field(default_factory=new_id)  # unique, unlike `id`: two clients can send the same X-Request-Id
 
 

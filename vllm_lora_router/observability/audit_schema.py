@@ -73,6 +73,7 @@ def decision_line(decision: Decision, at_s: float, texts: Sequence[str], retenti
         "prompts": request.prompts,
         **(retention(texts) if texts else {}),
         "reason": decision.reason,
+        **({"rejected": True} if decision.is_rejected else {}),
         "plan": {
             "reason": plan.reason,
             "category": plan.category,

@@ -28,7 +28,8 @@ def format_decision(decision: Decision) -> str:
     """Return a decision as one line. It contains no user text, and names in it cannot break the line."""
     plan = decision.plan
     origin = plan.method if decision.reason == "routed" else decision.reason
-    parts = [f"{plan.category or '-'} -> {decision.candidate.model} {origin}"]
+    served = "rejected" if decision.is_rejected else decision.candidate.model
+    parts = [f"{plan.category or '-'} -> {served} {origin}"]
     if plan.confidence is not None:
         parts.append(f"{plan.confidence:.2f}")
     if plan.affinity is not None and plan.affinity.kept:

@@ -63,6 +63,12 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
+        self._not_answering = Gauge(
+            "lora_router_file_systems_not_answering",
+            "File systems of adapters that do not answer; the most of all API-server processes.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self._generation = Gauge(
             "lora_router_config_generation",
             "Generation of the configuration in effect; the lowest of all API-server processes.",
@@ -195,6 +201,10 @@ class Metrics:
     def set_unavailable_adapters(self, number: int) -> None:
         """Set the number of adapters that cannot be loaded now because a resource of the server has run out."""
         self._unavailable_adapters.set(number)
+
+    def set_not_answering(self, number: int) -> None:
+        """Set the number of file systems of adapters that do not answer."""
+        self._not_answering.set(number)
 
     def set_snapshot_bytes(self, used_bytes: int) -> None:
         """Set the disk space that adapter snapshots use."""

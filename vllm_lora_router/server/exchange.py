@@ -334,6 +334,19 @@ def _write_edit(exchange: Exchange, choice: Choice, selection: Selection) -> tup
     return decision, retry if applied.more_than_model else None
 
 
+def rejected_decision(exchange: Exchange, choice: Choice) -> Decision:
+    """Return the decision of a request that `router.on_error: reject` refuses."""
+    plan, protocol = choice.plan, choice.protocol
+    assert plan is not None and protocol is not None
+    request_id = exchange.request_id
+    if request_id is None or not is_usable_id(request_id):
+        request_id = new_id()
+    fallback = Selection(plan.candidates[0], plan.reason, plan.candidates[0].model)
+    answer_id = protocol.id_prefix + request_id
+    decision = _decision(exchange, choice, fallback, protocol, plan, answer_id, AppliedEdit(), choice.timings_ms)
+    return replace(decision, is_rejected=True)
+
+
 def _observed_decision(router: Router, exchange: Exchange, choice: Choice, selection: Selection) -> Decision:
     """Return the decision of a request that names its model, and give the request an X-Request-Id."""
     assert choice.protocol is not None

@@ -12,7 +12,7 @@ from vllm_lora_router.protocols import cache_salt
 from vllm_lora_router.protocols.routes import OPEN_PATHS
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import asgi, tenant_isolation
-from vllm_lora_router.server.exchange import Choice, Exchange, choose, edit, kind_of
+from vllm_lora_router.server.exchange import Choice, Exchange, choose, edit, kind_of, rejected_decision
 from vllm_lora_router.server.guard import Access, access_of, unauthorized_response
 from vllm_lora_router.server.model_list import send_with_names
 from vllm_lora_router.server.response import Response, RoutedResponse, unavailable_response, unrouted_error
@@ -125,7 +125,10 @@ class LoraRouterMiddleware:
             if listener.has_waited and exchange.kind == "routed":
                 await self._fair_resume.wait()
             if (selection := choice.selection) is None:
-                await _rejection(exchange, choice.plan)(exchange.scope, receive, send)
+                response = Response(rejected_decision(exchange, choice), send)
+                if not exchange.is_dry_run:
+                    span = self._record(router, exchange, choice, response.decision)
+                await _rejection(exchange, choice.plan)(exchange.scope, receive, response.send)
                 return
             lease = selection.lease
             if lease is not None and exchange.runs_in_background:
@@ -170,7 +173,8 @@ class LoraRouterMiddleware:
         if span is not None:
             exchange.add_headers(span.headers)
         queries, plan = choice.queries, choice.plan
-        if exchange.kind == "routed" and decision.request.api == "responses" and queries and plan is not None:
+        is_served = exchange.kind == "routed" and not decision.is_rejected
+        if is_served and decision.request.api == "responses" and queries and plan is not None:
             router.remember(decision.id, queries, choice.client, plan)
         logs_decision = router.logs_decisions and plan is not None
         self.serving.recorder.record_decision(decision, [query.text for query in queries], log=logs_decision)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -267,6 +268,24 @@ async def test_on_error_reject_returns_503(app: App, client: httpx.AsyncClient, 
     assert app.received.bodies == []
     classify_with(app, FailingClassifier(None), deadline_ms=20)
     assert (await client.post(CHAT, json=chat("hello", "served-base"))).status_code == 200
+
+
+async def test_rejected_request_is_logged_counted_and_recorded(
+    app: App, client: httpx.AsyncClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "vllm_lora_router")
+    app.configure(CONFIG + "router: {on_error: reject}\n", tmp_path)
+    classify_with(app, FailingClassifier(None), deadline_ms=20)
+    await client.post(CHAT, json=chat("blood"))
+    recorder = app.serving.recorder
+    assert (dict(recorder.counts.by_reason), recorder.counts.failed, recorder.counts.in_progress) == (
+        {"error": 1},
+        1,
+        0,
+    )
+    [decision] = recorder.recent_decisions(10)
+    assert (decision["reason"], decision["rejected"], decision["outcome"]["status"]) == ("error", True, 503)
+    assert sum("- -> rejected error" in message for message in caplog.messages) == 1
 
 
 class Connection:

@@ -4,25 +4,31 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
+from vllm_lora_router.adapters.files.base_model import BaseModel
 from vllm_lora_router.adapters.files.memory import base_bytes, slot_bytes
+from vllm_lora_router.adapters.runtime.disk_calls import NotAnsweringError
 from vllm_lora_router.adapters.runtime.loader import Engine
 from vllm_lora_router.adapters.runtime.slot_scheduler import SlotScheduler
 from vllm_lora_router.adapters.runtime.version_log import AdapterKey, Version
 from vllm_lora_router.adapters.runtime.version_manager import AdapterState, VersionManager
 
 
-async def report(manager: VersionManager, engine: Engine, slot_scheduler: SlotScheduler) -> dict[str, Any]:
+async def report(
+    manager: VersionManager, existing: Collection[AdapterKey], engine: Engine, slot_scheduler: SlotScheduler
+) -> dict[str, Any]:
     """Return the report as this process sees it, as values for JSON.
 
     Memory figures are of one engine, the first one if there are several.
+
+    Args:
+        existing: the adapters that exist, whether or not they have been requested.
     """
     loaded = frozenset(await engine.loaded())
     running = slot_scheduler.running
-    existing = await manager.run_in_thread(lambda: manager.resolver.adapters(None, everything=True))
     keys = dict.fromkeys([*manager.states, *existing])
     adapters = [_adapter(manager, key, manager.states.get(key), loaded, running) for key in keys]
     snapshots, base = manager.importer.snapshots, manager.importer.base
-    base_size_bytes = await manager.run_in_thread(lambda: base_bytes(base))
+    base_size_bytes = await _base_bytes(manager, base)
     in_memory = [version for version in manager.version_log.versions.values() if version.id in loaded]
     slot = slot_bytes(base, manager.importer.max_rank)
     return {
@@ -38,12 +44,22 @@ async def report(manager: VersionManager, engine: Engine, slot_scheduler: SlotSc
             "bytes": await manager.run_in_thread(snapshots.used_bytes),
             "bytes_allowed": snapshots.max_bytes,
         },
+        "not_answering": [str(disk.root) for disk in manager.disks.values() if not disk.is_answering],
         "full_models": {
             "number": len(adapters),
             "bytes": None if base_size_bytes is None else base_size_bytes * len(adapters),
             "base_bytes": base_size_bytes,
         },
     }
+
+
+async def _base_bytes(manager: VersionManager, base: BaseModel) -> int | None:
+    if base.folder is None:
+        return None
+    try:
+        return await manager.disk(base.folder).run(lambda: base_bytes(base))
+    except NotAnsweringError:
+        return None
 
 
 def _cpu_bytes(versions: Collection[Version]) -> int:
@@ -62,12 +78,13 @@ def _adapter(
     if state is None or state.location is None:
         entry |= {"declared": key.name in manager.resolver.declared, "state": "not requested yet"}
         return entry if shortage is None else {**entry, "state": "unavailable", "refused": shortage.reason}
+    reason = shortage.reason if shortage is not None else manager.disk(state.location.root).problem
     last_used = datetime.fromtimestamp(state.last_used, UTC).isoformat(timespec="seconds") if state.last_used else None
     entry |= {
         "source": str(state.location.folder),
         "declared": state.location.is_declared,
-        "state": "unavailable" if shortage is not None and state.version is None else _state(state, loaded),
-        "refused": shortage.reason if shortage is not None else state.rejection,
+        "state": "unavailable" if reason is not None and state.version is None else _state(state, loaded),
+        "refused": state.rejection if reason is None else reason,
         "last_used": last_used,
     }
     if (version := state.version) is None:

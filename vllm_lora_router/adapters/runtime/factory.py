@@ -1,12 +1,11 @@
 """Build the adapter pool of one API-server process from a configuration."""
 
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_lora_router.adapters.files.base_model import BaseModel
-from vllm_lora_router.adapters.files.snapshots import SnapshotStore, can_reflink, folder_bytes
+from vllm_lora_router.adapters.files.snapshots import SnapshotStore
 from vllm_lora_router.adapters.runtime.importer import Importer
 from vllm_lora_router.adapters.runtime.loader import Engine, Loader
 from vllm_lora_router.adapters.runtime.pool import AdapterPool
@@ -45,10 +44,7 @@ def open_pool(
     settings = loaded.config.router.adapters
     snapshots = SnapshotStore(run.folder / "snapshots")
     snapshots.remove_unfinished()
-    if settings.max_disk_gb is not None:
-        snapshots.max_bytes = int(settings.max_disk_gb * 1e9)
-    else:
-        snapshots.max_bytes = default_limit(snapshots, [declared.folder for declared in resolver.declared.values()])
+    snapshots.set_limit(settings.max_disk_gb, resolver.declared_folders)
     version_log, usage = VersionLog(run), UsageTable(run)
     usage.refresh()
     version_log.read()
@@ -67,23 +63,6 @@ def open_pool(
         Loader(engine, run, capacity=limits.max_cpu_loras, max_per_s=settings.max_loads_per_s, warm=warm),
         SlotScheduler(limits.max_loras, settings.max_wait_ms / 1000, usage, run),
     )
-
-
-def default_limit(snapshots: SnapshotStore, declared: Collection[Path]) -> int:
-    """Return the size of the store without `max_disk_gb`: copies of all declared adapters, and half of the rest.
-
-    Args:
-        declared: the folders of the declared adapters.
-    """
-    total = copied = 0
-    for folder in {folder.resolve() for folder in declared}:
-        with suppress(OSError):  # the import reports the error
-            size_bytes = folder_bytes(folder)
-            total += size_bytes
-            copied += 0 if can_reflink(folder, snapshots.folder) else size_bytes
-    # Another process of this server may have created snapshots already.
-    free = snapshots.free_bytes() + snapshots.used_bytes()
-    return total + max(free - copied, 0) // 2
 
 
 def run_directory_parent(loaded: LoadedConfig) -> Path | None:

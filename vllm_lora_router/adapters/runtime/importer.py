@@ -1,6 +1,7 @@
 """Validate adapter files and copy them into the immutable snapshot store."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from vllm_lora_router.adapters.runtime.resolver import Location
 from vllm_lora_router.adapters.runtime.version_log import AdapterContent, AdapterKey
 from vllm_lora_router.config.adapter_names import invalid_name_reason
 from vllm_lora_router.coordination.shortage import shortage_of
+
+logger = logging.getLogger("vllm_lora_router.adapters")
 
 # Files that changed less than this many seconds ago may still be being written.
 QUIET_S = 0.5
@@ -41,6 +44,7 @@ class Importer:
     served_names: Collection[str]
     reserved: Collection[str]
     _validated: dict[str, Adapter] = field(default_factory=dict)  # by SHA-256 of the content
+    _warnings: dict[AdapterKey, tuple[str, ...]] = field(default_factory=dict)  # of each adapter's last content
 
     def signature(self, location: Location) -> str:
         """Return the signature of the files, which changes whenever their content may have changed.
@@ -63,7 +67,7 @@ class Importer:
         """
         if reason := invalid_name_reason(str(key), self.served_names, self.reserved):
             raise RejectedError(reason)
-        before = _signature(location)
+        before, snapshot = _signature(location), None
         if location.is_watched and 0 <= time.time() - before.changed_at < QUIET_S:
             raise SourceChangingError(f"{location.folder} changed a moment ago; try again when its writer is done")
         try:
@@ -71,6 +75,7 @@ class Importer:
             adapter = self._validate(key, location.folder, location.boundary)
             if not location.is_copied:
                 digest = hashlib.sha256(f"{location.folder} {encode_signature(before)}".encode()).hexdigest()
+                self._log_warnings(key, location, adapter)
                 return _content(adapter, digest, location, location.folder, before)
             snapshot = self.snapshots.create(location.folder, location.boundary)
             adapter = self._validated.get(snapshot.sha256) or self._validate(key, snapshot.folder)
@@ -79,12 +84,23 @@ class Importer:
         except (AdapterError, SnapshotError) as error:
             if shortage := shortage_of(error):
                 raise shortage from None
+            if snapshot is not None and not self.snapshots.exists(snapshot.sha256):
+                raise SourceChangingError(f"the copy of {location.folder} was removed before it was used") from None
             if signature(location.folder) != before:
                 raise SourceChangingError(f"{location.folder} changed while it was read") from None
             problems = "; ".join(error.problems) if isinstance(error, AdapterError) else None
             raise RejectedError(f"{location.folder}: {problems}" if problems else str(error)) from error
         self._validated[snapshot.sha256] = adapter
+        self._log_warnings(key, location, adapter)
         return _content(adapter, snapshot.sha256, location, snapshot.folder, snapshot.signature)
+
+    def _log_warnings(self, key: AdapterKey, location: Location, adapter: Adapter) -> None:
+        # The server checks declared adapters before it starts, and logs the warnings about their first content.
+        known = self._warnings.get(key, adapter.warnings if location.is_declared else ())
+        for warning in adapter.warnings:
+            if warning not in known:
+                logger.warning("adapter %s: %s", key, warning)
+        self._warnings[key] = adapter.warnings
 
     def _validate(self, key: AdapterKey, folder: Path, boundary: Path | None = None) -> Adapter:
         adapter = validate_adapter(str(key), folder, self.base, boundary)
@@ -103,6 +119,11 @@ class Importer:
 def encode_signature(files: Signature) -> str:
     """Return the text form of a signature that the version log stores."""
     return ";".join(",".join(map(str, file)) for file in files.files)
+
+
+def files_bytes(encoded: str) -> int:
+    """Return the size of the files with this signature."""
+    return sum(int(file.split(",")[2]) for file in encoded.split(";"))
 
 
 def _signature(location: Location) -> Signature:

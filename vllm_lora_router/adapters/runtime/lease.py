@@ -11,10 +11,18 @@ class LeaseRefusedError(Exception):
 
 
 class AdapterUnavailableError(LeaseRefusedError):
-    """The adapter exists and cannot serve now: a resource of the server has run out, or its files are being written.
+    """The adapter cannot serve now: a resource of the server has run out, or its files are being written.
 
     The reason is not in the adapter's files, so a later request may succeed.
     """
+
+
+class SourceNotAnsweringError(AdapterUnavailableError):
+    """The file system of the adapter's files does not answer."""
+
+
+class MayNotExistError(SourceNotAnsweringError):
+    """It is not known whether the adapter exists, because a source does not answer."""
 
 
 class UnknownAdapterError(LeaseRefusedError):

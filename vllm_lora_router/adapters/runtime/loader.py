@@ -34,6 +34,10 @@ class AdapterMetrics(Protocol):
         """Set the number of adapters that cannot be loaded now because a resource of the server has run out."""
         ...
 
+    def set_not_answering(self, number: int) -> None:
+        """Set the number of file systems of adapters that do not answer."""
+        ...
+
     def set_snapshot_bytes(self, used_bytes: int) -> None:
         """Set the size of the snapshot store on disk."""
         ...
@@ -64,6 +68,13 @@ class Engine(Protocol):
 
     def register(self, key: str, version: Version) -> None:
         """Make vLLM answer requests whose `model` is `key` by this version."""
+        ...
+
+    def registration(self, key: str) -> tuple[int, str] | None:
+        """Return the id and the folder of the adapter that answers requests whose `model` is `key`; None if none does.
+
+        vLLM's own routes to load and unload adapters change them too.
+        """
         ...
 
     def unregister(self, key: str) -> None:

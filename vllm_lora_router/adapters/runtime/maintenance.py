@@ -3,10 +3,13 @@
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from vllm_lora_router.adapters.files.sources import signature
+from vllm_lora_router.adapters.runtime.disk_calls import NotAnsweringError
 from vllm_lora_router.adapters.runtime.importer import encode_signature
 from vllm_lora_router.adapters.runtime.pool import AdapterPool
 from vllm_lora_router.adapters.runtime.version_log import AdapterKey, Version
@@ -17,6 +20,7 @@ logger = logging.getLogger("vllm_lora_router.adapters")
 
 FOLLOW_S = 0.2  # interval between reads of the version log
 WATCH_S = 1.0  # interval between checks of a file: network and mapped file systems send no change notifications
+SLOW_WATCH_S = 2.0  # files on other disks are checked again without waiting longer for a slow disk
 SLICE = 64  # files that are checked in one go, so that no request waits for a thread
 MISSING_S = 2.0  # a folder that is missing for a shorter time is being replaced
 # Time after the last lease: an aborted request's last step may still be running in the engine.
@@ -33,6 +37,7 @@ class Maintenance:
         self._idle_since: dict[int, float] = {}  # by the version-log line that superseded a version
         self._last_search = 0.0
         self._tasks: list[asyncio.Task[None]] = []
+        self._watching: dict[Path, asyncio.Task[None]] = {}  # by the root of the disk
 
     def start(self) -> None:
         """Start the tasks on the running event loop."""
@@ -49,7 +54,7 @@ class Maintenance:
 
     def stop(self) -> None:
         """Cancel the tasks."""
-        for task in self._tasks:
+        for task in (*self._tasks, *self._watching.values()):
             task.cancel()
 
     async def follow_log(self) -> None:
@@ -60,17 +65,32 @@ class Maintenance:
 
     async def watch_files(self) -> None:
         """Check the files of every watched adapter once, spread over `WATCH_S`."""
-        manager = self._manager
-        watched = [
-            (key, state.location.folder)
-            for key, state in manager.states.items()
-            if state.location and state.location.is_watched
-        ]
+        watched: defaultdict[Path, list[tuple[AdapterKey, Path]]] = defaultdict(list)
+        for key, state in self._manager.states.items():
+            if state.location and state.location.is_watched:
+                watched[state.location.root].append((key, state.location.folder))
+        for root, folders in watched.items():
+            if root not in self._watching:
+                self._watching[root] = asyncio.ensure_future(self._watch_disk(root, folders))
+        if not self._watching:
+            await asyncio.sleep(WATCH_S)
+            return
+        await asyncio.wait(self._watching.values(), timeout=SLOW_WATCH_S)
+        for root, task in [*self._watching.items()]:
+            if task.done():
+                del self._watching[root]
+                task.result()
+
+    async def _watch_disk(self, root: Path, watched: Sequence[tuple[AdapterKey, Path]]) -> None:
         slices = [watched[start : start + SLICE] for start in range(0, len(watched), SLICE)]
-        for folders in slices or [[]]:
-            for key, source_signature in await manager.run_in_thread(lambda folders=folders: _signatures(folders)):
+        for folders in slices:
+            try:
+                signatures = await self._manager.disk(root).run(partial(_signatures, folders))
+            except NotAnsweringError:
+                signatures = []
+            for key, source_signature in signatures:
                 await self._compare(key, source_signature)
-            await asyncio.sleep(max(WATCH_S / max(len(slices), 1), 0.005))
+            await asyncio.sleep(max(WATCH_S / len(slices), 0.005))
 
     async def _compare(self, key: AdapterKey, source_signature: str | None) -> None:
         manager = self._manager
@@ -98,6 +118,7 @@ class Maintenance:
         await manager.retry_shortages()
         if manager.loader.metrics is not None:
             manager.loader.metrics.set_unavailable_adapters(len(manager.shortages))
+            manager.loader.metrics.set_not_answering(sum(not disk.is_answering for disk in manager.disks.values()))
 
     async def sweep(self) -> None:
         """Remove superseded versions from the engine and the disk if no process can use them any more."""

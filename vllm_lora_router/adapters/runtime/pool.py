@@ -4,21 +4,27 @@ import asyncio
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 
+from vllm_lora_router.adapters.files.sources import NotAllowedError, signature
+from vllm_lora_router.adapters.runtime.adapter_list import AdapterList
 from vllm_lora_router.adapters.runtime.adapter_report import report
+from vllm_lora_router.adapters.runtime.disk_calls import NotAnsweringError
 from vllm_lora_router.adapters.runtime.importer import Importer
 from vllm_lora_router.adapters.runtime.lease import (
     AdapterUnavailableError,
     Lease,
     LeaseRefusedError,
+    MayNotExistError,
     OtherTenantsAdapterError,
     UnknownAdapterError,
 )
 from vllm_lora_router.adapters.runtime.loader import Engine, Loader
-from vllm_lora_router.adapters.runtime.resolver import Resolver
+from vllm_lora_router.adapters.runtime.resolver import Location, Resolver
 from vllm_lora_router.adapters.runtime.slot_scheduler import SlotScheduler
 from vllm_lora_router.adapters.runtime.tenant_lookup import TenantLookup
 from vllm_lora_router.adapters.runtime.version_log import AdapterKey, Version, VersionLog
@@ -53,7 +59,8 @@ class AdapterPool:
         self.vllm_names = VllmNames(engine)
         self.version_manager = VersionManager(run, version_log, usage, resolver, importer, loader, self.vllm_names)
         self._tenant_lookup = TenantLookup(self.version_manager)
-        self._absent: TTLCache[AdapterKey, bool] = TTLCache(maxsize=65536, ttl=ABSENT_S)
+        self._adapter_list = AdapterList(self.version_manager)
+        self._absent: LRUCache[AdapterKey, float] = LRUCache(maxsize=65536)  # when its absence was seen
         self._adapters: TTLCache[str | None, list[AdapterKey]] = TTLCache(maxsize=4096, ttl=ABSENT_S)
 
     def lease_now(
@@ -68,7 +75,7 @@ class AdapterPool:
         for key in self._keys(name, tenant, by_client):
             state = self.version_manager.states.get(key)
             if state is not None and (version := state.version) is not None:
-                if self.loader.is_resident(version.id):
+                if self.loader.is_resident(version.id) and not self.vllm_names.is_overwritten(version):
                     try:
                         return self._lease(state, version)
                     except AdapterUnavailableError:
@@ -80,7 +87,7 @@ class AdapterPool:
                 names = self.vllm_names
                 model = names.public_name(version) if is_public else names.private_name(version)
                 return self._lease(state, version, model)
-            if key not in self._absent:
+            if not self._is_absent(key):
                 return None
         return None
 
@@ -94,7 +101,8 @@ class AdapterPool:
             UnknownAdapterError: there is no such adapter, or the client may not request it by name.
             OtherTenantsAdapterError: it belongs to another tenant. Not raised if `by_client`, so that a client does
                 not learn the names of other tenants' adapters.
-            AdapterUnavailableError: it cannot serve now, because a resource of the server has run out.
+            AdapterUnavailableError: it cannot serve now, because a resource of the server has run out or a file system
+                does not answer.
             LeaseRefusedError: it cannot be served.
         """
         try:
@@ -109,19 +117,28 @@ class AdapterPool:
         for key in self._keys(name, tenant, by_client):
             state = manager.states.get(key)
             if state is None or state.version is None:
-                if key in self._absent:
+                if self._is_absent(key):
                     continue
                 try:
                     await manager.refresh(key)
                 except UnknownAdapterError:
                     if key.tenant is not None:
-                        self._absent[key] = True
+                        self._absent[key] = time.monotonic()
                     continue
+                except MayNotExistError:
+                    if key in self._absent:
+                        continue  # the tenant had no such adapter when its source last answered
+                    if by_client and self._is_only_in_vllm(name):
+                        raise UnknownAdapterError(f"{name!r} is a name in vLLM only") from None
+                    raise
                 state = manager.states.get(key)
             if state is None or (version := state.version) is None:
                 raise LeaseRefusedError("it was removed a moment ago")
             manager.retain(version)
             try:
+                if self.vllm_names.is_overwritten(version):
+                    self.loader.forget(version.id)
+                    await self.engine.unload(version.id)
                 await manager.load(version)
                 return self._lease(state, version)
             finally:
@@ -134,7 +151,7 @@ class AdapterPool:
             state = self.version_manager.states.get(key)
             if state is not None and state.version is not None:
                 return True
-            if await self.version_manager.run_in_thread(lambda key=key: self.version_manager.locate(key)) is not None:
+            if await self._locate(key) not in (None, "unknown"):
                 return key not in self.version_manager.shortages and (state is None or state.rejection is None)
         return False
 
@@ -146,7 +163,7 @@ class AdapterPool:
         """Return the names of the adapters that this tenant may request, without those whose files were rejected."""
         keys = self._adapters.get(tenant)
         if keys is None:
-            keys = await self.version_manager.run_in_thread(lambda: self.resolver.adapters(tenant))
+            keys = await self._adapter_list.keys(tenant)
             self._adapters[tenant] = keys
         states = self.version_manager.states
         names = (key.name for key in keys if (state := states.get(key)) is None or state.version or not state.rejection)
@@ -158,12 +175,17 @@ class AdapterPool:
 
     def health(self) -> dict[str, Any]:
         """Return the number of adapters that cannot be loaded now, and a reason, as values for JSON."""
-        shortages = self.version_manager.shortages.values()
-        return {"unavailable": len(shortages), "problem": next((shortage.problem for shortage in shortages), None)}
+        manager = self.version_manager
+        problems = [
+            *(shortage.problem for shortage in manager.shortages.values()),
+            *(disk.problem for disk in manager.disks.values() if disk.problem is not None),
+        ]
+        return {"unavailable": len(manager.shortages), "problem": next(iter(problems), None)}
 
     async def report(self) -> dict[str, Any]:
         """Return all adapters with their location and memory use, as values for JSON."""
-        return await report(self.version_manager, self.engine, self.slot_scheduler)
+        existing = await self._adapter_list.keys(None, everything=True)
+        return await report(self.version_manager, existing, self.engine, self.slot_scheduler)
 
     def track_unknown_use(self) -> AbstractContextManager[None]:
         """Mark that a request with unknown adapters is running, so that no version is retired."""
@@ -172,6 +194,15 @@ class AdapterPool:
     def _keys(self, name: str, tenant: str | None, by_client: bool) -> Iterator[AdapterKey]:
         keys = self.resolver.keys(name, tenant)
         return (key for key in keys if self.resolver.client_may_request(key)) if by_client else keys
+
+    def _is_only_in_vllm(self, name: str) -> bool:
+        # vLLM's own route has loaded it, or it is the name of one version of an adapter.
+        is_adapter = AdapterKey(name) in self.version_manager.version_log.serving
+        return not is_adapter and self.engine.registration(name) is not None
+
+    def _is_absent(self, key: AdapterKey) -> bool:
+        seen = self._absent.get(key)
+        return seen is not None and time.monotonic() - seen < ABSENT_S
 
     def _lease(self, state: AdapterState, version: Version, model: str | None = None) -> Lease:
         state.last_used = time.time()
@@ -182,6 +213,19 @@ class AdapterPool:
         """Register a version in vLLM, which must be able to load it from now on, and return its registered name."""
         is_public = version.tenant is None and self.resolver.client_may_name == "all"
         return self.vllm_names.public_name(version) if is_public else self.vllm_names.private_name(version)
+
+    async def _all_answer(self, folders: Iterable[Path]) -> bool:
+        calls = (self.version_manager.disk(folder.parent).run(partial(signature, folder)) for folder in folders)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        return not any(isinstance(result, NotAnsweringError) for result in results)
+
+    async def _locate(self, key: AdapterKey) -> Location | Literal["unknown"] | None:
+        try:
+            return await self.version_manager.locate(key)
+        except NotAllowedError:
+            return None
+        except OSError:
+            return "unknown"
 
     async def preload(self, names: Iterable[str]) -> dict[str, str]:
         """Import and load declared adapters before the first request, as many as the engine keeps in memory.
@@ -206,14 +250,22 @@ class AdapterPool:
     async def configure(self, resolver: Resolver, settings: AdapterSettings) -> None:
         """Follow another configuration from now on. Requests that are running keep their leases."""
         manager = self.version_manager
+        if resolver.sources != self.resolver.sources:
+            self._absent.clear()
         self.resolver = manager.resolver = resolver
         self.slot_scheduler.max_wait_s = settings.max_wait_ms / 1000
         self.loader.max_per_s = settings.max_loads_per_s
+        manager.importer.reserved = resolver.reserved
         self._tenant_lookup = TenantLookup(manager)
-        self._absent.clear()
         self._adapters.clear()
-        locations = await manager.run_in_thread(lambda: {key: manager.locate(key) for key in list(manager.states)})
-        for key, location in locations.items():
+        # The default limit depends on the sizes of the declared adapters; if they are not known, the limit stays.
+        if settings.max_disk_gb is not None or await self._all_answer(resolver.declared_folders):
+            store = manager.importer.snapshots
+            await manager.run_in_thread(lambda: store.set_limit(settings.max_disk_gb, resolver.declared_folders))
+        keys = list(manager.states)
+        for key, location in zip(keys, await asyncio.gather(*map(self._locate, keys)), strict=True):
+            if location == "unknown":
+                continue
             if location is None:
                 await manager.deactivate(key)
                 manager.forget(key)

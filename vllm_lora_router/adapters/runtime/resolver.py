@@ -53,9 +53,8 @@ class Resolver:
     snapshot: bool = True
     watch: bool = True
     client_may_name: ClientMayName = "all"
-    reserved: Collection[
-        str
-    ] = ()  # names that no adapter may have: the auto names and the served names of the base model
+    # Names that no adapter may have: the auto names and the served names of the base model.
+    reserved: Collection[str] = ()
 
     @property
     def declared_folders(self) -> list[Path]:

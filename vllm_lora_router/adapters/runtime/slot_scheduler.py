@@ -7,13 +7,17 @@ of the engine until its adapter has a slot, in the order in which adapters began
 
 import asyncio
 import fcntl
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from vllm_lora_router.coordination.repeat import repeat
 from vllm_lora_router.coordination.run_directory import RunDirectory
 from vllm_lora_router.coordination.usage_table import UsageTable
+
+logger = logging.getLogger("vllm_lora_router.adapters")
 
 LOCK = "slots"
 POLL_S = 0.02  # interval of checks whether another process has freed a slot
@@ -64,7 +68,8 @@ class SlotScheduler:
             use.running_since = 0.0
         self._usage.write(version)
         if not use.running:
-            self._start_waiting()
+            with suppress(OSError):  # the request has ended whatever happens, and the lock is tried again
+                self._start_waiting()
 
     @property
     def running(self) -> frozenset[int]:
@@ -127,18 +132,22 @@ class SlotScheduler:
             if not queue:
                 del self._waiting[version]
                 self._update_waiting_since(version)
-        self._start_waiting()
+        with suppress(OSError):
+            self._start_waiting()
 
     def _start_polling(self) -> None:
         # Another process does not announce that it has freed a slot. With a single process no polling is needed: its
         # own requests start the waiting ones when they end.
         if self._waiting and not self._usage.is_only_process and (self._poll is None or self._poll.done()):
-            self._poll = asyncio.ensure_future(self._poll_other_processes())
+            step = self._poll_other_processes
+            self._poll = asyncio.ensure_future(repeat("adapters: starting waiting requests", step, logger))
 
     async def _poll_other_processes(self) -> None:
-        while self._waiting:
-            await asyncio.sleep(POLL_S)
-            self._start_waiting()
+        await asyncio.sleep(POLL_S)
+        self._start_waiting()
+        if not self._waiting and self._poll is not None:
+            self._poll.cancel()
+            self._poll = None  # a request that has to wait before the task ends starts another one
 
     def _running_and_waiting(self) -> tuple[dict[int, float], dict[int, float]]:
         running: dict[int, float] = {}

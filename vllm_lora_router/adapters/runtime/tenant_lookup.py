@@ -1,10 +1,14 @@
 """Find which tenant owns an adapter that another tenant requested, without delaying requests."""
 
 import asyncio
+from collections.abc import Collection
+from functools import partial
+from itertools import islice
 
 from cachetools import TTLCache
 
-from vllm_lora_router.adapters.files.sources import LONGEST_NAME_BYTES, NotAllowedError
+from vllm_lora_router.adapters.files.sources import LONGEST_NAME_BYTES, NotAllowedError, Source
+from vllm_lora_router.adapters.runtime.disk_calls import LONG_TIMEOUT_S, NotAnsweringError
 from vllm_lora_router.adapters.runtime.version_log import AdapterKey
 from vllm_lora_router.adapters.runtime.version_manager import VersionManager
 
@@ -30,15 +34,16 @@ class TenantLookup:
 
     async def belongs_to_other_tenant(self, name: str, tenant: str | None) -> bool:
         """Return whether another tenant has an adapter of this name, and neither this tenant nor all tenants do."""
-        manager, resolver = self._version_manager, self._version_manager.resolver
+        resolver = self._version_manager.resolver
         if not resolver.by_tenant or name in resolver.declared:
             return False
         if "/" in name:
-            return await manager.run_in_thread(lambda: resolver.tenant_of(name)) not in (None, tenant)
+            owner, _, own_name = name.partition("/")
+            return owner != tenant and await self._has(owner, own_name)
         key = next(resolver.keys(name, tenant))
         if (answer := self._answers.get(key)) is not None:
             return answer
-        if len(name) > LONGEST_NAME_BYTES or await manager.run_in_thread(lambda: self._may_exist(name, tenant)):
+        if len(name) > LONGEST_NAME_BYTES or await self._may_exist(name, tenant):
             return False
         try:
             async with asyncio.timeout(MAX_WAIT_S):
@@ -47,12 +52,24 @@ class TenantLookup:
         except TimeoutError:
             return False
 
-    def _may_exist(self, name: str, tenant: str | None) -> bool:
+    async def _has(self, tenant: str, name: str) -> bool:
+        for source in self._version_manager.resolver.tenant_sources:
+            try:
+                if await self._version_manager.disk(source.root).run(partial(source.contains, name, tenant)):
+                    return True
+            except NotAnsweringError:
+                continue
+        return False
+
+    async def _may_exist(self, name: str, tenant: str | None) -> bool:
         # An adapter of this tenant that is not allowed or cannot be read counts as existing, so that its name is never
         # attributed to another tenant.
-        resolver = self._version_manager.resolver
+        manager = self._version_manager
         try:
-            return any(resolver.locate(key) is not None for key in resolver.keys(name, tenant))
+            for key in manager.resolver.keys(name, tenant):
+                if await manager.locate(key) is not None:
+                    return True
+            return False
         except (NotAllowedError, OSError):
             return True
 
@@ -71,5 +88,14 @@ class TenantLookup:
         return frozenset(key.tenant for key, state in states if key.name == name and key.tenant and state.version)
 
     async def _search(self, name: str) -> None:
-        manager = self._version_manager
-        self._owners[name] = await manager.run_in_thread(lambda: manager.resolver.tenants_with(name))
+        sources = self._version_manager.resolver.tenant_sources
+        tenants = await asyncio.gather(*(self._tenants_in(source, name) for source in sources))
+        self._owners[name] = frozenset().union(*tenants)
+
+    async def _tenants_in(self, source: Source, name: str) -> Collection[str]:
+        # Two tenants are enough to tell whether another tenant has an adapter of this name.
+        try:
+            disk = self._version_manager.disk(source.root)
+            return await disk.run(lambda: frozenset(islice(source.tenants(name), 2)), LONG_TIMEOUT_S)
+        except NotAnsweringError:
+            return ()

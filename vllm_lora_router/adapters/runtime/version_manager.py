@@ -5,19 +5,33 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from cachetools import TTLCache
 
-from vllm_lora_router.adapters.files.snapshots import NoSpaceError, SnapshotError, SourceChangingError, StoreError
+from vllm_lora_router.adapters.files.snapshots import (
+    NoSpaceError,
+    SnapshotError,
+    SourceChangingError,
+    StoreError,
+    read_ahead,
+)
 from vllm_lora_router.adapters.files.sources import NotAllowedError
-from vllm_lora_router.adapters.runtime.importer import Importer, MissingFilesError, RejectedError
-from vllm_lora_router.adapters.runtime.lease import AdapterUnavailableError, LeaseRefusedError, UnknownAdapterError
+from vllm_lora_router.adapters.runtime.disk_calls import LONG_TIMEOUT_S, Disk, NotAnsweringError, copy_timeout_s
+from vllm_lora_router.adapters.runtime.importer import Importer, MissingFilesError, RejectedError, files_bytes
+from vllm_lora_router.adapters.runtime.lease import (
+    AdapterUnavailableError,
+    LeaseRefusedError,
+    MayNotExistError,
+    SourceNotAnsweringError,
+    UnknownAdapterError,
+)
 from vllm_lora_router.adapters.runtime.loader import Loader, LoadError
 from vllm_lora_router.adapters.runtime.resolver import Location, Resolver
-from vllm_lora_router.adapters.runtime.version_log import AdapterKey, Version, VersionLog
+from vllm_lora_router.adapters.runtime.version_log import AdapterContent, AdapterKey, Version, VersionLog
 from vllm_lora_router.adapters.runtime.vllm_names import VllmNames
 from vllm_lora_router.coordination.run_directory import RunDirectory
 from vllm_lora_router.coordination.shortage import describe, shortage_of
@@ -27,7 +41,7 @@ logger = logging.getLogger("vllm_lora_router.adapters")
 
 T = TypeVar("T")
 
-# Held in shared mode while snapshots are created, and exclusively while they are removed.
+# Held in shared mode while snapshots get their versions, and exclusively while they are removed.
 STORE_LOCK = "store"
 
 RETRY_CHANGING_S = 0.1  # pause before files that are being written are read again
@@ -80,7 +94,8 @@ class VersionManager:
         self.states: dict[AdapterKey, AdapterState] = {}
         self.shortages: dict[AdapterKey, Shortage] = {}  # by adapter that cannot be imported or loaded now
         self.requested_bytes = 0  # size of a snapshot for which the store had no space
-        self._disk = ThreadPoolExecutor(4, thread_name_prefix="lora-router-adapters")
+        self.disks: dict[Path, Disk] = {}  # by the root of a source, or the folder that has a declared adapter
+        self._run_disk = Disk(run.folder)
         self._refreshing: dict[AdapterKey, asyncio.Task[Version]] = {}
         self._loading: dict[int, asyncio.Task[None]] = {}
         self._failed: TTLCache[int, str] = TTLCache(maxsize=1024, ttl=FAILED_LOAD_S)
@@ -115,6 +130,8 @@ class VersionManager:
                 version = await self.start_refresh(key)
                 if shortage.in_load:
                     await self.load(version)
+            except SourceNotAnsweringError:
+                continue
             except AdapterUnavailableError:
                 return
             except LeaseRefusedError:
@@ -136,7 +153,7 @@ class VersionManager:
         deadline = time.monotonic() + CHANGING_TIMEOUT_S
         while True:
             try:
-                location, version = await self.run_in_thread(lambda: self._import(key))
+                location, version = await self._import(key)
             except SourceChangingError:
                 if time.monotonic() > deadline:
                     raise AdapterUnavailableError("its files keep changing") from None
@@ -154,8 +171,11 @@ class VersionManager:
                 if error.location is not None:
                     self.reject(key, error.location, str(error), error.source_signature)
                 raise LeaseRefusedError(str(error)) from None
+            except NotAnsweringError as error:
+                # Nothing has to be recorded: the files are compared again when their file system answers.
+                raise SourceNotAnsweringError(str(error)) from None
             except OSError as error:
-                # A file system that does not answer tells nothing about its files, so they are not rejected.
+                # A file system with errors tells nothing about its files, so they are not rejected.
                 raise self._begin_shortage(key, self._shortage(error)) from None
             state = self.states.setdefault(key, AdapterState())
             state.location, state.rejection, state.missing_since = location, None, 0.0
@@ -163,28 +183,44 @@ class VersionManager:
             self.apply_changes([key])
             return version
 
-    def _import(self, key: AdapterKey) -> tuple[Location, Version]:
-        location = self.resolver.locate(key)
+    async def _import(self, key: AdapterKey) -> tuple[Location, Version]:
+        try:
+            location = await self.locate(key)
+        except NotAnsweringError as error:
+            raise MayNotExistError(str(error)) from None
         if location is None:
             raise MissingFilesError(f"there is no adapter {str(key)!r}")
-        source_signature = self.importer.signature(location)
-        self.version_log.read()
+        disk = self.disk(location.root)
+        source_signature = await disk.run(partial(self.importer.signature, location))
+        await self.run_in_thread(self.version_log.read)
         serving = self.version_log.serving_version(key)
         if serving is not None and serving.content.source_signature == source_signature:
             return location, serving
         state = self.states.get(key)
         if state is not None and state.rejection is not None and state.source_signature == source_signature:
             raise RejectedError(state.rejection)
+        try:
+            content = await disk.run(
+                partial(self._read_files, key, location), copy_timeout_s(files_bytes(source_signature))
+            )
+        except RejectedError as error:
+            error.location, error.source_signature = location, source_signature
+            raise
+        return location, await self.run_in_thread(partial(self._serve, key, content))
+
+    def _read_files(self, key: AdapterKey, location: Location) -> AdapterContent:
+        # No lock is held here: another process would wait for it as long as these files cannot be read.
+        content = self.importer.import_adapter(key, location)
+        if self.importer.signature(location) != content.source_signature:
+            # A snapshot of files that were replaced meanwhile must not supersede a snapshot of the new files.
+            raise SourceChangingError(f"{location.folder} was replaced while it was imported")
+        return content
+
+    def _serve(self, key: AdapterKey, content: AdapterContent) -> Version:
         with self.run.locked(STORE_LOCK, shared=True):
-            try:
-                content = self.importer.import_adapter(key, location)
-            except RejectedError as error:
-                error.location, error.source_signature = location, source_signature
-                raise
-            if self.importer.signature(location) != content.source_signature:
-                # A snapshot of files that were replaced meanwhile must not supersede a snapshot of the new files.
-                raise SourceChangingError(f"{location.folder} was replaced while it was imported")
-            return location, self.version_log.serve(key, content)
+            if content.is_snapshot and not self.importer.snapshots.exists(content.digest):
+                raise SourceChangingError(f"the snapshot of adapter {key} was removed before it had a version")
+            return self.version_log.serve(key, content)
 
     def reject(self, key: AdapterKey, location: Location, reason: str, source_signature: str | None) -> None:
         """Record why the files with this signature are not served, and log a new reason once."""
@@ -202,6 +238,8 @@ class VersionManager:
         if shortage_of(error) and error.errno != errno.EIO:
             problem = describe(error, self.run.folder)
             return Shortage(problem, problem, in_load=in_load)
+        if isinstance(error, NotAnsweringError):
+            return Shortage(str(error), str(error), in_load=in_load)
         problem = f"files of adapters cannot be read ({error.strerror or type(error).__name__})"
         return Shortage(f"its files cannot be read ({error})", problem, in_load=in_load)
 
@@ -225,12 +263,42 @@ class VersionManager:
         if self.shortages.pop(key, None) is not None:
             logger.info("adapter %s: can be loaded again", key)
 
-    def locate(self, key: AdapterKey) -> Location | None:
-        """Return the location of an adapter's files; None if there are none or they cannot be used."""
-        try:
-            return self.resolver.locate(key)
-        except (NotAllowedError, OSError):
-            return None
+    async def locate(self, key: AdapterKey) -> Location | None:
+        """Return the location of an adapter's files; None if there are none.
+
+        A source that does not answer is skipped if a later one has the adapter, unless the known files are in it. A
+        folder without any of the files is the location only if no later source has the adapter.
+
+        Raises:
+            NotAllowedError: the name is not allowed, or its files are outside of the source.
+            OSError: a source that may have the files cannot be read.
+        """
+        if (declared := self.resolver.declared_location(key)) is not None:
+            return declared
+        state = self.states.get(key)
+        known = state.location.source if state is not None and state.location is not None else None
+        empty: Location | None = None
+        unread: OSError | None = None
+        for root, search in self.resolver.searches(key):
+            try:
+                location = await self.disk(root).run(search)
+            except OSError as error:
+                if root == known:
+                    raise
+                unread = unread or error
+                continue
+            if location is not None and location.has_files:
+                return location
+            empty = empty or location
+        if unread is not None:
+            raise unread
+        return empty
+
+    def disk(self, root: Path) -> Disk:
+        """Return the disk that has this folder."""
+        if (disk := self.disks.get(root)) is None:
+            disk = self.disks[root] = Disk(root)
+        return disk
 
     async def deactivate(self, key: AdapterKey) -> None:
         """Make an adapter serve no version until a request imports it again."""
@@ -373,17 +441,29 @@ class VersionManager:
                 except OSError as full:
                     failure = full
             if failure is not None:
-                raise self._begin_shortage(version.key, self._shortage(failure, in_load=True)) from None
+                unavailable = self._begin_shortage(version.key, self._shortage(failure, in_load=True))
+                if isinstance(failure, NotAnsweringError):
+                    unavailable = SourceNotAnsweringError(str(failure))
+                raise unavailable from None
             raise LeaseRefusedError(str(error)) from None
 
     async def _load(self, version: Version) -> None:
         # The snapshot is kept until the version is loaded, even if the request that started the load has ended.
         self.retain(version)
         try:
+            if not version.content.is_snapshot:
+                await self._read_ahead(version)
             await self.loader.load(version)
         finally:
             self.release(version)
 
+    async def _read_ahead(self, version: Version) -> None:
+        """Read a version that is not copied before the engine does, which would wait for its disk in every stream."""
+        folder = Path(version.content.folder)
+        state = self.states.get(version.key)
+        root = state.location.root if state is not None and state.location is not None else folder.parent
+        await self.disk(root).run(partial(read_ahead, folder), copy_timeout_s(version.content.size_bytes))
+
     async def run_in_thread(self, call: Callable[[], T]) -> T:
-        """Run a call that blocks on the disk in one of this manager's threads, and return its result."""
-        return await asyncio.get_running_loop().run_in_executor(self._disk, call)
+        """Run a call that reads or writes the run directory in a thread, and return its result."""
+        return await self._run_disk.run(call, LONG_TIMEOUT_S)

@@ -21,7 +21,7 @@ class VllmNames:
     def public_name(self, version: Version) -> str:
         """Register the version under its own name, which all clients may use from now on, and return that name."""
         plain = str(version.key)
-        if plain not in self._versions:
+        if self._versions.get(plain, version.id) == version.id:
             # Requests that reach vLLM around the router, such as file uploads by form, use the adapter's plain name.
             self._register(plain, version)
         return self._register(version.engine_name, version)
@@ -33,6 +33,14 @@ class VllmNames:
     def is_public(self, version: Version) -> bool:
         """Return whether the version is registered under its own name."""
         return self._versions.get(version.engine_name) == version.id
+
+    def is_overwritten(self, version: Version) -> bool:
+        """Return whether vLLM's own route has loaded other files into the engine under the id of this version."""
+        registrations = map(self._engine.registration, {version.engine_name, str(version.key)})
+        return any(
+            registration is not None and registration[0] == version.id and registration[1] != version.content.folder
+            for registration in registrations
+        )
 
     def withdraw_public_names(self, version: Version) -> None:
         """Unregister the names of the version that all clients can use; its private name stays registered."""
@@ -49,7 +57,8 @@ class VllmNames:
                 self._unregister(model)
 
     def _register(self, model: str, version: Version) -> str:
-        if self._versions.get(model) != version.id:
+        registration = version.id, version.content.folder
+        if self._versions.get(model) != version.id or self._engine.registration(model) != registration:
             self._versions[model] = version.id
             self._engine.register(model, version)
         return model

@@ -227,6 +227,8 @@ class RecordedDecision(Model):
     """The number of prompts in the request."""
     reason: Reason
     """Why the model served the request."""
+    rejected: bool = False
+    """Whether `router.on_error: reject` refused the request; `served` is then the model that would have served it."""
     plan: RecordedPlan
     """The plan."""
     served: ServedModel

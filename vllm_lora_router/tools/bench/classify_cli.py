@@ -35,7 +35,7 @@ def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         "--batch-ms",
         type=float,
         default=25.0,
-        help="maximum time of a batch; a server uses half of deadline_ms (default: 25)",
+        help="maximum time of a batch; a server uses a quarter of deadline_ms (default: 25)",
     )
     parser.add_argument("--beside-load", action="store_true", help="keep the device busy with another process")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")

@@ -23,9 +23,9 @@ from vllm_lora_router.adapters.runtime.lease import Lease
 from vllm_lora_router.adapters.runtime.loader import Loader, LoadError
 from vllm_lora_router.adapters.runtime.maintenance import Maintenance
 from vllm_lora_router.adapters.runtime.pool import AdapterPool
-from vllm_lora_router.adapters.runtime.resolver import DeclaredFolder, Resolver
+from vllm_lora_router.adapters.runtime.resolver import DeclaredFolder, Location, Resolver
 from vllm_lora_router.adapters.runtime.slot_scheduler import SlotScheduler
-from vllm_lora_router.adapters.runtime.version_log import Version, VersionLog
+from vllm_lora_router.adapters.runtime.version_log import AdapterKey, Version, VersionLog
 from vllm_lora_router.adapters.runtime.version_manager import VersionManager
 from vllm_lora_router.coordination.run_directory import RunDirectory
 from vllm_lora_router.coordination.usage_table import UsageTable
@@ -65,6 +65,14 @@ def put_adapter(folder: Path, answer: str, **options: Any) -> Path:
 def delete_adapter(folder: Path) -> None:
     """Delete the adapter that `put_adapter` put at `folder`."""
     folder.unlink(missing_ok=True)
+
+
+def locate(resolver: Resolver, key: AdapterKey) -> Location | None:
+    """Return the location of an adapter's files, without the time limits of the version manager."""
+    if (declared := resolver.declared_location(key)) is not None:
+        return declared
+    locations = [location for _, search in resolver.searches(key) if (location := search()) is not None]
+    return next((location for location in locations if location.has_files), next(iter(locations), None))
 
 
 def read_answer(folder: Path) -> str:
@@ -169,6 +177,10 @@ class FakeEngine:
 
     def register(self, key: str, version: Version) -> None:
         self.registry[key] = version
+
+    def registration(self, key: str) -> tuple[int, str] | None:
+        version = self.registry.get(key)
+        return None if version is None else (version.id, version.content.folder)
 
     def unregister(self, key: str) -> None:
         del self.registry[key]

@@ -1,5 +1,6 @@
 """Which adapter files are imported, and which are rejected with the reason."""
 
+import dataclasses
 import os
 import shutil
 import time
@@ -29,8 +30,8 @@ def location(tmp_path: Path) -> Location:
     return copied(put_adapter(tmp_path / "medical", "v1"))
 
 
-def copied(folder: Path) -> Location:
-    return Location(folder, is_declared=True, is_copied=True, is_watched=True)
+def copied(folder: Path, *, is_declared: bool = True) -> Location:
+    return Location(folder, is_declared=is_declared, is_copied=True, is_watched=True)
 
 
 def snapshots(importer: Importer) -> list[str]:
@@ -172,3 +173,29 @@ def test_deleted_snapshot_is_created_again(importer: Importer, location: Locatio
     shutil.rmtree(content.folder)
     assert importer.import_adapter(MEDICAL, location) == content
     assert read_answer(Path(content.folder)) == "v1"
+
+
+def test_warnings_about_an_adapter_are_logged_once(
+    importer: Importer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    validate = module.validate_adapter
+    warnings = ["vLLM skips 2 modules"]
+    monkeypatch.setattr(
+        module,
+        "validate_adapter",
+        lambda *arguments: dataclasses.replace(validate(*arguments), warnings=tuple(warnings)),
+    )
+    uploaded = copied(put_adapter(tmp_path / "uploaded", "v1"), is_declared=False)
+    declared = copied(put_adapter(tmp_path / "declared", "v1"))
+    for content in ("v1", "v2"):
+        put_adapter(uploaded.folder, content)
+        for _ in range(2):
+            importer.import_adapter(AdapterKey("uploaded"), uploaded)
+            importer.import_adapter(AdapterKey("declared"), declared)
+    assert caplog.messages == ["adapter uploaded: vLLM skips 2 modules"]
+    caplog.clear()
+    warnings.append("1 module has no effect")
+    for key, location in (("uploaded", uploaded), ("declared", declared)):
+        put_adapter(location.folder, "v3")
+        importer.import_adapter(AdapterKey(key), location)
+    assert caplog.messages == [f"adapter {key}: 1 module has no effect" for key in ("uploaded", "declared")]

@@ -134,6 +134,10 @@ async def test_loads_and_failures_are_counted_with_their_durations(
 
         def set_snapshot_bytes(self, used_bytes: int) -> None: ...
 
+        def set_unavailable_adapters(self, number: int) -> None: ...
+
+        def set_not_answering(self, number: int) -> None: ...
+
     core.unloadable.add("2")
     loader_ = loader(run, core)
     loader_.metrics = Metrics()

@@ -556,6 +556,8 @@ class RecordingMetrics:
 
     def set_unavailable_adapters(self, number: int) -> None: ...
 
+    def set_not_answering(self, number: int) -> None: ...
+
 
 async def test_sweep_reports_the_size_of_the_snapshot_store(server: Server) -> None:
     process = server.process()

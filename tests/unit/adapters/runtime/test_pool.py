@@ -4,6 +4,7 @@ import asyncio
 import gc
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,13 +278,14 @@ async def test_process_follows_the_version_log_without_checking_files(server: Se
 
 async def test_slow_import_does_not_supersede_a_newer_version(server: Server) -> None:
     process_a, process_b = server.process(), server.process()
+    loop = asyncio.get_running_loop()
 
     class SlowStore(SnapshotStore):
         def create(self, source: Path, boundary: Path | None = None) -> Snapshot:
             snapshot = super().create(source, boundary)
             process_a.manager.importer.snapshots = SnapshotStore(self.folder)
             upload(server, "v2")
-            process_b.manager._import(MEDICAL)
+            asyncio.run_coroutine_threadsafe(process_b.manager._import(MEDICAL), loop).result(60)
             return snapshot
 
     process_a.manager.importer.snapshots = SlowStore(process_a.manager.importer.snapshots.folder)
@@ -682,10 +684,26 @@ async def test_new_configuration_removes_and_moves_adapters(server: Server) -> N
     assert await process.request("two") == "moved"
 
 
+async def test_new_configuration_sets_the_limit_of_the_snapshot_store_and_the_reserved_names(server: Server) -> None:
+    process = server.process(server.resolver())
+    store, importer = process.manager.importer.snapshots, process.manager.importer
+    await process.pool.configure(replace(server.resolver(), reserved=("mom",)), AdapterSettings(max_disk_gb=0.5))
+    assert (store.max_bytes, importer.reserved) == (500_000_000, ("mom",))
+    await process.pool.configure(server.resolver(), AdapterSettings())
+    by_default = store.max_bytes
+    # The default limit has room for all declared adapters.
+    large = put_adapter(server.root / "elsewhere", "large")
+    with (large / "adapter_model.safetensors").open("ab") as file:
+        file.truncate(1 << 40)  # a sparse file of a terabyte
+    await process.pool.configure(server.resolver(("large", DeclaredFolder(large))), AdapterSettings())
+    assert by_default is not None and store.max_bytes is not None
+    assert store.max_bytes >= 1 << 40 and store.max_bytes > by_default
+
+
 async def test_new_configuration_ignores_adapters_deactivated_meanwhile(server: Server, process: Process) -> None:
     class SlowResolver(Resolver):
-        def locate(self, key: AdapterKey) -> None:
-            time.sleep(0.05)
+        def searches(self, key: AdapterKey):
+            yield server.uploads, lambda: time.sleep(0.05)
 
     upload(server, "v1")
     await process.request("medical")

@@ -217,7 +217,7 @@ async def test_files_that_keep_changing_are_unavailable_and_not_unknown(
 ) -> None:
     monkeypatch.setattr(version_manager, "CHANGING_TIMEOUT_S", -1.0)
     signatures = iter(range(100))
-    monkeypatch.setattr(process.manager.importer, "signature", lambda location: str(next(signatures)))
+    monkeypatch.setattr(process.manager.importer, "signature", lambda location: f"0,0,{next(signatures)}")
     assert await refusal(process, "new") == "its files keep changing"
 
 

@@ -1,6 +1,8 @@
 """Slot scheduling: adapters take turns, none waits for ever, and at most as many run as there are slots."""
 
 import asyncio
+import errno
+import fcntl
 import random
 import time
 from collections import Counter
@@ -162,6 +164,31 @@ async def test_next_adapter_waits_until_the_slot_is_free_in_all_processes(two: T
         assert not waiting.done()
     async with asyncio.timeout(60):
         assert await waiting >= 0.06
+
+
+async def test_waiting_request_starts_after_the_lock_failed(
+    two: TwoProcesses, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flock = fcntl.flock
+    failures: list[int] = []
+
+    def failing(lock: int, operation: int) -> None:
+        if waiting_in(two, 0) and operation == fcntl.LOCK_EX and len(failures) < 2:
+            failures.append(lock)
+            raise OSError(errno.ENOLCK, "No locks available")
+        flock(lock, operation)
+
+    monkeypatch.setattr(fcntl, "flock", failing)
+    async with two.slot(A, 1):
+        waiting = asyncio.ensure_future(two.request(B, 0, 0))
+        await until(lambda: failures)
+    async with asyncio.timeout(60):
+        await waiting
+    assert len([text for text in caplog.messages if "starting waiting requests failed" in text]) == 1
+
+
+def waiting_in(two: TwoProcesses, process: int) -> bool:
+    return bool(two.slots[process]._waiting)
 
 
 async def keep_busy(two: TwoProcesses, version: int, process: int, until_set: asyncio.Event) -> None:
