@@ -1,5 +1,6 @@
 """The `/v1/router` routes. They are under `/v1`, so vLLM's API key guards them."""
 
+import asyncio
 import dataclasses
 import os
 from collections.abc import Callable, Coroutine
@@ -26,6 +27,7 @@ from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import admin_key
 from vllm_lora_router.server.admin_key import AdminKeyError, TooManyWrongKeysError
 from vllm_lora_router.server.client import client_of
+from vllm_lora_router.server.exchange import LARGE_BYTES
 from vllm_lora_router.server.leasing import preview, routed_target
 from vllm_lora_router.server.schemas.adapters import AdaptersResponse
 from vllm_lora_router.server.schemas.common import VALIDATION_ERROR, error_response
@@ -179,7 +181,9 @@ async def classify(request: Request, router: ActiveRouter, serving: CurrentServi
     the admin key it also contains the evidence, the system prompts, the A/B assignment and the conversation's state.
     Nothing is generated, no adapter is loaded, no MCP tool is called, and the request is not counted.
     """
-    members, queries = _read_queries(await request.body())
+    body = await request.body()
+    is_large = len(body) > LARGE_BYTES
+    members, queries = await asyncio.to_thread(_read_queries, body) if is_large else _read_queries(body)
     client = client_of(router, request.scope, members)
     plan = await router.plan(queries, client, model=json_edit.string_value(members.get("model")), may_call_tools=False)
     selection = await preview(routed_target(router, plan, client.tenant, request.scope["path"]), serving.adapters)

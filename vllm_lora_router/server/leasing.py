@@ -10,6 +10,7 @@ from vllm_lora_router.adapters.runtime.lease import (
     LeaseRefusedError,
     OtherTenantsAdapterError,
 )
+from vllm_lora_router.protocols.routes import ROUTES
 from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server.guard import Access
 from vllm_lora_router.server.state import Adapters, Lease
@@ -29,6 +30,12 @@ class Target(Struct, frozen=True):
     has_fixed_reason: bool = False  # the reason stays the same when a later candidate serves
     by_client: bool = False  # the client named the adapter, which `client_may_name` may forbid
     max_wait_s: float | None = None  # for all candidates together; None: no deadline
+
+    def can_name(self, adapter: str) -> bool:
+        """Return whether a request to this path can name the adapter. A header contains Latin-1 only."""
+        if adapter.isascii() or (route := ROUTES.get(self.path)) is None or route.adapter_header is None:
+            return True
+        return max(adapter) <= "\xff"
 
     def fallback_reason(self, *, is_other_tenants: bool) -> Reason:
         """Return why a later candidate serves, after the first one could not."""
@@ -81,7 +88,7 @@ async def lease_first(target: Target, adapters: Adapters | None) -> Selection:
         if candidate.adapter is None:
             return Selection(candidate, reason, candidate.model, None, () if target.by_client else tuple(skipped))
         lease: Lease | None = None
-        if adapters is not None:
+        if adapters is not None and target.can_name(candidate.adapter):
             lease = adapters.lease_now(candidate.adapter, target.tenant, by_client=target.by_client)
         if lease is None:
             if deadline is None and target.max_wait_s is not None:
@@ -112,7 +119,7 @@ async def preview(target: Target, adapters: Adapters | None) -> Selection:
         if name is None:
             return Selection(candidate, reason, candidate.model)
         is_first, is_other_tenants = candidate is target.candidates[0], False
-        if adapters is not None:
+        if adapters is not None and target.can_name(name):
             lease = adapters.lease_now(name, target.tenant, by_client=target.by_client, require_loaded=False)
             if lease is not None:
                 return Selection(candidate, reason, lease.model, lease)
@@ -133,6 +140,8 @@ async def _load(name: str, target: Target, adapters: Adapters | None, deadline: 
     """
     if adapters is None:
         raise LeaseRefusedError("LoRA is disabled on this server; start it with --enable-lora")
+    if not target.can_name(name):
+        raise LeaseRefusedError(f"requests to {target.path} name the adapter in a header, which holds Latin-1 only")
     if target.access != "full":
         raise LeaseRefusedError(f"not loaded, and requests to {target.path} cannot load adapters (no API key check)")
     try:

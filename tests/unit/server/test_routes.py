@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from vllm_lora_router.protocols.routes import ROUTES
 
-from .conftest import App, body_for, post_json
+from .conftest import CONFIG, App, body_for, post_json
 
 DRY = [path for path, route in ROUTES.items() if route.dry_run]
 OPEN = ["/generative_scoring", "/invocations"]
@@ -267,6 +268,22 @@ async def test_responses_api_gets_id_from_log(app: App, caplog: pytest.LogCaptur
 async def test_background_response_pins_routed_adapter(app: App, background: Any, pinned: list[str]) -> None:
     await post_json(app.asgi, "/v1/responses", {"model": "MoM", "input": "blood", "background": background})
     assert app.adapters.pinned == pinned and app.adapters.leased == []
+
+
+@pytest.mark.parametrize(
+    ("name", "served", "reason"), [("größe-lora", "größe-lora", "routed"), ("量-lora", "served-base", "not_loadable")]
+)
+async def test_adapter_that_a_header_cannot_name_falls_back_on_invocations(
+    app: App, tmp_path: Path, name: str, served: str, reason: str
+) -> None:
+    app.configure(CONFIG.replace("odd-lora", name), tmp_path)
+    app.adapters.loaded.add(name)
+    body = body_for(INVOCATIONS, "size", model="x")
+    response = await post_json(app.asgi, INVOCATIONS, body, [adapter("MoM")])
+    assert app.received.headers[-1][HEADER] == served
+    assert response.headers["x-lora-router-reason"] == reason
+    response = await post_json(app.asgi, "/v1/chat/completions", body_for("/v1/chat/completions", "size", model="MoM"))
+    assert app.received.json["model"] == name
 
 
 @pytest.mark.parametrize("model", ["MoM", "medical-lora"])
