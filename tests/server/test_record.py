@@ -211,7 +211,9 @@ async def test_both_processes_record_every_request_and_its_end(url: str, two_pro
         await recorded(two_processes, {f"chatcmpl-{mark}" for mark in marks})
         score = {"id": f"chatcmpl-{next(iter(marks))}", "score": 1}
         async with http.post("/v1/router/feedback", json=score) as response:
-            assert response.status == 200, await response.text()
+            answer = await response.json()
+        # 200 from the process that decided; the other one cannot know the answer, and the record joins the score.
+        assert (response.status, answer["joined"]) in {(200, True), (202, False)}, answer
         lines: dict[tuple[str, str], dict[str, Any]] = {}
         async with asyncio.timeout(HANG_GUARD_S):
             while (score["id"], "feedback") not in lines:
