@@ -1,4 +1,4 @@
-"""A real vLLM whose disk becomes full: requests are served, the reason is visible, and it recovers by itself."""
+"""The disk of a real vLLM becomes full: requests are served, the reason is visible, and the server recovers."""
 
 import json
 import os

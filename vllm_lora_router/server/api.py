@@ -27,6 +27,7 @@ from vllm_lora_router.routing.router import Router
 from vllm_lora_router.server import admin_key
 from vllm_lora_router.server.admin_key import AdminKeyError, TooManyWrongKeysError
 from vllm_lora_router.server.client import client_of
+from vllm_lora_router.server.errors import error_body
 from vllm_lora_router.server.exchange import LARGE_BYTES
 from vllm_lora_router.server.leasing import preview, routed_target
 from vllm_lora_router.server.schemas.adapters import AdaptersResponse
@@ -48,15 +49,6 @@ from vllm_lora_router.types import Query as ClassifierQuery
 
 ADMIN_HEADER = admin_key.HEADER
 MAX_INPUT_CHARACTERS = 200  # of an invalid value that an error shows
-
-_ERROR_TYPES = {
-    403: "PermissionDeniedError",
-    404: "NotFoundError",
-    409: "ConflictError",
-    415: "UnsupportedMediaTypeError",
-    429: "RateLimitError",
-    503: "ServiceUnavailableError",
-}
 
 
 class ApiError(Exception):
@@ -83,7 +75,7 @@ class RouterRoute(APIRoute):
                 details = [{**detail, "input": _shown_input(detail["input"])} for detail in error.errors()]
                 return _json({"detail": jsonable_encoder(details)}, 422)
             except ApiError as error:
-                return _json({"error": _error_body(error.status, error.message)}, error.status)
+                return _json(error_body(request.url.path, error.status, error.message), error.status)
 
         return handle
 
@@ -378,7 +370,7 @@ async def reload(serving: CurrentServing) -> Response:
     if result.outcome != "refused":
         return _json(content)
     message = "the configuration is refused: " + "; ".join(result.problems)
-    return _json({**content, "error": _error_body(409, message)}, 409)
+    return _json({**content, **error_body(api.prefix, 409, message)}, 409)
 
 
 def _read_queries(body: bytes) -> tuple[Members, tuple[ClassifierQuery, ...]]:
@@ -458,10 +450,6 @@ def _method_status(classifiers: Classifiers) -> dict[str, Any]:
             method_status |= classifiers.mcp_tool.status()
         status[method] = method_status
     return status
-
-
-def _error_body(status: int, message: str) -> dict[str, Any]:
-    return {"message": message, "type": _ERROR_TYPES[status], "param": None, "code": status}
 
 
 def _json(content: Any, status: int = 200) -> Response:

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_lora_router.server import asgi
+from vllm_lora_router.server.errors import error_body
 
 # Load balancers read these. They are answered by the application until the server shuts down.
 PROBES = frozenset({"/health", "/ping"})
@@ -186,9 +187,7 @@ def _is_event_stream(start: Message) -> bool:
 
 
 def _error_body(path: str) -> dict[str, Any]:
-    if path.startswith("/v1/messages"):
-        return {"type": "error", "error": {"type": "overloaded_error", "message": _MESSAGE}}
-    return {"error": {"message": _MESSAGE, "type": "ServiceUnavailableError", "param": None, "code": 503}}
+    return error_body(path, 503, _MESSAGE, anthropic_type="overloaded_error")
 
 
 def _error_event(path: str, last_chunk: bytes) -> bytes:

@@ -4,7 +4,6 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import Message, Send
@@ -12,6 +11,7 @@ from starlette.types import Message, Send
 from vllm_lora_router.observability import response_headers
 from vllm_lora_router.protocols.routes import ROUTES
 from vllm_lora_router.server import asgi
+from vllm_lora_router.server.errors import error_body
 from vllm_lora_router.types import Decision, Outcome
 
 # vLLM's CORS middleware exposes no headers. Without this header a web page could not read ours.
@@ -111,11 +111,7 @@ class RoutedResponse:
 
 def unavailable_response(path: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Return a 503 in the form of the API that `path` belongs to."""
-    if path.startswith("/v1/messages"):
-        content: dict[str, Any] = {"type": "error", "error": {"type": "api_error", "message": message}}
-    else:
-        content = {"error": {"message": message, "type": "ServiceUnavailableError", "param": "model", "code": 503}}
-    return JSONResponse(content, 503, headers)
+    return JSONResponse(error_body(path, 503, message, "model"), 503, headers)
 
 
 def unrouted_error(model: str | None, path: str, send: Send) -> Send:
@@ -125,8 +121,7 @@ def unrouted_error(model: str | None, path: str, send: Send) -> Send:
         f"model {model!r} is an auto name, and requests to {path} are not routed; set `model` to the name of a model "
         f"or adapter, or send the request to one of {paths}"
     )
-    error = {"message": message, "type": "BadRequestError", "param": "model", "code": 400}
-    content = json.dumps({"error": error}).encode()
+    content = json.dumps(error_body(path, 400, message, "model")).encode()
     is_replaced = False
 
     async def send_or_replace(message: Message) -> None:

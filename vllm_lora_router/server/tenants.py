@@ -4,12 +4,12 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from vllm_lora_router.server import asgi
+from vllm_lora_router.server.errors import error_body
 from vllm_lora_router.server.guard import Access
 
 
@@ -22,14 +22,7 @@ class TenantRefusedError(Exception):
 
     def response(self, path: str) -> JSONResponse:
         """Return the answer in the form of the API that `path` belongs to."""
-        kind = "permission_error" if self.status == 403 else "invalid_request_error"
-        if path.startswith("/v1/messages"):
-            content: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": self.message}}
-        else:
-            kind = "PermissionDeniedError" if self.status == 403 else "BadRequestError"
-            error = {"message": self.message, "type": kind, "param": None, "code": self.status}
-            content = {"error": error}
-        return JSONResponse(content, self.status)
+        return JSONResponse(error_body(path, self.status, self.message), self.status)
 
 
 class TenantKeys:
